@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help run test check format bench clean
+
+help:
+	@echo "make run     install into $(VENV) and start the app with the demo family"
+	@echo "make test    install what the tests need and run all of them"
+	@echo "make check   formatting, lint, types, import arrows, generated docs"
+	@echo "make format  rewrite the code in the project's format"
+	@echo "make bench   speed and memory, as ratios in one run"
+
+$(VENV)/.ready: requirements.txt constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --requirement requirements.txt
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
+	$(PIP) --requirement requirements-dev.txt
+	@touch $@
+
+run: $(VENV)/.ready
+	$(BIN)/python app.py
+
+test: $(VENV)/.ready-dev
+	@scripts/install-browser
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python scripts/method_table.py --check
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python scripts/method_table.py
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
