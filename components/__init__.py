@@ -1,0 +1,1 @@
+"""The interface: Gradio tabs over `merging`."""

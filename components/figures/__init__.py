@@ -1,0 +1,1 @@
+"""Plotly figures as pure functions of reports; nothing here imports gradio."""

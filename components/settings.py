@@ -1,0 +1,45 @@
+"""What a start of the app is told from outside: one frozen value, read from `MERGESCOPE_*` variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things lie and what visitors may do.
+
+    `runs` holds jobs and their merged models. `single_owner`: everybody who opens the page is one person (a local
+    start); otherwise each browser owns what it made. `local_folders`: whether folders of this machine may be named as
+    models.
+    """
+
+    demo: Path = ROOT / "examples" / "demo"
+    runs: Path = ROOT / "runs"
+    device: str = "auto"
+    single_owner: bool = True
+    local_folders: bool = True
+    host: str = "127.0.0.1"
+    port: int = 7860
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Read MERGESCOPE_RUNS, MERGESCOPE_DEVICE, MERGESCOPE_SHARED, MERGESCOPE_HOST and MERGESCOPE_PORT.
+
+        `MERGESCOPE_SHARED=1` is for a server that several people use. On a Hugging Face Space it is the default.
+        """
+        on_space = "SPACE_ID" in environment
+        shared = environment.get("MERGESCOPE_SHARED", "1" if on_space else "0") == "1"
+        return cls(
+            runs=Path(environment.get("MERGESCOPE_RUNS", ROOT / "runs")),
+            device=environment.get("MERGESCOPE_DEVICE", "auto"),
+            single_owner=not shared,
+            local_folders=not shared,
+            host=environment.get("MERGESCOPE_HOST", "0.0.0.0" if on_space else "127.0.0.1"),
+            port=int(environment.get("MERGESCOPE_PORT", "7860")),
+        )

@@ -1,0 +1,46 @@
+"""Mergescope's domain: reading, planning, merging, inspecting and running models. Knows nothing of the app.
+
+The names below are the public API; everything else may change.
+"""
+
+from merging.api import check, inspect, merge, merge_state_dicts, plan_file, run
+from merging.checkpoint import Checkpoint
+from merging.engine import Event, Finished, Progress
+from merging.errors import (
+    CheckpointError,
+    MergingError,
+    OutputError,
+    ParameterError,
+    PlanError,
+    RecipeError,
+)
+from merging.inspection import Report
+from merging.methods import METHODS, Method
+from merging.plan import Plan
+from merging.recipe import Recipe
+from merging.version import __version__
+
+__all__ = [
+    "METHODS",
+    "Checkpoint",
+    "CheckpointError",
+    "Event",
+    "Finished",
+    "MergingError",
+    "Method",
+    "OutputError",
+    "ParameterError",
+    "Plan",
+    "PlanError",
+    "Progress",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "__version__",
+    "check",
+    "inspect",
+    "merge",
+    "merge_state_dicts",
+    "plan_file",
+    "run",
+]

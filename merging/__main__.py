@@ -1,0 +1,3 @@
+from merging.cli import main
+
+main()

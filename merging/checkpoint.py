@@ -1,0 +1,266 @@
+"""Reading models: lazily, by rows, from headers where headers are enough."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from merging.errors import CheckpointError
+from merging.header import DTYPE_NAMES, TensorInfo, read_at, read_header
+
+INDEX = "model.safetensors.index.json"
+EMBEDDING_NAMES = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
+HEAD_NAME = "lm_head.weight"
+
+
+class TensorSource(Protocol):
+    """What the engine reads from: a model on disk or a dictionary of tensors."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows `start` to `stop` of a tensor, in its own dtype, on the CPU; a scalar has one row."""
+        ...
+
+
+class StateDict:
+    """A dictionary of tensors in memory, read like a checkpoint."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], label: str = "state dict"):
+        self.label = label
+        self._values = tensors
+        self.tensors = {
+            name: TensorInfo(name, _dtype_name(name, value.dtype), tuple(value.shape))
+            for name, value in tensors.items()
+        }
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        value = self._values[name].detach()
+        return value[start:stop] if value.ndim else value
+
+
+def _dtype_name(name: str, dtype: torch.dtype) -> str:
+    if dtype not in DTYPE_NAMES:
+        raise CheckpointError(f"'{name}' is {dtype}, which cannot be merged; convert it to float32 first.")
+    return DTYPE_NAMES[dtype]
+
+
+class Checkpoint:
+    """A model folder (or one safetensors file), opened from its headers; weights are read when asked for.
+
+    `tensors` lists the stored tensors in file order. Where the config ties the output head to the embedding, a
+    stored copy of the head is left out: tied weights are one tensor.
+    """
+
+    def __init__(self, path: Path, tensors: dict[str, TensorInfo], metadata: dict[str, str]):
+        self.path = path
+        self.label = path.name or str(path)
+        self.metadata = metadata
+        self._descriptors: dict[Path, int] = {}
+        self._stored = tensors
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: tensor for name, tensor in tensors.items() if not (self.tied and name == HEAD_NAME)
+        }
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Open a folder with `model.safetensors` or a sharded index, or a single `.safetensors` file.
+
+        Raises:
+            CheckpointError: nothing there, a format we refuse (pickle, GGUF, quantised), or a damaged file.
+        """
+        path = Path(path)
+        if path.is_file() and path.suffix == ".safetensors":
+            return cls(path, *read_header(path))
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: there is no such folder. Give the path of a model folder on this machine."
+            )
+        _refuse_quantised(path)
+        if (path / INDEX).is_file():
+            return cls(path, *_read_shards(path))
+        if (path / "model.safetensors").is_file():
+            return cls(path, *read_header(path / "model.safetensors"))
+        raise CheckpointError(_why_not_a_model(path))
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`; an empty dictionary for a bare file."""
+        return read_json(self.path / "config.json") if self.path.is_dir() else {}
+
+    @property
+    def architecture(self) -> str | None:
+        """The transformers class that runs the model, such as `LlamaForCausalLM`."""
+        return (self.config.get("architectures") or [None])[0]
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and output head are one tensor."""
+        has_embedding = any(name in self._stored for name in EMBEDDING_NAMES)
+        # transformers ties by default: a config that is silent and a checkpoint without a head is tied as well
+        declared = self.config.get("tie_word_embeddings", HEAD_NAME not in self._stored)
+        return bool(self.config) and has_embedding and bool(declared)
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int] | None:
+        """Token to id, added tokens included, from `tokenizer.json`; None where the folder has none."""
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            return None
+        content = read_json(file)
+        stored = (content.get("model") or {}).get("vocab") or {}
+        if isinstance(stored, list):  # Unigram: pairs of token and score, the id is the position
+            stored = {token: number for number, (token, _) in enumerate(stored)}
+        return {**stored, **{token["content"]: token["id"] for token in content.get("added_tokens") or []}}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the headers and of a fixed sample of every tensor's bytes: other weights, other fingerprint."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            digest.update(f"{name}\0{tensor.dtype}{tensor.shape}".encode())
+            for part in range(16):
+                begin = tensor.start + tensor.nbytes * part // 16
+                digest.update(self._bytes(tensor, begin, min(begin + 256, tensor.stop)))
+        return digest.hexdigest()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows `start` to `stop` of a tensor in its stored dtype, on the CPU, in memory of its own.
+
+        Raises:
+            CheckpointError: the file became shorter since it was opened.
+        """
+        tensor = self.tensors[name]
+        if not tensor.shape:
+            return self._bytes(tensor, tensor.start, tensor.stop).view(tensor.torch_dtype).reshape(())
+        stop = tensor.rows if stop is None else min(stop, tensor.rows)
+        row_bytes = tensor.row_elements * tensor.torch_dtype.itemsize
+        values = self._bytes(tensor, tensor.start + start * row_bytes, tensor.start + stop * row_bytes)
+        return values.view(tensor.torch_dtype).reshape(stop - start, *tensor.shape[1:])
+
+    def _bytes(self, tensor: TensorInfo, begin: int, end: int) -> Any:
+        assert tensor.file is not None
+        values = torch.empty(end - begin, dtype=torch.uint8)
+        if end == begin:
+            return values
+        descriptor = self._descriptors.get(tensor.file)
+        if descriptor is None:
+            descriptor = self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
+        if read_at(descriptor, memoryview(values.numpy()), begin) < end - begin:
+            raise CheckpointError(
+                f"{tensor.file}: ended inside '{tensor.name}'; it changed while it was read."
+            )
+        return values
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptors"):
+            self.close()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON table from a model folder.
+
+    Raises:
+        CheckpointError: missing, not JSON, or not a table.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: missing. A model folder needs this file; copy it from the model."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}). Download it again.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON table. Download it again.")
+    return content
+
+
+def _read_shards(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map. Download it again.")
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    for shard in dict.fromkeys(weight_map.values()):
+        if (
+            not isinstance(shard, str)
+            or shard in {"", ".", ".."}
+            or "/" in shard
+            or "\\" in shard
+            or "\0" in shard
+        ):
+            raise CheckpointError(
+                f"{index}: names the file {shard!r}, which is not a plain file name inside the folder; "
+                "this index is refused."
+            )
+        file = folder / shard
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing, though the index names it. Download the missing shard.")
+        found, shard_metadata = read_header(file)
+        metadata.update(shard_metadata)
+        for name, tensor in found.items():
+            if weight_map.get(name) == shard:
+                tensors[name] = tensor
+    missing = [name for name in weight_map if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{index}: '{missing[0]}' is not in the shard it names ({len(missing)} such); download the model again."
+        )
+    return tensors, metadata
+
+
+def _refuse_quantised(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        return
+    quantisation = read_json(folder / "config.json").get("quantization_config")
+    if quantisation:
+        kind = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
+        raise CheckpointError(
+            f"{folder}: its weights are quantised ({kind}), and quantised weights cannot be merged. "
+            "Use the original float16, bfloat16 or float32 model."
+        )
+
+
+def _why_not_a_model(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir())
+    if any(name.endswith(".gguf") for name in names):
+        return f"{folder}: holds GGUF files, which cannot be merged. Use the model's safetensors folder."
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
+        return (
+            f"{folder}: holds pickle weights (.bin), which can run code when opened and are refused. Convert once with "
+            "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
+        )
+    if "adapter_config.json" in names:
+        return f"{folder}: is an adapter, not a model; adapters are not supported yet. Merge it into its base first."
+    return f"{folder}: has no model.safetensors and no {INDEX}. Give the folder that holds them."

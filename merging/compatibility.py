@@ -1,0 +1,157 @@
+"""Whether models can be merged at all, judged from their headers: problems stop a merge, warnings travel with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from merging.anatomy import locate
+from merging.checkpoint import Checkpoint, TensorSource
+from merging.errors import OutputError
+from merging.header import MERGEABLE
+from merging.writer import ensure_replaceable
+
+BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+"""Tensors that old checkpoints store though they are no weights; an extra one does no harm."""
+MUST_AGREE = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "n_head",
+    "hidden_act",
+    "activation_function",
+)
+SHOULD_AGREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "layer_norm_epsilon", "sliding_window")
+FOREIGN_TOKENS = 0.01
+"""Share of ids with another token in the other vocabulary from which on their rows are no longer comparable."""
+
+
+def compare(base: TensorSource, model: TensorSource, label: str) -> tuple[list[str], list[str]]:
+    """Problems and warnings of merging `model` with `base`, a sentence each, from headers, configs and vocabularies."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    if isinstance(base, Checkpoint) and isinstance(model, Checkpoint):
+        if base.architecture != model.architecture:
+            problems.append(
+                f"{label}: is a {model.architecture}, the base is a {base.architecture}; only models of one architecture "
+                "can be merged. Choose a fine-tune of this base."
+            )
+            return problems, warnings
+        problems += _config_problems(base, model, label)
+        warnings += _config_warnings(base, model, label)
+        found, noted = _compare_vocabularies(base, model, label)
+        problems += found
+        warnings += noted
+    return problems + _tensor_problems(base, model, label), warnings
+
+
+def _tensor_problems(base: TensorSource, model: TensorSource, label: str) -> list[str]:
+    problems = []
+    missing = [name for name in base.tensors if name not in model.tensors]
+    extra = [name for name in model.tensors if name not in base.tensors and not name.endswith(BUFFERS)]
+    if missing:
+        problems.append(
+            f"{label}: lacks {_some(missing, 'tensor')} of the base. Is it a fine-tune of this base?"
+        )
+    if extra:
+        problems.append(
+            f"{label}: has {_some(extra, 'tensor')} that the base lacks. Is it a fine-tune of this base?"
+        )
+    shapes, kinds = [], []
+    for name, info in base.tensors.items():
+        other = model.tensors.get(name)
+        if other is None:
+            continue
+        if other.shape != info.shape:
+            role = locate(name).role
+            if role in {"embedding", "head"} and other.shape[1:] == info.shape[1:]:
+                problems.append(
+                    f"{label}: '{name}' has {other.rows:,} rows (its vocabulary), the base {info.rows:,}; models with "
+                    "unequal vocabularies are not supported yet. Trim or pad its embedding to the base's rows."
+                )
+            else:
+                shapes.append(f"'{name}' {list(other.shape)} against {list(info.shape)}")
+        if (other.dtype in MERGEABLE) != (info.dtype in MERGEABLE):
+            kinds.append(f"'{name}' {other.dtype} against {info.dtype}")
+    if shapes:
+        problems.append(
+            f"{label}: {_some(shapes, 'shape')} unlike the base's. Only equal shapes can be merged."
+        )
+    if kinds:
+        problems.append(f"{label}: {_some(kinds, 'dtype')} unlike the base's.")
+    return problems
+
+
+def _some(items: Sequence[str], noun: str) -> str:
+    shown = ", ".join(item if item.startswith("'") else f"'{item}'" for item in items[:3])
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{len(items)} {noun}{'s' if len(items) > 1 else ''} ({shown}{more})"
+
+
+def _config_problems(base: Checkpoint, model: Checkpoint, label: str) -> Iterable[str]:
+    for key in MUST_AGREE:
+        ours, theirs = base.config.get(key), model.config.get(key)
+        if ours != theirs and ours is not None and theirs is not None:
+            yield f"{label}: its config says {key} = {theirs}, the base's {ours}; such models do not fit together."
+    if base.tied != model.tied:
+        with_head, without = (label, "the base") if base.tied else ("the base", label)
+        yield (
+            f"{label}: {with_head} has an output head of its own, while {without} shares it with the embedding (tied); "
+            "merging tied with untied models is not supported yet. Save both the same way first."
+        )
+
+
+def _config_warnings(base: Checkpoint, model: Checkpoint, label: str) -> Iterable[str]:
+    for key in SHOULD_AGREE:
+        ours, theirs = base.config.get(key), model.config.get(key)
+        if ours != theirs:
+            yield f"{label}: its config says {key} = {theirs}, the base's {ours}; the result takes the base's."
+
+
+def _compare_vocabularies(base: Checkpoint, model: Checkpoint, label: str) -> tuple[list[str], list[str]]:
+    ours, theirs = base.vocabulary, model.vocabulary
+    if ours is None or theirs is None or ours == theirs:
+        return [], []
+    by_id = {number: token for token, number in ours.items()}
+    foreign = [token for token, number in theirs.items() if number in by_id and by_id[number] != token]
+    if len(foreign) > FOREIGN_TOKENS * len(ours):
+        return [
+            f"{label}: its tokenizer means other tokens than the base's at {len(foreign):,} of {len(ours):,} ids (for "
+            f"example {foreign[0]!r}), so their embedding rows cannot be mixed. Choose a fine-tune of this base."
+        ], []
+    added = [token for token in theirs if token not in ours]
+    example = f", for example {added[0]!r}" if added else ""
+    return [], [
+        f"{label}: its tokenizer differs from the base's in {len(set(added) | set(foreign)):,} tokens{example}; the "
+        "result takes the base's tokenizer."
+    ]
+
+
+def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
+    """Why `out` cannot be the output folder: it is an input, holds one, lies in one, or holds foreign files."""
+    target = out.resolve()
+    for folder in inputs:
+        source = folder.resolve()
+        if target == source or target in source.parents or source in target.parents:
+            return [
+                f"{out}: the output would overwrite or enclose the input {folder}; choose another folder."
+            ]
+    try:
+        ensure_replaceable(out)
+    except OutputError as error:
+        return [str(error)]
+    return []
+
+
+def disk_problem(out: Path, needed: int) -> list[str]:
+    """Too little free space for `needed` bytes where `out` will lie."""
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed + (32 << 20) > free:
+        return [
+            f"{out}: the result needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; make room."
+        ]
+    return []

@@ -1,0 +1,150 @@
+"""What a merge method is: a frozen value whose fields are its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merging import ops
+from merging.errors import ParameterError, did_you_mean
+from merging.pieces import Piece
+from merging.statistics import Accumulator, Attained
+
+Profile = Literal["paper", "mergekit"]
+Scope = Literal["tensor", "layer", "model"]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Survey = Generator[Accumulator, Any, Any]
+"""Yields accumulators to run over the scope, is sent their results, returns what `coefficients` must know."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tensors that are ranked together: all of a model, a block, or one tensor."""
+
+    elements: int
+    experts: int
+
+
+def parameter(default: Any, symbol: str, description: str, *, per_model: bool = False, **limits: Any) -> Any:
+    """A pydantic field that also knows the paper's symbol and whether each model may have its own value."""
+    extra = {"symbol": symbol, "per_model": per_model}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class Method(BaseModel):
+    """A configured merge method. A subclass's fields are its parameters with the paper's defaults.
+
+    A parameter marked `per_model` is a number, or a tuple with one number for each expert. An instance belongs to one
+    tensor: a recipe may give every tensor other values.
+
+    An elementwise method defines `coefficients`; the merge is θ0 + λ·Σ_t coefficient_t·δ_t. What it must know
+    beforehand about its scope it gathers in `survey`. A method that is no such sum sets `elementwise = False` and
+    overrides `merge`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    when_to_use: ClassVar[str]
+    paper: ClassVar[str]
+    elementwise: ClassVar[bool] = True
+    needs_base: ClassVar[bool] = True
+    experts_wanted: ClassVar[int | None] = None
+    """The exact number of models beside the base, where a method is made for just so many."""
+    scans: ClassVar[int] = 0
+    """How often `survey` goes over the scope at most; only for the estimate of the time left."""
+    MERGEKIT: ClassVar[dict[str, Any]] = {}
+    """Values that differ from the field defaults under `profile: mergekit`."""
+
+    @classmethod
+    def configure(cls, profile: Profile, parameters: Mapping[str, Any]) -> Self:
+        """The method with the profile's defaults and the given parameters over them, by their YAML names.
+
+        Raises:
+            ParameterError: an unknown name (with a suggestion) or a value out of range, all of them in one text.
+        """
+        defaults = cls.MERGEKIT if profile == "mergekit" else {}
+        try:
+            return cls.model_validate({**defaults, **parameters})
+        except ValidationError as error:
+            raise ParameterError("; ".join(dict.fromkeys(cls._sentences(error)))) from None
+
+    @classmethod
+    def parameters(cls) -> dict[str, Any]:
+        """YAML name -> pydantic field."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def per_model(cls) -> set[str]:
+        return {name for name, field in cls.parameters().items() if field.json_schema_extra["per_model"]}
+
+    @classmethod
+    def _sentences(cls, error: ValidationError) -> list[str]:
+        sentences = []
+        for problem in error.errors():
+            name = str(problem["loc"][0])
+            if problem["type"] == "extra_forbidden":
+                known = list(cls.parameters())
+                sentences.append(
+                    f"{cls.name} has no parameter '{name}'.{did_you_mean(name, known)} It has: {', '.join(known)}."
+                )
+            elif problem["type"] not in {"tuple_type", "is_instance_of"}:
+                message = problem["msg"].removeprefix("Input ").removesuffix(".")
+                sentences.append(f"{name}: {problem['input']!r} {message}.")
+        return sentences
+
+    def for_experts(self, parameter: str, experts: int) -> tuple[float, ...]:
+        """The values of a per-model parameter, one for each expert."""
+        value = getattr(self, parameter)
+        return value if isinstance(value, tuple) else (value,) * experts
+
+    def problems(self, experts: int) -> list[str]:
+        """Why these values cannot be used with so many experts, a sentence each."""
+        return []
+
+    def survey(self, group: Group) -> Survey:
+        """What `coefficients` must know about the whole scope; by default nothing."""
+        return
+        yield
+
+    def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
+        """The factor of every expert's change at every element: [experts, *shape] (or broadcastable to it)."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither coefficients nor merge")
+
+    def attained(self, known: Any) -> Attained | None:
+        """What the survey's trimming came to, for the methods that trim."""
+        return None
+
+    def merge(self, piece: Piece, known: Any) -> torch.Tensor:
+        """The merged rows in float32: [*shape]."""
+        change = ops.weighted_sum(self.coefficients(piece, known), piece.deltas)
+        scale = getattr(self, "lambda_", 1.0)
+        return piece.apply(change if scale == 1 else change * scale)
+
+
+METHODS: dict[str, type[Method]] = {}
+"""Every merge method by its YAML name, in the order they are presented."""
+
+
+def register(method: type[Method]) -> type[Method]:
+    METHODS[method.name] = method
+    return method
+
+
+def get_method(name: str) -> type[Method]:
+    """The method class of a YAML name.
+
+    Raises:
+        ParameterError: no such method, with a suggestion.
+    """
+    if name not in METHODS:
+        raise ParameterError(
+            f"There is no merge method '{name}'.{did_you_mean(name, list(METHODS))} Known: {', '.join(METHODS)}."
+        )
+    return METHODS[name]

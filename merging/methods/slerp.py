@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+
+from merging.methods.base import Group, Method, Share, Survey, parameter, register
+from merging.pieces import Piece
+from merging.statistics import InnerProducts
+
+PARALLEL = 0.9995
+TINY_NORM = 1e-8
+
+
+@register
+class Slerp(Method):
+    """Spherical interpolation from the base (t = 0) to one other model (t = 1), tensor by tensor.
+
+    The arc is measured between the normalised tensors, the interpolation runs over the originals. It is not symmetric
+    in its models and no sum of task vectors.
+
+    Source: Shoemake 1985, as used for models by mergekit.
+    """
+
+    name: ClassVar[str] = "slerp"
+    title: ClassVar[str] = "SLERP"
+    when_to_use: ClassVar[str] = (
+        "Exactly two models: a smooth path from one to the other that keeps the norm."
+    )
+    paper: ClassVar[str] = "https://doi.org/10.1145/325165.325242"
+    elementwise: ClassVar[bool] = False
+    scans: ClassVar[int] = 1
+    experts_wanted: ClassVar[int | None] = 1
+
+    t: Share = parameter(0.5, "t", "Position on the way: 0 is the base, 1 the other model.")
+
+    def survey(self, group: Group) -> Survey:
+        """The factors of base and model, from the angle between them in float64."""
+        products: torch.Tensor = yield InnerProducts()
+        norms = [math.sqrt(float(products[i, i])) for i in (0, 1)]
+        dot = float(products[0, 1])
+        for norm in norms:
+            dot /= norm if norm > TINY_NORM else 1.0
+        dot = min(1.0, max(-1.0, dot))
+        if abs(dot) > PARALLEL:
+            return 1 - self.t, self.t
+        angle = math.acos(dot)
+        return math.sin((1 - self.t) * angle) / math.sin(angle), math.sin(self.t * angle) / math.sin(angle)
+
+    def merge(self, piece: Piece, known: tuple[float, float]) -> torch.Tensor:
+        assert piece.base is not None
+        if known == (1.0, 0.0):
+            return piece.base
+        if known == (0.0, 1.0):
+            return piece.models[0]
+        return known[0] * piece.base + known[1] * piece.models[0]

@@ -1,0 +1,75 @@
+"""Pure tensor operations that the methods are made of. Task vectors are float32 of shape [experts, *shape]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Counting = Literal["nearest", "floor"]
+
+
+def kept_count(density: float, elements: int, count: Counting) -> int:
+    """How many of `elements` a density keeps.
+
+    `nearest`: round(density·n), at least 1 where density > 0 and n > 0. `floor` (mergekit): everything from density 1
+    up, nothing from 0 down, else max(1, int(density·n)).
+    """
+    if elements == 0 or density <= 0:
+        return 0
+    if density >= 1:
+        return elements
+    kept = int(density * elements) if count == "floor" else round(density * elements)
+    return max(1, kept)
+
+
+def magnitude_bits(values: torch.Tensor) -> torch.Tensor:
+    """|x| of float32 values as int32 that order exactly as the magnitudes do."""
+    return values.contiguous().view(torch.int32) & 0x7FFFFFFF
+
+
+def per_expert(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Numbers [experts] shaped [experts, 1, ...] to broadcast against `like` [experts, *shape]."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def sum_experts(values: torch.Tensor) -> torch.Tensor:
+    """Σ_t over [experts, *shape] in expert order, one addition at a time, so that every device rounds alike."""
+    total = values[0].clone()
+    for term in values[1:]:
+        total += term
+    return total
+
+
+def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
+    """Σ_t coefficient_t·δ_t in expert order; product and sum are rounded separately (no fused multiply-add)."""
+    total = coefficients[0] * deltas[0]
+    for coefficient, delta in zip(coefficients[1:], deltas[1:], strict=True):
+        total += coefficient * delta
+    return total
+
+
+def elect_sign(votes: torch.Tensor, how: Literal["total", "frequency"], if_zero: float) -> torch.Tensor:
+    """One sign (+1 or −1) an element from the experts' votes [experts, *shape] -> [*shape].
+
+    `total`: the sign of the sum (TIES, eq. 2: the side with more mass). `frequency`: the sign of the summed signs
+    (the side with more experts). Where that is exactly 0 the sign is `if_zero`.
+
+    Source: TIES-Merging, 2306.01708, step 2.
+    """
+    balance = sum_experts(votes.sign() if how == "frequency" else votes)
+    return torch.where(balance == 0, if_zero, balance.sign())
+
+
+def disjoint_coefficients(agree: torch.Tensor, weight: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """Coefficients of the disjoint mean: the weights of the experts that agree, divided by their sum if `normalize`.
+
+    A sum of exactly 0 divides by 1. Shapes: agree [experts, *shape] of bool, weight [experts] -> [experts, *shape].
+
+    Source: TIES-Merging, 2306.01708, step 3.
+    """
+    coefficients = agree * per_expert(weight, agree)
+    if normalize:
+        divisor = sum_experts(coefficients)
+        coefficients /= torch.where(divisor == 0, 1.0, divisor)
+    return coefficients

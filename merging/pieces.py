@@ -1,0 +1,48 @@
+"""The unit of work: one tensor, or a block of its rows, across base and experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+PieceKey = tuple[str, int]
+"""Tensor name and first row: identifies a piece and orders pieces as ties are given out."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one tensor across base and experts.
+
+    Shapes: base [*shape] float32, or None for methods without a base; models [experts, *shape] float32; weight
+    [experts] float32. `deltas` are the task vectors models − base (the models themselves without a base).
+    """
+
+    name: str
+    start: int
+    base: torch.Tensor | None
+    models: torch.Tensor
+    weight: torch.Tensor
+
+    @property
+    def key(self) -> PieceKey:
+        return (self.name, self.start)
+
+    @property
+    def experts(self) -> int:
+        return self.models.shape[0]
+
+    @property
+    def base_or_zero(self) -> torch.Tensor:
+        return torch.zeros_like(self.models[0]) if self.base is None else self.base
+
+    @cached_property
+    def deltas(self) -> torch.Tensor:
+        return self.models if self.base is None else self.models - self.base
+
+    def apply(self, change: torch.Tensor) -> torch.Tensor:
+        """base + change in float32; where the change is exactly 0 the base's own bits (−0 included)."""
+        if self.base is None:
+            return change
+        return torch.where(change == 0, self.base, self.base + change)

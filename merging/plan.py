@@ -1,0 +1,292 @@
+"""From a recipe and the models' headers to the work to do, or to all the reasons why it cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from merging.anatomy import blocks, locate
+from merging.checkpoint import Checkpoint, TensorSource
+from merging.compatibility import compare, disk_problem, output_problem
+from merging.errors import CheckpointError, ParameterError, PlanError
+from merging.header import DTYPE_NAMES, DTYPES, MERGEABLE, TensorInfo
+from merging.methods import Method, get_method
+from merging.recipe import ModelEntry, Recipe
+from merging.settings import Settings
+
+PIECE_BYTES = 32 << 20
+"""Float32 bytes of one piece over base and experts: what fits a cache fixes the grid, never the number of workers."""
+
+DTYPE_WORDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output: where its values come from and in which blocks of rows they are made."""
+
+    info: TensorInfo
+    """Name, shape and dtype in the output."""
+    method: Method | None
+    """None: the base's tensor is copied."""
+    group: str
+    """The name of the scope it is ranked in."""
+    row_blocks: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `engine.run_plan` needs, fixed before a weight is read.
+
+    `reference` gives config, tokenizer and copied tensors: the base, or the first model where there is no base.
+    `base` is None for methods that do not use one. `tensors` are in the reference's file order.
+    """
+
+    recipe: Recipe
+    reference: TensorSource
+    base: TensorSource | None
+    experts: tuple[TensorSource, ...]
+    names: tuple[str, ...]
+    """The experts as the recipe names them."""
+    tensors: tuple[TensorPlan, ...]
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def groups(self) -> dict[str, list[TensorPlan]]:
+        """The tensors that are ranked together, by scope name, in plan order."""
+        groups: dict[str, list[TensorPlan]] = {}
+        for tensor in self.tensors:
+            groups.setdefault(tensor.group, []).append(tensor)
+        return groups
+
+    @property
+    def work_dtype(self) -> torch.dtype | None:
+        """What inputs are rounded to before the arithmetic (mergekit's `dtype`); None: nothing is rounded."""
+        if self.recipe.profile == "mergekit" and self.recipe.dtype:
+            return DTYPES[DTYPE_WORDS[self.recipe.dtype]]
+        return None
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.info.elements for tensor in self.tensors)
+
+    @property
+    def bytes_to_write(self) -> int:
+        return sum(tensor.info.nbytes for tensor in self.tensors)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes of one pass over base and experts."""
+        sources = [source for source in (self.base, *self.experts) if source]
+        return sum(
+            source.tensors[tensor.info.name].nbytes
+            for tensor in self.tensors
+            for source in (sources if tensor.method else [self.reference])
+        )
+
+
+def make_plan(recipe: Recipe, *, out: Path | None = None, earlier: Sequence[str] = ()) -> Plan:
+    """Open the models of a recipe by their headers and plan the merge.
+
+    Raises:
+        PlanError: with every problem found, those of the recipe itself (`earlier`) first.
+    """
+    problems = list(earlier)
+    base, experts = _open_models(recipe, problems)
+    if out is not None:
+        folders = [source.folder for source in (base, *(s for _, s in experts)) if source is not None]
+        problems += output_problem(out, folders)
+    return plan_sources(recipe, base, experts, out=out, earlier=problems)
+
+
+def plan_sources(
+    recipe: Recipe,
+    base: TensorSource | None,
+    experts: Sequence[tuple[ModelEntry, TensorSource]],
+    *,
+    out: Path | None = None,
+    earlier: Sequence[str] = (),
+) -> Plan:
+    """Plan the merge of models that are already open; see `make_plan`."""
+    problems, warnings = list(earlier), []
+    method = None
+    try:
+        method = get_method(recipe.merge_method)
+    except ParameterError as error:
+        problems.append(str(error))
+    if method is not None:
+        problems += _count_problems(recipe, method, base, [entry for entry, _ in experts])
+    reference = base or (experts[0][1] if experts else None)
+    entries = [entry for entry, _ in experts]
+    for entry, source in experts:
+        if reference is not None and source is not reference:
+            found, noted = compare(reference, source, entry.model)
+            problems += found
+            warnings += noted
+    settings = Settings(recipe, method, entries) if method else None
+    if settings is not None:
+        problems += settings.problems
+    if reference is None or settings is None:
+        raise PlanError(
+            problems or ["the recipe names no model that can be opened; list models under 'models'."]
+        )
+    tensors = _plan_tensors(recipe, reference, experts, settings, problems)
+    plan = Plan(
+        recipe=recipe,
+        reference=reference,
+        base=base if settings.method.needs_base else None,
+        experts=tuple(source for _, source in experts),
+        names=tuple(entry.model for entry in entries),
+        tensors=tuple(tensors),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+    if out is not None:
+        problems += disk_problem(out, plan.bytes_to_write)
+    if problems:
+        raise PlanError(list(dict.fromkeys(problems)))
+    return plan
+
+
+def _open_models(
+    recipe: Recipe, problems: list[str]
+) -> tuple[Checkpoint | None, list[tuple[ModelEntry, TensorSource]]]:
+    """Base and experts that could be opened; each other one leaves a problem. The base among `models` is dropped
+    where a method works on changes from it, and counts as a model for one that needs no base."""
+    opened: dict[str, Checkpoint | None] = {}
+
+    def open_model(reference: str) -> Checkpoint | None:
+        if reference not in opened:
+            opened[reference] = None
+            try:
+                opened[reference] = _open(recipe, reference)
+            except CheckpointError as error:
+                problems.append(str(error))
+        return opened[reference]
+
+    base = open_model(recipe.base_model) if recipe.base_model is not None else None
+    keep_base = recipe.merge_method == "linear"
+    experts: list[tuple[ModelEntry, TensorSource]] = []
+    for entry in recipe.models:
+        source = open_model(entry.model)
+        if source is None or (base is not None and not keep_base and _same(source.path, base.path)):
+            continue
+        experts.append((entry, source))
+    return base, experts
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _open(recipe: Recipe, reference: str) -> Checkpoint:
+    path = recipe.locate(reference)
+    if not path.exists():
+        model, _, adapter = reference.partition("+")
+        if adapter and recipe.locate(model).exists():
+            raise CheckpointError(
+                f"{reference}: adapters ('+{adapter}') are not supported yet; merge it into its base first."
+            )
+        if model.partition("@")[0].count("/") == 1 and not model.startswith((".", "~", "/")):
+            raise CheckpointError(
+                f"{reference}: there is no such folder here. If it is a Hub model, download it first: "
+                f"hf download {model.partition('@')[0]} --local-dir FOLDER, and name that folder."
+            )
+    return Checkpoint.open(path)
+
+
+def _count_problems(
+    recipe: Recipe, method: type[Method], base: TensorSource | None, entries: Sequence[ModelEntry]
+) -> Iterator[str]:
+    if method.needs_base and recipe.base_model is None and base is None:
+        yield f"base_model: missing. {method.title} works on changes from a base; name the model all others were tuned from."
+    if not recipe.models:
+        yield "models: missing. List at least one model to merge."
+    elif not entries and base is not None:
+        yield "models: only the base is listed. Add a model that was tuned from it."
+    if method.experts_wanted is not None and len(recipe.models) and len(entries) > method.experts_wanted:
+        yield (
+            f"models: {method.title} takes the base and exactly {method.experts_wanted} other model, not {len(entries)}; "
+            "remove some, or choose another method."
+        )
+    if recipe.profile == "mergekit" and method.name == "linear" and recipe.base_model is not None:
+        listed = {entry.model for entry in recipe.models}
+        if recipe.base_model not in listed:
+            yield (
+                "base_model: linear counts it as one more model; list it under 'models' with its weight, or remove "
+                "base_model."
+            )
+
+
+def _plan_tensors(
+    recipe: Recipe,
+    reference: TensorSource,
+    experts: Sequence[tuple[ModelEntry, TensorSource]],
+    settings: Settings,
+    problems: list[str],
+) -> list[TensorPlan]:
+    numbers = blocks(reference.tensors)
+    unused = set(recipe.exclude)
+    planned = []
+    for name, info in reference.tensors.items():
+        matching = {glob for glob in recipe.exclude if fnmatchcase(name, glob)}
+        unused -= matching
+        place = locate(name)
+        if matching or info.dtype not in MERGEABLE:
+            method, group = None, name
+        else:
+            position = (
+                numbers.index(place.block) / (len(numbers) - 1)
+                if place.block is not None and len(numbers) > 1
+                else 0.0
+            )
+            if place.block is not None and len(numbers) == 1:
+                position = 1.0
+            method = settings.for_tensor(name, position)
+            scope = getattr(method, "scope", "tensor")
+            group = {"model": "model", "layer": f"block {place.block}"}.get(scope, name)
+            group = name if scope == "layer" and place.block is None else group
+        inputs = [source.tensors[name] for _, source in experts if name in source.tensors]
+        out = replace(info, dtype=_out_dtype(recipe, info, inputs), file=None, start=0)
+        planned.append(TensorPlan(out, method, group, _row_blocks(info, len(experts) + 1)))
+    problems += settings.problems_found
+    problems += [f"exclude: '{glob}' matches no tensor of {reference.label}." for glob in sorted(unused)]
+    problems += settings.unused_overrides()
+    problems += _mixed_scopes(planned)
+    return planned
+
+
+def _mixed_scopes(planned: Sequence[TensorPlan]) -> Iterator[str]:
+    """Tensors ranked together must be ranked by the same rule."""
+    rules: dict[str, object] = {}
+    for tensor in planned:
+        if tensor.method is None or tensor.group == tensor.info.name:
+            continue
+        rule = tensor.method.model_dump(exclude={"weight", "lambda_", "normalize"})
+        if rules.setdefault(tensor.group, rule) != rule:
+            yield (
+                "a parameter other than weight, lambda and normalize differs between tensors that are ranked together "
+                f"('{tensor.info.name}' and others, scope {rule.get('scope')}); set scope: tensor, or give one value."
+            )
+            return
+
+
+def _out_dtype(recipe: Recipe, info: TensorInfo, inputs: Sequence[TensorInfo]) -> str:
+    if info.dtype not in MERGEABLE:
+        return info.dtype
+    if wanted := recipe.out_dtype or recipe.dtype:
+        return DTYPE_WORDS[wanted]
+    if recipe.profile == "paper":
+        return info.dtype
+    promoted = info.torch_dtype
+    for tensor in inputs:
+        promoted = torch.promote_types(promoted, tensor.torch_dtype)
+    return DTYPE_NAMES[promoted]
+
+
+def _row_blocks(info: TensorInfo, sources: int) -> tuple[tuple[int, int], ...]:
+    rows = max(1, PIECE_BYTES // max(1, info.row_elements * 4 * sources))
+    return tuple((start, min(start + rows, info.rows)) for start in range(0, info.rows, rows))

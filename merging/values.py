@@ -1,0 +1,53 @@
+"""Parameter values that differ from tensor to tensor: gradients and filters, with mergekit's meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Scalar = float | int | bool | str
+ParameterValue = Any
+"""A scalar, a list of scalars (gradient), or a list of `{filter, value}`; `value_problem` says if it is none of these."""
+
+
+def value_problem(value: Any) -> str | None:
+    """What is wrong with the shape of a parameter's value; None if it can be resolved."""
+    if isinstance(value, Scalar):
+        return None
+    if not isinstance(value, list) or not value:
+        return f"{value!r} is neither a value, a list of values, nor a list of filter and value"
+    if all(isinstance(item, dict) for item in value):
+        for item in value:
+            if not set(item) <= {"filter", "value"} or "value" not in item:
+                return f"{item!r} must have 'value' and may have 'filter'"
+            nested = item["value"]
+            if isinstance(nested, list) and any(isinstance(part, dict) for part in nested):
+                return "a filter's value cannot hold filters"
+            if problem := value_problem(nested):
+                return problem
+        return None
+    if all(isinstance(item, Scalar) for item in value):
+        return None
+    return f"{value!r} mixes values and filters, or nests lists"
+
+
+def resolve(value: ParameterValue, tensor: str, position: float) -> Scalar | None:
+    """The value that holds for one tensor, or None where no filter matches it.
+
+    `position` runs from 0 at the first block to 1 at the last; tensors outside the blocks have 0. A list is a
+    gradient: numbers are interpolated linearly, bools and strings taken at int(position·(length − 1)). Filters are
+    substrings of the tensor's name, `*` or none matches all, the first match wins.
+    """
+    if not isinstance(value, list):
+        return value
+    if isinstance(value[0], dict):
+        for item in value:
+            wanted = item.get("filter")
+            if wanted in (None, "*") or str(wanted) in tensor:
+                return resolve(item["value"], tensor, position)
+        return None
+    if any(isinstance(item, bool | str) for item in value):
+        return value[int(position * (len(value) - 1))]
+    where = position * (len(value) - 1)
+    lower = min(int(where), len(value) - 1)
+    upper = min(lower + 1, len(value) - 1)
+    return value[lower] + (value[upper] - value[lower]) * (where - lower)

@@ -1,0 +1,179 @@
+"""Writing a model folder: offsets known in advance, complete or not there at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from merging.checkpoint import INDEX
+from merging.errors import OutputError
+from merging.header import TensorInfo, build_header, write_at
+
+SHARD_BYTES = 5_000_000_000
+MARKER = "mergescope.yaml"
+"""The recipe inside a folder we wrote; only such a folder, or an empty one, is replaced."""
+
+
+class CheckpointWriter:
+    """Writes tensors by rows, in any order, into a hidden folder beside `out`; `commit` renames it to `out`.
+
+    A killed process leaves `.NAME.partial` behind, which the next writer of the same `out` removes. A lock inside
+    keeps two running writers apart.
+
+    Raises:
+        OutputError: `out` holds something that is not ours, or is being written by another process.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        tensors: Iterable[TensorInfo],
+        metadata: Mapping[str, str] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ):
+        self.out = Path(out).absolute()
+        self.partial = self.out.parent / f".{self.out.name}.partial"
+        self._replaced = self.out.parent / f".{self.out.name}.replaced"
+        self._descriptors: list[int] = []
+        self._place: dict[str, tuple[int, TensorInfo]] = {}
+        ensure_replaceable(self.out)
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_folder()
+            self._layout(tensors, {"format": "pt", **(metadata or {})}, shard_bytes)
+        except OSError as error:
+            raise OutputError(f"{self.out}: cannot be written ({error.strerror}).") from None
+
+    def _take_folder(self) -> int:
+        self.partial.mkdir(exist_ok=True)
+        lock = os.open(self.partial / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise OutputError(
+                f"{self.out}: another merge is writing it right now; wait, or choose another."
+            ) from None
+        for leftover in self.partial.iterdir():
+            if leftover.name != ".lock":
+                _remove(leftover)
+        if self._replaced.exists():  # a crash between the two renames of a commit
+            if self.out.exists():
+                _remove(self._replaced)
+            else:
+                self._replaced.rename(self.out)
+        return lock
+
+    def _layout(self, tensors: Iterable[TensorInfo], metadata: Mapping[str, str], shard_bytes: int) -> None:
+        shards = _split(tensors, shard_bytes)
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        names = ["model.safetensors"] if len(shards) == 1 else names
+        weight_map: dict[str, str] = {}
+        for name, shard in zip(names, shards, strict=True):
+            header, placed = build_header(shard, metadata)
+            descriptor = os.open(self.partial / name, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
+            self._descriptors.append(descriptor)
+            os.truncate(descriptor, placed[-1].stop if placed else len(header))
+            write_at(descriptor, memoryview(header), 0)
+            for tensor in placed:
+                self._place[tensor.name] = (descriptor, tensor)
+                weight_map[tensor.name] = name
+        if len(shards) > 1:
+            total = sum(tensor.nbytes for shard in shards for tensor in shard)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            self.add_text(INDEX, json.dumps(index, indent=2) + "\n")
+
+    def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None:
+        """Write `rows` of a tensor, beginning with its row `start`; dtype and row shape are those announced."""
+        descriptor, tensor = self._place[name]
+        assert tensor.torch_dtype == rows.dtype, f"{name}: announced {tensor.dtype}, given {rows.dtype}"
+        values = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        offset = tensor.start + start * tensor.row_elements * tensor.torch_dtype.itemsize
+        try:
+            write_at(descriptor, memoryview(values.numpy()), offset)
+        except OSError as error:
+            raise OutputError(f"{self.out}: writing '{name}' failed ({error.strerror}).") from None
+
+    def add_text(self, name: str, text: str) -> None:
+        (self.partial / name).write_text(text, encoding="utf-8")
+
+    def add_file(self, source: Path) -> None:
+        shutil.copyfile(source, self.partial / source.name)
+
+    def commit(self) -> Path:
+        """Make everything durable and let it appear as `out`, replacing an earlier result of ours."""
+        try:
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+            self._close_files()
+            (self.partial / ".lock").unlink()
+            if self.out.exists():
+                self.out.rename(self._replaced)
+            self.partial.rename(self.out)
+        except OSError as error:
+            raise OutputError(f"{self.out}: cannot be completed ({error.strerror}).") from None
+        os.close(self._lock)
+        if self._replaced.exists():
+            _remove(self._replaced)
+        return self.out
+
+    def abort(self) -> None:
+        """Remove what was written; `out` stays as it was."""
+        self._close_files()
+        shutil.rmtree(self.partial, ignore_errors=True)
+        os.close(self._lock)
+
+    def _close_files(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+def ensure_replaceable(out: Path) -> None:
+    """Refuse an output that would destroy something we did not make.
+
+    Raises:
+        OutputError: `out` is a file, or a folder with content and without our recipe in it.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: is a file or link; choose the name of a new folder.")
+    if out.is_dir() and not (out / MARKER).is_file() and any(out.iterdir()):
+        raise OutputError(f"{out}: holds files that Mergescope did not write; choose a new or empty folder.")
+
+
+def _split(tensors: Iterable[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:
+    """Shards in the given order; inside each, wide dtypes first, so that every tensor is aligned to its own."""
+    shards: list[list[TensorInfo]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return [sorted(shard, key=lambda tensor: -tensor.torch_dtype.itemsize) for shard in shards]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
