@@ -1,0 +1,253 @@
+"""Background jobs: each has an owner, a record on disk, progress, and a way to stop it.
+
+The records are the truth: a reloaded page, or the next start of the program, finds every job again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from merging.engine import Finished, Progress
+from merging.errors import MergingError
+from merging.job_records import RECORD, Job, State, is_name, outcome, read_record
+
+Work = Callable[[Path], Iterator[Any]]
+"""Given the folder its result belongs in, yields `Progress` events and at the end a `Finished` or a JSON table.
+
+It is called and closed on the worker's thread; closing it must leave nothing behind.
+"""
+
+MAX_WAITING = 4
+"""Jobs one owner may have queued or running."""
+UNEXPECTED = "Something went wrong inside Mergescope; the server's log has the details. Nothing was written."
+NO_MEMORY = "There was not enough memory for this. Nothing was written; close other programs or use the CPU."
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Live:
+    """A job of this process that waits or runs."""
+
+    job: Job
+    work: Work
+    stop: threading.Event = field(default_factory=threading.Event)
+    forget: bool = False
+    progress: Progress | None = None
+
+
+class JobStore:
+    """Jobs under `folder/<owner>/<job id>/`, run one after the other on a thread of their own.
+
+    Every look-up takes the owner; a job of someone else's is a job that does not exist.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._changed = threading.Condition()
+        self._live: dict[str, _Live] = {}
+        self._queue: deque[str] = deque()
+        self._worker: threading.Thread | None = None
+        self._closed = False
+        self._lock = self._recover()
+
+    def start(self, owner: str, kind: str, work: Work, *, title: str = "", recipe: str | None = None) -> str:
+        """Queue a job; its id.
+
+        Raises:
+            MergingError: the owner is no owner, or has too many jobs waiting.
+        """
+        if not is_name(owner):
+            raise MergingError("This browser has no identity yet. Reload the page.")
+        now = time.time()
+        job = Job(
+            id=secrets.token_hex(16),
+            owner=owner,
+            kind=kind,
+            title=title or kind,
+            state="queued",
+            created=now,
+            recipe=recipe,
+        )
+        with self._changed:
+            waiting = sum(live.job.owner == owner for live in self._live.values())
+            if waiting >= MAX_WAITING:
+                raise MergingError(f"{waiting} jobs of yours are waiting. Let one end, or cancel one.")
+            self._keep(job)
+            self._live[job.id] = _Live(job, work)
+            self._queue.append(job.id)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._run_all, name="jobs", daemon=True)
+                self._worker.start()
+            self._changed.notify_all()
+        return job.id
+
+    def get(self, owner: str, id: str) -> Job | None:
+        """The job as it is now; None where this owner has none of that id."""
+        if not (is_name(owner) and is_name(id)):
+            return None
+        with self._changed:
+            live = self._live.get(id)
+            if live is None:
+                return read_record(self.folder / owner / id)
+            if live.job.owner != owner:
+                return None
+            ahead = self._queue.index(id) + self._running() if id in self._queue else 0
+            return live.job.model_copy(update={"progress": live.progress, "ahead": ahead})
+
+    def list(self, owner: str) -> list[Job]:
+        """All jobs of an owner, the newest first."""
+        if not is_name(owner) or not (self.folder / owner).is_dir():
+            return []
+        jobs = [self.get(owner, path.name) for path in (self.folder / owner).iterdir()]
+        return sorted((job for job in jobs if job is not None), key=lambda job: job.created, reverse=True)
+
+    def cancel(self, owner: str, id: str) -> bool:
+        """Ask a job to stop; False where there is no such job waiting or running."""
+        with self._changed:
+            live = self._live.get(id) if is_name(id) else None
+            if live is None or live.job.owner != owner:
+                return False
+            live.stop.set()
+            if id in self._queue:
+                self._queue.remove(id)
+                self._end(live, "cancelled")
+            return True
+
+    def delete(self, owner: str, id: str) -> bool:
+        """Forget a job and its result; one that runs is stopped first."""
+        job = self.get(owner, id)
+        if job is None:
+            return False
+        with self._changed:
+            live = self._live.get(id)
+            if live is not None:
+                live.forget = True
+                return self.cancel(owner, id)
+        shutil.rmtree(self._folder_of(job), ignore_errors=True)
+        return True
+
+    def model(self, owner: str, id: str) -> Path | None:
+        """The folder of a finished job's model."""
+        job = self.get(owner, id)
+        if job is None or job.state != "done":
+            return None
+        folder = self._folder_of(job) / "model"
+        return folder if folder.is_dir() else None
+
+    def wait(self, owner: str, id: str, timeout: float | None = None) -> Job | None:
+        """The job once it has ended, or as it is after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: id not in self._live, timeout)
+        return self.get(owner, id)
+
+    def close(self) -> None:
+        """Stop the running job, leave the waiting ones unrun, and give the folder back."""
+        with self._changed:
+            self._closed = True
+            for live in list(self._live.values()):
+                live.stop.set()
+            self._changed.notify_all()
+            worker = self._worker
+        if worker is not None:
+            worker.join(10)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _run_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if self._closed:
+                    return
+                live = self._live[self._queue.popleft()]
+                live.job = live.job.model_copy(update={"state": "running", "started": time.time()})
+            self._run(live)
+
+    def _run(self, live: _Live) -> None:
+        changes: dict[str, Any] = {}
+        try:
+            self._keep(live.job)
+            state: State = "done" if self._follow(live, changes) else "cancelled"
+        except MergingError as error:
+            state, changes["error"] = "failed", str(error)
+        except Exception as error:
+            _log.exception("job %s (%s) failed", live.job.id, live.job.kind)
+            short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            state, changes["error"] = "failed", NO_MEMORY if short else UNEXPECTED
+        with self._changed:
+            if state == "cancelled" and self._closed:
+                state = "interrupted"
+            self._end(live, state, **changes)
+
+    def _follow(self, live: _Live, changes: dict[str, Any]) -> bool:
+        """Run the work to its end; False if it was stopped on the way."""
+        events = live.work(self.folder / live.job.owner / live.job.id / "model")
+        try:
+            for event in events:
+                if isinstance(event, Progress):
+                    live.progress = event
+                else:
+                    changes["result"] = outcome(event) if isinstance(event, Finished) else event
+                    break
+                if live.stop.is_set():
+                    return False
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+        return True
+
+    def _end(self, live: _Live, state: State, **changes: Any) -> None:
+        live.job = live.job.model_copy(update={"state": state, "ended": time.time(), **changes})
+        try:
+            if live.forget:
+                shutil.rmtree(self._folder_of(live.job), ignore_errors=True)
+            else:
+                self._keep(live.job)
+        except OSError:
+            _log.exception("job %s: its record cannot be written", live.job.id)
+        del self._live[live.job.id]
+        self._changed.notify_all()
+
+    def _running(self) -> int:
+        return sum(live.job.state == "running" for live in self._live.values())
+
+    def _folder_of(self, job: Job) -> Path:
+        return self.folder / job.owner / job.id
+
+    def _write(self, job: Job) -> None:
+        folder = self._folder_of(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".{RECORD}"
+        draft.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        os.replace(draft, folder / _RECORD)
+
+    def _recover(self) -> IO[str] | None:
+        """Mark what an earlier process left running, unless another process uses this folder right now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder / ".lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        for record in self.folder.glob(f"*/*/{RECORD}"):
+            job = read_record(record.parent)
+            if job is not None and job.active:
+                for leftover in record.parent.glob(".*.partial"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                self._keep(job.model_copy(update={"state": "interrupted"}))
+        return lock
