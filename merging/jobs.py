@@ -21,7 +21,7 @@ import torch
 
 from merging.engine import Finished, Progress
 from merging.errors import MergingError
-from merging.job_records import RECORD, Job, State, is_name, outcome, read_record
+from merging.job_records import RECORD, Job, State, is_name, outcome, read_record, write_record
 
 Work = Callable[[Path], Iterator[Any]]
 """Given the folder its result belongs in, yields `Progress` events and at the end a `Finished` or a JSON table.
@@ -228,12 +228,8 @@ class JobStore:
     def _folder_of(self, job: Job) -> Path:
         return self.folder / job.owner / job.id
 
-    def _write(self, job: Job) -> None:
-        folder = self._folder_of(job)
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{RECORD}"
-        draft.write_text(job.model_dump_json(indent=1), encoding="utf-8")
-        os.replace(draft, folder / _RECORD)
+    def _keep(self, job: Job) -> None:
+        write_record(self._folder_of(job), job)
 
     def _recover(self) -> IO[str] | None:
         """Mark what an earlier process left running, unless another process uses this folder right now."""
