@@ -1,1 +1,1 @@
-"""Plotly figures as pure functions of reports; nothing here imports gradio."""
+"""Pure functions from what was measured to plotly figures. No gradio here."""

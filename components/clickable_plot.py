@@ -1,0 +1,76 @@
+"""A plotly figure on the page that reports clicks, follows dark mode and fetches nothing from outside.
+
+It draws with the plotly.min.js of the installed plotly package. `gr.Plot` can do none of the three.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import plotly
+
+from components.figures.chart import Chart
+
+PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+_HERE = Path(__file__).parent
+_SCRIPT = (_HERE / "clickable_plot.js").read_text(encoding="utf-8")
+
+_TEMPLATE = """
+<figure class="chart">
+  <figcaption><h3 class="chart-title"></h3><p class="chart-note"></p></figcaption>
+  <div class="chart-plot" role="img"></div>
+  <div class="chart-empty">${empty}</div>
+  <button type="button" class="chart-png" hidden>Save as PNG</button>
+</figure>
+"""
+
+
+def clickable_plot(*, empty: str, name: str, **options: Any) -> gr.HTML:
+    """A component for `payload(chart)`; its `select` event carries `index` = [row, column] of a clicked cell.
+
+    Args:
+        empty: what to read while there is no figure: why, and what to do next.
+        name: the file name of the PNG, without its ending.
+    """
+    gr.set_static_paths([PLOTLY_JS])
+    return gr.HTML(
+        html_template=_TEMPLATE,
+        js_on_load=_SCRIPT,
+        head=f'<script src="gradio_api/file={PLOTLY_JS}"></script>',
+        apply_default_css=False,
+        empty=html.escape(empty),
+        file=name,
+        **options,
+    )
+
+
+def payload(chart: Chart | None, picked: Sequence[int] | None = None) -> dict[str, Any] | None:
+    """A chart as the component's value; `picked` is the [row, column] to outline in each of its maps."""
+    if chart is None:
+        return None
+    figure = json.loads(chart.figure.to_json())
+    return {
+        "data": figure["data"],
+        "layout": figure["layout"],
+        "narrow": chart.narrow,
+        "title": chart.title,
+        "note": chart.note,
+        "alt": chart.alt,
+        "picked": list(picked) if picked is not None else None,
+    }
+
+
+def clicked_cell(event: object, rows: int, columns: int) -> tuple[int, int] | None:
+    """Row and column of a click as the browser reports it; None unless it lies in the map."""
+    index = getattr(event, "index", None)
+    if not isinstance(index, (list, tuple)) or len(index) != 2:
+        return None
+    row, column = index
+    if type(row) is not int or type(column) is not int or not (0 <= row < rows and 0 <= column < columns):
+        return None
+    return row, column

@@ -1,0 +1,205 @@
+"""Maps of a whole model: blocks downwards, modules across, one small map for each expert or pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from components.figures.chart import Chart, decimals, new_figure, text
+from components.figures.metrics import Metric, Panel, cell_name, panels, row_name
+from merging import Report
+from merging.inspection import Grid
+
+MOST_ACROSS = 4
+CHANCE_LIMITS = (0.25, 0.75)
+"""Fixed colour limits of the sign conflict; values beyond them keep the last colour and their number."""
+TITLE, TICKS, BAR = 26, 30, 54
+"""Pixels above a small map for its name, below it for its modules, and below all for the colour scale."""
+
+
+def map_chart(
+    report: Report, metric: Metric, names: tuple[str, ...] | None = None, *, everything: bool = False
+) -> Chart | None:
+    """The map of one metric; None where it has nothing to show (a conflict needs two experts)."""
+    shown = panels(report, metric, names, everything=everything)
+    if not shown or not shown[0].grid.rows:
+        return None
+    layout = _coloraxis(metric, shown)
+    figure = new_figure(
+        coloraxis=layout,
+        uirevision=f"{metric.key} {everything}",
+        **_arrange(shown, min(MOST_ACROSS, len(shown))),
+    )
+    digits = decimals(_values(shown))
+    for number, panel in enumerate(shown, 1):
+        figure.add_trace(_trace(panel, number, metric, digits))
+    return Chart(
+        figure=figure,
+        title=metric.title,
+        note=metric.note,
+        alt=f"{metric.title}. {_summary(shown)} The table below holds all numbers.",
+        narrow=_arrange(shown, 1),
+    )
+
+
+def strongest_cell(report: Report, metric: Metric, *, everything: bool = False) -> tuple[int, int] | None:
+    """Row and column of the largest value in the first small map that has one."""
+    for panel in panels(report, metric, everything=everything):
+        cells = [
+            (value, row, column)
+            for row, line in enumerate(panel.grid.values)
+            for column, value in enumerate(line)
+            if value is not None
+        ]
+        if cells:
+            _, row, column = max(cells, key=lambda cell: cell[0])
+            return row, column
+    return None
+
+
+def _trace(panel: Panel, number: int, metric: Metric, digits: int) -> go.Heatmap:
+    grid, suffix = panel.grid, "" if number == 1 else str(number)
+    numbered = len(grid.columns) <= 9 and len(grid.rows) <= 16
+    hover = [
+        [f"{text(panel.name)}: {text(cell_name(block, kind))}" for kind in grid.columns]
+        for block in grid.rows
+    ]
+    return go.Heatmap(
+        z=grid.values,
+        x=[text(kind) for kind in grid.columns],
+        y=[row_name(block) for block in grid.rows],
+        xaxis=f"x{suffix}",
+        yaxis=f"y{suffix}",
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        customdata=hover,
+        texttemplate=f"%{{z:.{digits}f}}" if numbered else None,
+        textfont={"size": 11},
+        hovertemplate=f"%{{customdata}}<br><b>%{{z:.{digits + 1}f}}</b> {metric.hover}<extra></extra>",
+    )
+
+
+def _arrange(shown: Sequence[Panel], across: int) -> dict[str, Any]:
+    """Layout keys that place the small maps in rows of `across`: axes, names and the height of the whole."""
+    grid = shown[0].grid
+    cell = max(12, min(28, 420 // len(grid.rows)))
+    ticks = TICKS if max(map(len, grid.columns)) <= 5 else 3 * TICKS
+    step = TITLE + cell * len(grid.rows) + ticks
+    lines = math.ceil(len(shown) / across)
+    margin = {"l": 30 if None not in grid.rows else 60, "r": 8, "t": 4, "b": BAR}
+    plot = lines * step
+    gap = 0.03
+    width = (1 - gap * (across - 1)) / across
+    layout: dict[str, Any] = {"height": plot + margin["t"] + margin["b"], "margin": margin, "annotations": []}
+    for index, panel in enumerate(shown):
+        line, column = divmod(index, across)
+        suffix = "" if index == 0 else str(index + 1)
+        left, top = column * (width + gap), 1 - (line * step + TITLE) / plot
+        bottom = top - cell * len(grid.rows) / plot
+        layout[f"xaxis{suffix}"] = _axis(
+            [left, left + width], f"y{suffix}", tickangle=0 if ticks == TICKS else -50
+        )
+        layout[f"yaxis{suffix}"] = _axis(
+            [bottom, top], f"x{suffix}", autorange="reversed", showticklabels=column == 0, **_every(grid)
+        )
+        layout["annotations"].append(_heading(panel.name, left, top))
+    return layout
+
+
+def _axis(domain: list[float], anchor: str, **more: Any) -> dict[str, Any]:
+    return {
+        "domain": domain,
+        "anchor": anchor,
+        "type": "category",
+        "fixedrange": True,
+        "showgrid": False,
+        "ticks": "",
+        "zeroline": False,
+        **more,
+    }
+
+
+def _every(grid: Grid) -> dict[str, Any]:
+    """Tick labels that do not overlap in tall maps."""
+    return {"dtick": 4} if len(grid.rows) > 24 else {"dtick": 1}
+
+
+def _heading(name: str, left: float, top: float) -> dict[str, Any]:
+    return {
+        "text": f"<b>{text(name)}</b>",
+        "x": left,
+        "y": top,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"size": 13},
+    }
+
+
+def _coloraxis(metric: Metric, shown: Sequence[Panel]) -> dict[str, Any]:
+    bar = {
+        "orientation": "h",
+        "thickness": 8,
+        "len": 1,
+        "x": 0,
+        "xanchor": "left",
+        "y": 0,
+        "yref": "container",
+        "yanchor": "bottom",
+        "ypad": 4,
+        "outlinewidth": 0,
+        "ticks": "",
+        "nticks": 7,
+    }
+    values = sorted(_values(shown))
+    if metric.scale == "chance":
+        low, high = CHANCE_LIMITS
+        ticks = [low, 0.375, 0.5, 0.625, high]
+        labels = [f"≤ {low}", "0.375", "0.5 chance", "0.625", f"≥ {high}"]
+        return {
+            "colorscale": "RdBu_r",
+            "cmin": low,
+            "cmax": high,
+            "colorbar": {**bar, "tickvals": ticks, "ticktext": labels},
+        }
+    if metric.scale == "signed":
+        limit = max(0.1, abs(_percentile(values, 0.02)), abs(_percentile(values, 0.98)))
+        return {"colorscale": "RdBu_r", "cmin": -limit, "cmax": limit, "colorbar": bar}
+    low, high = _percentile(values, 0.02), _percentile(values, 0.98)
+    return {"colorscale": "Cividis", "cmin": low, "cmax": high if high > low else low + 1e-9, "colorbar": bar}
+
+
+def _values(shown: Sequence[Panel]) -> list[float]:
+    return [value for panel in shown for line in panel.grid.values for value in line if value is not None]
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """Linear interpolation between the values of an ascending list; 0 for an empty one."""
+    if not ordered:
+        return 0.0
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def _summary(shown: Sequence[Panel]) -> str:
+    sentences = []
+    for panel in shown:
+        cells = [
+            (value, cell_name(block, kind))
+            for block, line in zip(panel.grid.rows, panel.grid.values, strict=True)
+            for kind, value in zip(panel.grid.columns, line, strict=True)
+            if value is not None
+        ]
+        if cells:
+            (low, where_low), (high, where_high) = min(cells), max(cells)
+            sentences.append(f"{panel.name}: {low:.3g} ({where_low}) to {high:.3g} ({where_high}).")
+    return " ".join(sentences)

@@ -1,0 +1,169 @@
+"""The story of one cell of a map: how large its changes are, and whether the experts agree on their signs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import plotly.graph_objects as go
+
+from components.figures.chart import DASHES, SERIES, Chart, new_figure, text
+from merging.inspection import TensorStatistics, bin_edges
+
+MOST_BARS = 6
+
+
+def change_histogram(statistics: TensorStatistics, names: Sequence[str], where: str) -> Chart | None:
+    """Distribution of |δ| for each expert over half-octave bins; None where no expert changed anything."""
+    used = [b for b, counts in enumerate(zip(*statistics.histogram, strict=True)) if any(counts)]
+    if not used:
+        return None
+    edges = bin_edges()
+    first, last = max(0, used[0] - 1), min(len(edges) - 2, used[-1] + 1)
+    figure = new_figure(
+        height=300,
+        margin={"l": 56, "r": 8, "t": 8, "b": 84},
+        legend={"orientation": "h", "x": 0, "y": -0.28, "yanchor": "top"},
+        hovermode="x unified",
+        uirevision=where,
+        xaxis={
+            "type": "log",
+            "title": {"text": "size of the change, |δ| (log)"},
+            "exponentformat": "power",
+            "dtick": 1,
+            "fixedrange": True,
+            "unifiedhovertitle": {"text": "|δ| from %{x:.2~e}"},
+        },
+        yaxis={"title": {"text": "share of weights"}, "rangemode": "tozero", "fixedrange": True},
+    )
+    for index, name in enumerate(names):
+        counts = statistics.histogram[index]
+        shares = [count / max(1, statistics.elements) for count in counts[first : last + 1]]
+        figure.add_trace(
+            go.Scatter(
+                x=edges[first : last + 1],
+                y=shares,
+                mode="lines",
+                name=text(name),
+                line={
+                    "shape": "hv",
+                    "width": 2,
+                    "color": SERIES[index % len(SERIES)],
+                    "dash": DASHES[index % len(DASHES)],
+                },
+                hovertemplate="%{y:.3f} of the weights",
+            )
+        )
+    unchanged = ", ".join(
+        f"{name} {1 - (statistics.changed_share(index) or 0):.2f}" for index, name in enumerate(names)
+    )
+    return Chart(
+        figure=figure,
+        title="How large the changes are",
+        note=f"Share of weights by the size of their change, in steps of √2. Unchanged: {unchanged}.",
+        alt=f"Histograms of the size of each expert's changes in {where}. Unchanged shares: {unchanged}.",
+    )
+
+
+def sign_agreement(statistics: TensorStatistics, names: Sequence[str], where: str) -> Chart | None:
+    """Share of opposite signs for each pair of experts: bars for a few pairs, a matrix for many.
+
+    None where no weight was changed by two experts.
+    """
+    if statistics.conflict() is None:
+        return None
+    pairs = list(combinations(range(len(names)), 2))
+    values = [statistics.conflict(pair) for pair in range(len(pairs))]
+    figure = _bars(names, pairs, values) if len(pairs) <= MOST_BARS else _matrix(names, pairs, values)
+    figure.update_layout(uirevision=where)
+    told = "; ".join(
+        f"{names[a]} and {names[b]} {value:.2f}"
+        for (a, b), value in zip(pairs, values, strict=True)
+        if value is not None
+    )
+    return Chart(
+        figure=figure,
+        title="How often two experts disagree on the sign",
+        note="Share of opposite signs among weights that both changed. 0.5 = what unrelated experts would show.",
+        alt=f"Share of opposite signs in {where}: {told}.",
+    )
+
+
+def _bars(
+    names: Sequence[str], pairs: Sequence[tuple[int, int]], values: Sequence[float | None]
+) -> go.Figure:
+    figure = new_figure(
+        height=max(180, 44 * len(pairs) + 90),
+        margin={"l": 8, "r": 24, "t": 24, "b": 52},
+        bargap=0.45,
+        xaxis={
+            "range": [0, 1],
+            "title": {"text": "share of opposite signs"},
+            "fixedrange": True,
+            "dtick": 0.25,
+        },
+        yaxis={"autorange": "reversed", "automargin": True, "fixedrange": True, "showgrid": False},
+        shapes=[{"type": "line", "x0": 0.5, "x1": 0.5, "y0": 0, "y1": 1, "yref": "paper"}],
+        annotations=[
+            {
+                "text": "chance",
+                "x": 0.5,
+                "y": 1,
+                "yref": "paper",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "font": {"size": 11},
+            }
+        ],
+    )
+    figure.add_trace(
+        go.Bar(
+            x=list(values),
+            y=[f"{text(names[a])} · {text(names[b])} " for a, b in pairs],
+            orientation="h",
+            marker={"color": "#6470d8"},
+            text=["none in common" if value is None else f"{value:.2f}" for value in values],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: <b>%{x:.3f}</b> of the weights that both changed<extra></extra>",
+        )
+    )
+    return figure
+
+
+def _matrix(
+    names: Sequence[str], pairs: Sequence[tuple[int, int]], values: Sequence[float | None]
+) -> go.Figure:
+    table: list[list[float | None]] = [[None] * len(names) for _ in names]
+    for (a, b), value in zip(pairs, values, strict=True):
+        table[a][b] = table[b][a] = value
+    labels = [text(name) for name in names]
+    figure = new_figure(
+        height=34 * len(names) + 110,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"automargin": True, "fixedrange": True, "showgrid": False, "type": "category"},
+        yaxis={
+            "automargin": True,
+            "fixedrange": True,
+            "showgrid": False,
+            "autorange": "reversed",
+            "type": "category",
+        },
+    )
+    figure.add_trace(
+        go.Heatmap(
+            z=table,
+            x=labels,
+            y=labels,
+            zmin=0.25,
+            zmax=0.75,
+            colorscale="RdBu_r",
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            hoverongaps=False,
+            texttemplate="%{z:.2f}",
+            hovertemplate="%{y} and %{x}: <b>%{z:.3f}</b> of the weights that both changed<extra></extra>",
+        )
+    )
+    return figure
