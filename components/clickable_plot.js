@@ -3,8 +3,10 @@ const figure = element.querySelector('.chart');
 const plot = element.querySelector('.chart-plot');
 const title = element.querySelector('.chart-title');
 const note = element.querySelector('.chart-note');
+const nothing = element.querySelector('.chart-empty');
 const save = element.querySelector('.chart-png');
 const NARROW = 640;
+const noFigure = nothing.textContent;
 let drawn = false;
 let wired = false;
 let picked = null;
@@ -55,6 +57,7 @@ function draw() {
   save.hidden = !drawn;
   title.textContent = drawn ? value.title : '';
   note.textContent = drawn ? value.note : '';
+  nothing.textContent = (value && value.empty) || noFigure;
   plot.setAttribute('aria-label', drawn ? value.alt : 'empty chart');
   if (!drawn) {
     if (wired) Plotly.purge(plot);

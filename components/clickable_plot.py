@@ -49,10 +49,17 @@ def clickable_plot(*, empty: str, name: str, **options: Any) -> gr.HTML:
     )
 
 
-def payload(chart: Chart | None, picked: Sequence[int] | None = None) -> dict[str, Any] | None:
-    """A chart as the component's value; `picked` is the [row, column] to outline in each of its maps."""
+def payload(
+    chart: Chart | None, picked: Sequence[int] | None = None, *, empty: str | None = None
+) -> dict[str, Any] | None:
+    """A chart as the component's value.
+
+    Args:
+        picked: the [row, column] to outline in each of its maps.
+        empty: what to read in place of a chart that is None, where it differs from the component's own.
+    """
     if chart is None:
-        return None
+        return {"empty": empty} if empty else None
     figure = json.loads(chart.figure.to_json())
     return {
         "data": figure["data"],
@@ -67,7 +74,8 @@ def payload(chart: Chart | None, picked: Sequence[int] | None = None) -> dict[st
 
 def clicked_cell(event: object, rows: int, columns: int) -> tuple[int, int] | None:
     """Row and column of a click as the browser reports it; None unless it lies in the map."""
-    index = getattr(event, "index", None)
+    data = getattr(event, "_data", None)
+    index = data.get("index") if isinstance(data, dict) else None
     if not isinstance(index, (list, tuple)) or len(index) != 2:
         return None
     row, column = index

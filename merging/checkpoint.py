@@ -100,8 +100,9 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`config.json`; an empty dictionary for a bare file."""
-        return read_json(self.path / "config.json") if self.path.is_dir() else {}
+        """`config.json`; an empty dictionary for weights without one."""
+        file = self.path / "config.json"
+        return read_json(file) if file.is_file() else {}
 
     @property
     def architecture(self) -> str | None:
@@ -145,7 +146,7 @@ class Checkpoint:
             digest.update(f"{name}\0{tensor.dtype}{tensor.shape}".encode())
             for part in range(16):
                 begin = tensor.start + tensor.nbytes * part // 16
-                digest.update(self._bytes(tensor, begin, min(begin + 256, tensor.stop)))
+                digest.update(self._bytes(tensor, begin, min(begin + 256, tensor.stop)).numpy().tobytes())
         return digest.hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -162,7 +163,7 @@ class Checkpoint:
         values = self._bytes(tensor, tensor.start + start * row_bytes, tensor.start + stop * row_bytes)
         return values.view(tensor.torch_dtype).reshape(stop - start, *tensor.shape[1:])
 
-    def _bytes(self, tensor: TensorInfo, begin: int, end: int) -> Any:
+    def _bytes(self, tensor: TensorInfo, begin: int, end: int) -> torch.Tensor:
         assert tensor.file is not None
         values = torch.empty(end - begin, dtype=torch.uint8)
         if end == begin:
@@ -170,7 +171,7 @@ class Checkpoint:
         descriptor = self._descriptors.get(tensor.file)
         if descriptor is None:
             descriptor = self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
-        if read_at(descriptor, memoryview(values.numpy()), begin) < end - begin:
+        if read_at(descriptor, values, begin) < end - begin:
             raise CheckpointError(
                 f"{tensor.file}: ended inside '{tensor.name}'; it changed while it was read."
             )

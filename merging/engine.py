@@ -138,6 +138,8 @@ def run_plan(plan: Plan, sink: Sink, *, device: str = "auto") -> Iterator[Event]
     run = _Run(plan, resolve_device(device))
     for group, tensors in plan.groups.items():
         method = tensors[0].method
+        if not any(tensor.info.elements for tensor in tensors):
+            continue
         if method is None:
             yield from run.copy(tensors, sink)
         else:

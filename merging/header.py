@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     data_start = 8 + length
     tensors = [_entry(path, name, entry, data_start, size) for name, entry in content.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
-    for before, after in zip(tensors, tensors[1:], strict=False):
+    for before, after in pairwise(tensors):
         if after.start < before.stop:
             raise CheckpointError(
                 f"{path}: the bytes of '{before.name}' and '{after.name}' overlap; the file is damaged."
@@ -165,8 +166,9 @@ def build_header(
     )
 
 
-def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Fill `buffer` from a file's `offset`; the number of bytes that were there."""
+def read_at(descriptor: int, values: torch.Tensor, offset: int) -> int:
+    """Fill a tensor of bytes from a file's `offset`; the number of bytes that were there."""
+    buffer = memoryview(values.numpy())  # type: ignore[arg-type]
     done = 0
     while done < len(buffer):
         count = os.preadv(descriptor, [buffer[done:]], offset + done)
@@ -176,8 +178,9 @@ def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
-def write_at(descriptor: int, buffer: memoryview, offset: int) -> None:
-    """Write the whole `buffer` at a file's `offset`."""
+def write_at(descriptor: int, values: torch.Tensor, offset: int) -> None:
+    """Write a tensor of bytes, whole, at a file's `offset`."""
+    buffer = memoryview(values.numpy())  # type: ignore[arg-type]
     done = 0
     while done < len(buffer):
         done += os.pwritev(descriptor, [buffer[done:]], offset + done)

@@ -110,7 +110,7 @@ class ChangeWatch:
 
 
 def _measure(piece: Piece) -> TensorStatistics:
-    deltas = piece.deltas.flatten(1)
+    deltas = piece.deltas.reshape(piece.experts, -1)
     signs = deltas.sign()
     magnitudes = deltas.abs()
     wide = deltas.double()
@@ -182,7 +182,7 @@ class Report:
     def grid(self, value: Callable[[TensorStatistics], float | None], *, everything: bool = False) -> Grid:
         """A map of any number that follows from a cell's statistics."""
         cells = self.cells(everything=everything)
-        numbers: list[int | None] = sorted({block for block, _ in cells if block is not None})
+        numbers: list[int | None] = [*sorted({block for block, _ in cells if block is not None})]
         if any(block is None for block, _ in cells):
             numbers.append(None)
         columns = kinds(self.places(everything=everything))

@@ -49,6 +49,11 @@ def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor) -> torch.Tens
     return total
 
 
+def shares(weight: torch.Tensor, normalize: bool, like: torch.Tensor) -> torch.Tensor:
+    """The experts' weights, divided by their sum if `normalize`, shaped to broadcast against `like`."""
+    return per_expert(weight / weight.sum() if normalize else weight, like)
+
+
 def elect_sign(votes: torch.Tensor, how: Literal["total", "frequency"], if_zero: float) -> torch.Tensor:
     """One sign (+1 or −1) an element from the experts' votes [experts, *shape] -> [*shape].
 

@@ -98,7 +98,9 @@ def make_plan(recipe: Recipe, *, out: Path | None = None, earlier: Sequence[str]
     problems = list(earlier)
     base, experts = _open_models(recipe, problems)
     if out is not None:
-        folders = [source.folder for source in (base, *(s for _, s in experts)) if source is not None]
+        folders = [
+            source.folder for source in (base, *(s for _, s in experts)) if isinstance(source, Checkpoint)
+        ]
         problems += output_problem(out, folders)
     return plan_sources(recipe, base, experts, out=out, earlier=problems)
 
@@ -127,6 +129,8 @@ def plan_sources(
             found, noted = compare(reference, source, entry.model)
             problems += found
             warnings += noted
+    if isinstance(reference, Checkpoint) and not reference.config:
+        warnings.append(f"{reference.label}: has no config.json, so the result will be weights without one.")
     settings = Settings(recipe, method, entries) if method else None
     if settings is not None:
         problems += settings.problems

@@ -61,7 +61,7 @@ class Recipe(BaseModel):
     parameters: dict[str, ParameterValue] = Field(default_factory=dict)
     profile: Profile = "mergekit"
     scope: Scope | None = None
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, strict=True)
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     tokenizer_source: str | None = None

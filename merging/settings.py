@@ -94,7 +94,7 @@ class Settings:
     def _name_problems(self) -> list[str]:
         known = list(self.method.parameters())
         own = self.method.per_model()
-        levels = [("parameters", None, self.recipe.parameters)]
+        levels: list[tuple[str, str | None, dict[str, Any]]] = [("parameters", None, self.recipe.parameters)]
         levels += [(f"models: {entry.model}", entry.model, entry.parameters) for entry in self.entries]
         levels += [(f"overrides: {o.tensors}", o.model, o.parameters) for o in self.recipe.overrides]
         problems = []

@@ -7,7 +7,7 @@ are made of the same thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -19,6 +19,8 @@ from merging.pieces import Piece, PieceKey
 COARSE_SHIFT = 15
 """The coarse histogram has a bin for each value of the upper 16 magnitude bits; the lower 15 remain."""
 COARSE_BINS = 1 << 16
+SMALL_SCOPE = 1 << 16
+"""Up to so many elements all distinct magnitudes are collected at once; a coarse histogram would cost more."""
 NOTHING = 0x7FFFFFFF
 """Magnitude bits above every number: a threshold that keeps nothing."""
 EVERYTHING = -1
@@ -97,28 +99,35 @@ class MagnitudeHistogram:
         return self.counts
 
 
-class LargestCut:
-    """Finds the exact `Cut` that keeps `kept[t]` elements, given the coarse histogram of the same pieces.
+def largest_cut(kept: Sequence[int], elements: int) -> Generator[Accumulator, Any, Cut]:
+    """The scans that find a `Cut` over a scope of `elements`: two, or one where the scope is small."""
+    histogram = None
+    if elements > SMALL_SCOPE:
+        histogram = yield MagnitudeHistogram(len(kept))
+    return (yield LargestCut(kept, elements, histogram))
 
-    It collects only what shares its coarse bin with a threshold, as distinct magnitudes with their counts a piece:
-    bfloat16 models have few distinct magnitudes and many elements at each.
+
+class LargestCut:
+    """Finds the exact `Cut` that keeps `kept[t]` elements.
+
+    Given the coarse histogram of the same pieces, it collects only what shares its coarse bin with a threshold.
+    Elements are held as distinct magnitudes with their counts a piece: bfloat16 models have few distinct magnitudes
+    and many elements at each.
     """
 
-    def __init__(self, kept: Sequence[int], histogram: torch.Tensor):
+    def __init__(self, kept: Sequence[int], elements: int, histogram: torch.Tensor | None = None):
         self.kept = tuple(kept)
-        self.elements = int(histogram[0].sum())
+        self.elements = elements
         self.zeros = [0] * len(self.kept)
-        self.bins: list[int | None] = []
-        self.inside: list[int] = []
-        for wanted, counts in zip(self.kept, histogram, strict=True):
-            if wanted == 0 or wanted >= int(counts.sum()):
-                self.bins.append(None)
-                self.inside.append(wanted)
+        self.bins: list[int | None] = [None] * len(self.kept)
+        self.inside = list(self.kept)
+        self.trivial = [wanted in (0, elements) for wanted in self.kept]
+        for expert, wanted in enumerate(self.kept):
+            if histogram is None or self.trivial[expert]:
                 continue
-            from_top = counts.flip(0).cumsum(0)
-            position = int(torch.searchsorted(from_top, wanted))
-            self.bins.append(COARSE_BINS - 1 - position)
-            self.inside.append(wanted - (int(from_top[position - 1]) if position else 0))
+            position, above = _from_top(histogram[expert], wanted)
+            self.bins[expert] = COARSE_BINS - 1 - position
+            self.inside[expert] = wanted - above
         self.found: dict[PieceKey, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def update(self, piece: Piece) -> None:
@@ -127,7 +136,10 @@ class LargestCut:
         for expert, chosen in enumerate(self.bins):
             row = magnitude[expert].flatten()
             self.zeros[expert] += int((row == 0).sum())
-            row = row[:0] if chosen is None else row[row >> COARSE_SHIFT == chosen]
+            if self.trivial[expert]:
+                row = row[:0]
+            elif chosen is not None:
+                row = row[row >> COARSE_SHIFT == chosen]
             values, counts = row.unique(return_counts=True)
             found.append((values.cpu(), counts.cpu()))
         self.found[piece.key] = found
@@ -142,7 +154,7 @@ class LargestCut:
         allowance = {key: [0] * len(self.kept) for key in keys}
         thresholds, ties = [], []
         for expert, wanted in enumerate(self.inside):
-            if self.bins[expert] is None:
+            if self.trivial[expert]:
                 thresholds.append(EVERYTHING if wanted else NOTHING)
                 ties.append(0)
                 continue
@@ -150,10 +162,9 @@ class LargestCut:
             counts = torch.cat([self.found[key][expert][1] for key in keys])
             distinct, where = values.unique(return_inverse=True)
             totals = torch.zeros(len(distinct), dtype=torch.int64).index_add_(0, where, counts)
-            from_top = totals.flip(0).cumsum(0)
-            position = int(torch.searchsorted(from_top, wanted))
+            position, above = _from_top(totals, wanted)
             threshold = int(distinct[len(distinct) - 1 - position])
-            left = wanted - (int(from_top[position - 1]) if position else 0)
+            left = wanted - above
             thresholds.append(threshold)
             ties.append(int(totals[len(distinct) - 1 - position]))
             for key in keys:
@@ -166,6 +177,13 @@ class LargestCut:
         return Cut(torch.tensor(thresholds, dtype=torch.int32), allowance, attained)
 
 
+def _from_top(counts: torch.Tensor, wanted: int) -> tuple[int, int]:
+    """How many bins from the top the `wanted`-th largest lies, and how many elements lie in the bins above."""
+    totals = counts.flip(0).cumsum(0)
+    position = int(torch.searchsorted(totals, wanted))
+    return position, int(totals[position - 1]) if position else 0
+
+
 class InnerProducts:
     """Σ θ_a·θ_b over base and experts, in float64, summed by tensor and position: [1 + experts, 1 + experts]."""
 
@@ -173,7 +191,9 @@ class InnerProducts:
         self.products: dict[PieceKey, torch.Tensor] = {}
 
     def update(self, piece: Piece) -> None:
-        vectors = torch.cat([piece.base_or_zero.reshape(1, -1), piece.models.flatten(1)]).double()
+        vectors = torch.cat(
+            [piece.base_or_zero.reshape(1, -1), piece.models.reshape(piece.experts, -1)]
+        ).double()
         self.products[piece.key] = (vectors @ vectors.T).cpu()
 
     def combine(self, other: InnerProducts) -> None:

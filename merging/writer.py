@@ -81,7 +81,7 @@ class CheckpointWriter:
             descriptor = os.open(self.partial / name, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
             self._descriptors.append(descriptor)
             os.truncate(descriptor, placed[-1].stop if placed else len(header))
-            write_at(descriptor, memoryview(header), 0)
+            write_at(descriptor, torch.frombuffer(bytearray(header), dtype=torch.uint8), 0)
             for tensor in placed:
                 self._place[tensor.name] = (descriptor, tensor)
                 weight_map[tensor.name] = name
@@ -97,7 +97,7 @@ class CheckpointWriter:
         values = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         offset = tensor.start + start * tensor.row_elements * tensor.torch_dtype.itemsize
         try:
-            write_at(descriptor, memoryview(values.numpy()), offset)
+            write_at(descriptor, values, offset)
         except OSError as error:
             raise OutputError(f"{self.out}: writing '{name}' failed ({error.strerror}).") from None
 

@@ -16,8 +16,8 @@ from merging.statistics import Accumulator, Attained
 
 Profile = Literal["paper", "mergekit"]
 Scope = Literal["tensor", "layer", "model"]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Survey = Generator[Accumulator, Any, Any]
 """Yields accumulators to run over the scope, is sent their results, returns what `coefficients` must know."""
 
@@ -32,7 +32,7 @@ class Group:
 
 def parameter(default: Any, symbol: str, description: str, *, per_model: bool = False, **limits: Any) -> Any:
     """A pydantic field that also knows the paper's symbol and whether each model may have its own value."""
-    extra = {"symbol": symbol, "per_model": per_model}
+    extra: dict[str, Any] = {"symbol": symbol, "per_model": per_model}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 

@@ -35,5 +35,14 @@ class Linear(Method):
         return []
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
-        weight = piece.weight / piece.weight.sum() if self.normalize else piece.weight
-        return ops.per_expert(weight, piece.deltas)
+        return ops.shares(piece.weight, self.normalize, piece.deltas)
+
+    def merge(self, piece: Piece, known: Any) -> torch.Tensor:
+        """An average is taken from the first model on, θ_1 + Σ share·(θ_t − θ_1): equal models come out unchanged."""
+        if not self.normalize:
+            return super().merge(piece, known)
+        first, others = piece.models[0], piece.models[1:]
+        if len(others) == 0:
+            return first
+        change = ops.weighted_sum(self.coefficients(piece, known)[1:], others - first)
+        return torch.where(change == 0, first, first + change)

@@ -40,5 +40,4 @@ class TaskArithmetic(Method):
         return []
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
-        weight = piece.weight / piece.weight.sum() if self.normalize else piece.weight
-        return ops.per_expert(weight, piece.deltas)
+        return ops.shares(piece.weight, self.normalize, piece.deltas)

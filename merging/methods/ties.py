@@ -9,7 +9,7 @@ import torch
 from merging import ops
 from merging.methods.base import Group, Method, Number, Scope, Share, Survey, parameter, register
 from merging.pieces import Piece
-from merging.statistics import Attained, Cut, LargestCut, MagnitudeHistogram, SignBalance
+from merging.statistics import Attained, Cut, SignBalance, largest_cut
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class Ties(Method):
     def survey(self, group: Group) -> Survey:
         densities = self.for_experts("density", group.experts)
         kept = [ops.kept_count(density, group.elements, self.count) for density in densities]
-        histogram = yield MagnitudeHistogram(group.experts)
-        cut: Cut = yield LargestCut(kept, histogram)
+        cut = yield from largest_cut(kept, group.elements)
         if self.zero_sum == "plus" or group.experts == 1:
             return Known(cut)
         balance = yield SignBalance(lambda piece: self._votes(piece, cut.keep(piece) * piece.deltas))

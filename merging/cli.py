@@ -1,0 +1,225 @@
+"""`python -m merging`: the same calls as the Python API, for a terminal and for scripts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from merging import api, inspection
+from merging.engine import Event, Finished
+from merging.engine import Progress as EngineProgress
+from merging.errors import MergingError, PlanError
+from merging.inspection import Report
+from merging.methods import METHODS
+from merging.plan import Plan
+
+app = typer.Typer(
+    name="merging",
+    help="Check, merge, inspect and score language models from mergekit recipes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+RecipePath = Annotated[Path, typer.Argument(help="A recipe in mergekit's YAML.", metavar="RECIPE")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, one JSON object a line.")]
+
+
+def main() -> None:
+    """Run the command line. Exit code 0: done, 1: a MergingError (its text on stderr), 2: wrong usage."""
+    try:
+        app()
+    except MergingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("cancelled; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the merge methods and their parameters."""
+    if as_json:
+        _print_json({name: method.model_json_schema(by_alias=True) for name, method in METHODS.items()})
+        return
+    table = Table("method", "when to use it", "parameters", box=None, pad_edge=False)
+    for name, method in METHODS.items():
+        table.add_row(name, method.when_to_use, ", ".join(method.parameters()))
+    Console().print(table)
+
+
+@app.command()
+def check(recipe: RecipePath, as_json: AsJson = False) -> None:
+    """Check a recipe against its models' headers; lists every problem at once, reads no weight."""
+    try:
+        plan = api.check(recipe)
+    except PlanError as error:
+        if as_json:
+            _print_json({"ok": False, "problems": error.problems})
+            raise typer.Exit(1) from None
+        raise
+    if as_json:
+        _print_json({"ok": True, "warnings": plan.warnings, **_size(plan)})
+        return
+    size = _size(plan)
+    print(
+        f"{recipe}: can run. {plan.recipe.merge_method} of {size['experts']} models, {size['tensors']} tensors."
+    )
+    print(
+        f"parameters {size['parameters']:,} · reads {_bytes(size['bytes_read'])} · writes {_bytes(size['bytes_written'])}"
+    )
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+
+
+@app.command()
+def merge(
+    recipe: RecipePath,
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the result; appears when it is complete.", metavar="OUT")
+    ],
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Merge into a folder that transformers loads."""
+    finished = _follow(api.run(recipe, out, device=device), as_json)
+    if as_json:
+        return
+    print(f"{finished.path}: written in {finished.seconds:.1f} s ({_bytes(finished.bytes_written)}).")
+    if finished.relative_change is not None:
+        print(
+            f"relative change {finished.relative_change:.4g} · rounded away {finished.lost_share:.1%} of the changed weights"
+        )
+    for warning in finished.warnings:
+        print(f"warning: {warning}")
+
+
+@app.command()
+def inspect(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Folder for report.json and tensors.csv.")],
+    device: Device = "auto",
+) -> None:
+    """Measure change and conflict of a recipe's experts without merging."""
+    report = _follow(inspection.inspect_plan(api.check(recipe), device=device), False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        report.save(out / "report.json")
+        with (out / "tensors.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(_rows(report))
+    except OSError as error:
+        raise MergingError(f"{out}: the report cannot be written ({error.strerror}).") from None
+    print(f"{out}: report.json and tensors.csv written.")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    suites: Annotated[
+        list[Path], typer.Argument(help="JSONL files of prompt and answer.", metavar="SUITE...")
+    ],
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Score a model by exact match on task suites."""
+    from merging.evaluation import Suite, exact_match
+    from merging.inference import LoadedModel
+
+    tasks = [Suite.load(path) for path in suites]
+    loaded = LoadedModel.load(model, device=device)
+    for suite in tasks:
+        result = exact_match(loaded, suite)
+        if as_json:
+            _print_json({"suite": suite.name, "n": result.n, "score": result.score})
+        else:
+            print(f"{suite.name}: {result.score:.1%} of {result.n}")
+
+
+def _follow(events: Iterator[Any], as_json: bool) -> Any:
+    """Show progress until the last event, and return that one."""
+    if as_json or not sys.stderr.isatty():
+        for event in events:
+            if as_json and isinstance(event, Finished):
+                _print_json(_plain(event))
+            last = event
+        return last
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        for event in events:
+            if isinstance(event, EngineProgress):
+                bar.update(task, completed=event.share, description=describe(event))
+            last = event
+    return last
+
+
+def describe(event: EngineProgress) -> str:
+    """`merging · 128/291 tensors · 3.1 GB/s · 0:07 left`."""
+    text = f"{event.stage} · {event.tensors_done}/{event.tensors} tensors · {event.bytes_per_second / 1e9:.1f} GB/s"
+    if event.seconds_left is None:
+        return text
+    minutes, seconds = divmod(round(event.seconds_left), 60)
+    return f"{text} · {minutes}:{seconds:02} left"
+
+
+def _plain(event: Event) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(event), default=str))
+
+
+def _size(plan: Plan) -> dict[str, int]:
+    return {
+        "experts": len(plan.experts),
+        "tensors": len(plan.tensors),
+        "parameters": plan.parameters,
+        "bytes_read": plan.bytes_to_read,
+        "bytes_written": plan.bytes_to_write,
+    }
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _rows(report: Report) -> Iterable[list[Any]]:
+    pairs = [
+        f"{report.experts[a]} × {report.experts[b]}" for a, b in combinations(range(len(report.experts)), 2)
+    ]
+    yield [
+        "tensor",
+        "elements",
+        *(f"relative change of {name}" for name in report.experts),
+        *(f"changed share of {name}" for name in report.experts),
+        *(f"opposite signs of {pair}" for pair in pairs),
+        *(f"cosine of {pair}" for pair in pairs),
+    ]
+    for name, found in report.tensors.items():
+        experts = range(len(report.experts))
+        yield [
+            name,
+            found.elements,
+            *(found.relative_change(expert) for expert in experts),
+            *(found.changed_share(expert) for expert in experts),
+            *(found.conflict(pair) for pair in range(len(pairs))),
+            *(found.cosine(pair) for pair in range(len(pairs))),
+        ]
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, default=str))

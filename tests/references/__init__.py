@@ -1,0 +1,1 @@
+"""The papers' formulas, written plainly in float64 on flattened vectors, to compare the engine with."""

@@ -1,0 +1,86 @@
+"""The arrows of the design: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN_IN_MERGING = {"gradio", "plotly", "components", "app", "pandas", "spaces"}
+HEAVY_AT_IMPORT = {"transformers", "tokenizers"}
+# methods see only what tensor arithmetic needs; nothing imports the command line or the job runner
+METHODS_MAY_IMPORT = {
+    "merging.ops",
+    "merging.statistics",
+    "merging.noise",
+    "merging.pieces",
+    "merging.errors",
+    "merging.methods",
+}
+LEAVES = {"merging.cli", "merging.jobs", "merging.api", "merging.__main__"}
+
+
+def imports(file: Path, *, top_level_only: bool = False) -> set[str]:
+    """Modules that a file imports, as dotted names (`from merging import ops` counts as merging.ops)."""
+    tree = ast.parse(file.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            known_module = (ROOT / f"{node.module.replace('.', '/')}").is_dir()
+            found |= {f"{node.module}.{a.name}" if known_module else node.module for a in node.names}
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", files("merging"), ids=lambda f: str(f.relative_to(ROOT)))
+def test_merging_knows_no_interface(file):
+    roots = {name.split(".")[0] for name in imports(file)}
+    assert not roots & FORBIDDEN_IN_MERGING
+
+
+@pytest.mark.parametrize("file", files("merging"), ids=lambda f: str(f.relative_to(ROOT)))
+def test_transformers_only_where_a_model_is_run(file):
+    roots = {name.split(".")[0] for name in imports(file)}
+    if file.name in {"inference.py", "evaluation.py", "importance.py"}:
+        roots = {name.split(".")[0] for name in imports(file, top_level_only=True)}
+    assert not roots & HEAVY_AT_IMPORT
+
+
+@pytest.mark.parametrize("file", files("merging/methods"), ids=lambda f: f.name)
+def test_methods_import_only_arithmetic(file):
+    ours = {name for name in imports(file) if name.split(".")[0] == "merging"}
+    assert all(any(name == ok or name.startswith(ok + ".") for ok in METHODS_MAY_IMPORT) for name in ours), (
+        ours
+    )
+
+
+@pytest.mark.parametrize("file", files("merging"), ids=lambda f: str(f.relative_to(ROOT)))
+def test_nothing_imports_the_outer_layers(file):
+    if file.name in {"__init__.py", "__main__.py", "cli.py"}:
+        return
+    assert not imports(file) & LEAVES
+
+
+@pytest.mark.parametrize("file", files("components/figures"), ids=lambda f: f.name)
+def test_figures_know_no_gradio(file):
+    assert "gradio" not in {name.split(".")[0] for name in imports(file)}
+
+
+def test_engine_order():
+    """engine -> plan -> recipe -> methods -> statistics -> ops; no arrow points back."""
+    order = ["ops", "pieces", "statistics", "methods", "values", "recipe", "settings", "plan", "engine"]
+    for position, name in enumerate(order):
+        folder = ROOT / "merging" / name
+        sources = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+        later = {f"merging.{other}" for other in order[position + 1 :]}
+        for source in sources:
+            found = {".".join(module.split(".")[:2]) for module in imports(source)}
+            assert not found & later, (name, found & later)

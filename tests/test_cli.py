@@ -1,0 +1,116 @@
+"""The command line as its users meet it: a process, an exit code, one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "merging", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_methods_are_listed():
+    done = run("methods", "--json")
+    assert done.returncode == 0
+    assert list(json.loads(done.stdout)) == ["linear", "task_arithmetic", "ties", "slerp"]
+    assert "lambda" in json.loads(done.stdout)["ties"]["properties"]
+
+
+def test_merge_and_merge_again_give_the_same_bytes(family, write_recipe, tmp_path):
+    recipe = write_recipe(family, "ties")
+    for out in ("a", "b"):
+        done = run("merge", recipe, tmp_path / out)
+        assert done.returncode == 0, done.stderr
+        assert "written in" in done.stdout
+    files = sorted(f.name for f in (tmp_path / "a").iterdir())
+    assert files == sorted(f.name for f in (tmp_path / "b").iterdir())
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+def test_check_names_three_mistakes_and_exits_1(family, write_recipe):
+    recipe = write_recipe(family, "ties", ["one", "missing"], merge_metod="x", parameters={"densty": 1})
+    done = run("check", recipe)
+    assert done.returncode == 1
+    for part in ("merge_metod", "Did you mean 'density'", "missing"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    machine = run("check", recipe, "--json")
+    assert machine.returncode == 1
+    assert len(json.loads(machine.stdout)["problems"]) == 3
+
+
+def test_check_of_a_good_recipe(family, write_recipe):
+    done = run("check", write_recipe(family, "ties"))
+    assert done.returncode == 0
+    assert "can run" in done.stdout
+
+
+def test_wrong_usage_exits_2(tmp_path):
+    assert run("merge").returncode == 2
+    assert run("nonsense").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "none.yaml"], ["merge", "none.yaml", "out"], ["inspect", "none.yaml", "--out", "x"]],
+)
+def test_a_missing_recipe_is_one_sentence(arguments, tmp_path):
+    done = run(*arguments, env={**os.environ, "PYTHONPATH": os.getcwd()}, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: none.yaml: cannot be read")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_inspect_writes_a_report(family, write_recipe, tmp_path):
+    done = run("inspect", write_recipe(family, "ties"), "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["experts"] == [
+        str(family / "one"),
+        str(family / "two"),
+    ]
+    assert len((tmp_path / "report" / "tensors.csv").read_text().splitlines()) == 31
+
+
+def test_events_for_machines(family, write_recipe, tmp_path):
+    done = run("merge", write_recipe(family, "ties"), tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["path"] == str(tmp_path / "out")
+
+
+@pytest.fixture
+def slow_family(tmp_path):
+    """Large enough that a merge takes seconds, so that it can be killed in the middle."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "one", "two"):
+        (tmp_path / "slow" / name).mkdir(parents=True)
+        tensors = {f"layers.{i}.w": torch.randn(1500, 1000, generator=generator) for i in range(16)}
+        save_file(tensors, tmp_path / "slow" / name / "model.safetensors")
+    return tmp_path / "slow"
+
+
+def test_killed_in_the_middle_leaves_no_result(slow_family, write_recipe, tmp_path):
+    recipe = write_recipe(slow_family, "ties", parameters={"density": 0.5})
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-m", "merging", "merge", str(recipe), str(out)])
+    partial = tmp_path / ".out.partial"
+    deadline = time.time() + 60
+    while not partial.exists() and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert partial.exists()
+    assert not out.exists()
+    done = run("merge", recipe, out)
+    assert done.returncode == 0, done.stderr
+    assert len(load_file(out / "model.safetensors")) == 16
+    assert not partial.exists()

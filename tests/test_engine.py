@@ -1,0 +1,179 @@
+"""The run over a plan: events, dtypes, copies, cancelling, bounded reading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tune
+from safetensors.torch import load_file, save_file
+
+import merging
+from merging import Finished, MergingError, Progress
+from merging.engine import MemorySink, resolve_device, run_plan
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_events_end_with_the_result(family, write_recipe, tmp_path):
+    *progress, last = merging.run(
+        write_recipe(family, "ties", profile="paper"), tmp_path / "out", device="cpu"
+    )
+    assert all(isinstance(event, Progress) for event in progress)
+    shares = [event.share for event in progress]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert {event.stage for event in progress} >= {"scan 1", "merging"}
+    assert progress[-1].tensors_done == progress[-1].tensors == 30
+    assert isinstance(last, Finished)
+    assert last.path == (tmp_path / "out").absolute()
+    assert last.bytes_written == sum(t.nbytes for t in weights(tmp_path / "out").values())
+
+
+def test_density_and_ties_are_reported(bf16_family, write_recipe, tmp_path):
+    recipe = write_recipe(bf16_family, "ties", profile="paper", parameters={"density": 0.3})
+    *_, last = merging.run(recipe, tmp_path / "out")
+    elements = last.attained.elements
+    assert last.attained.kept == (round(0.3 * elements),) * 2
+    base, one = weights(bf16_family / "base"), weights(bf16_family / "one")
+    nonzero = sum(int((one[name].float() - base[name].float()).count_nonzero()) for name in base)
+    assert last.attained.nonzero[0] == min(round(0.3 * elements), nonzero)
+    assert all(tied > 1 for tied in last.attained.tied)
+
+
+def test_what_the_cast_loses_is_counted(family, tmp_path, write_recipe):
+    tune(family / "base", tmp_path / "f" / "one", seed=4, scale=1e-5)
+    (tmp_path / "f" / "base").symlink_to(family / "base")
+    recipe = write_recipe(tmp_path / "f", "task_arithmetic", ["one"], out_dtype="bfloat16")
+    *_, last = merging.run(recipe, tmp_path / "out")
+    base, one, merged = weights(family / "base"), weights(tmp_path / "f" / "one"), weights(tmp_path / "out")
+    changed = lost = 0
+    for name in base:
+        differs = base[name] + (one[name] - base[name]) != base[name]
+        changed += int(differs.sum())
+        lost += int((differs & (merged[name] == base[name].bfloat16())).sum())
+    assert last.lost_share == pytest.approx(lost / changed)
+    assert 0.5 < last.lost_share < 1
+
+
+@pytest.mark.parametrize("keys", [{}, {"dtype": "float16"}, {"dtype": "float32", "out_dtype": "bfloat16"}])
+def test_work_and_output_dtypes_of_the_mergekit_profile(family, write_recipe, tmp_path, keys):
+    out = merging.merge(write_recipe(family, "task_arithmetic", ["one"], **keys), tmp_path / "out")
+    work = getattr(torch, keys.get("dtype", "float32"))
+    final = getattr(torch, keys.get("out_dtype", keys.get("dtype", "float32")))
+    base, one = weights(family / "base"), weights(family / "one")
+    for name, value in weights(out).items():
+        rounded = base[name].to(work).float()
+        expected = rounded + (one[name].to(work).float() - rounded)
+        assert torch.equal(value, expected.to(final)), name
+
+
+def test_excluded_tensors_keep_the_bases_bits(family, write_recipe, tmp_path):
+    out = merging.merge(write_recipe(family, "ties", exclude=["*layernorm*", "lm_head.*"]), tmp_path / "out")
+    base, merged = weights(family / "base"), weights(out)
+    kept = {name for name in base if torch.equal(base[name], merged[name])}
+    assert kept == {name for name in base if "layernorm" in name or name == "lm_head.weight"}
+
+
+def test_integer_buffers_are_copied_if_equal(tmp_path, write_recipe):
+    for name, offset in (("base", 0.0), ("one", 1.0)):
+        (tmp_path / "f" / name).mkdir(parents=True)
+        save_file(
+            {"w": torch.ones(3) + offset, "ids": torch.arange(3)}, tmp_path / "f" / name / "model.safetensors"
+        )
+    recipe = write_recipe(tmp_path / "f", "task_arithmetic", ["one"])
+    assert weights(merging.merge(recipe, tmp_path / "out"))["ids"].tolist() == [0, 1, 2]
+    save_file({"w": torch.ones(3), "ids": torch.arange(3) + 1}, tmp_path / "f" / "one" / "model.safetensors")
+    with pytest.raises(MergingError, match="'ids' is I64 and differs"):
+        merging.merge(recipe, tmp_path / "out")
+
+
+def test_a_value_too_large_for_the_output_dtype(family, write_recipe, tmp_path):
+    recipe = write_recipe(family, "task_arithmetic", out_dtype="float16", parameters={"lambda": 1e8})
+    with pytest.raises(MergingError, match="too large for F16"):
+        merging.merge(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert [f.name for f in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_closing_the_events_cancels(family, write_recipe, tmp_path):
+    events = merging.run(write_recipe(family, "ties"), tmp_path / "out")
+    next(events)
+    next(events)
+    assert (tmp_path / ".out.partial").exists()
+    events.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "slerp"])
+def test_same_recipe_same_bytes(family, write_recipe, tmp_path, method):
+    experts = ["one"] if method == "slerp" else ["one", "two", "three"]
+    recipe = write_recipe(
+        family, method, experts, base_model=None if method == "linear" else str(family / "base")
+    )
+    one, two = merging.merge(recipe, tmp_path / "a"), merging.merge(recipe, tmp_path / "b")
+    for file in one.iterdir():
+        assert file.read_bytes() == (two / file.name).read_bytes(), file.name
+
+
+def test_the_base_among_the_models_changes_nothing(family, write_recipe, tmp_path):
+    models = [{"model": "base", "parameters": {"weight": 9}}, "one", "two"]
+    with_base = merging.merge(write_recipe(family, "ties", models, name="a.yaml"), tmp_path / "a")
+    without = merging.merge(write_recipe(family, "ties", ["one", "two"], name="b.yaml"), tmp_path / "b")
+    assert all(torch.equal(value, weights(without)[name]) for name, value in weights(with_base).items())
+
+
+def test_the_base_counts_in_linear(family, write_recipe, tmp_path):
+    models = [{"model": "base", "parameters": {"weight": 3}}, {"model": "one", "parameters": {"weight": 1}}]
+    out = weights(merging.merge(write_recipe(family, "linear", models), tmp_path / "out"))
+    base, one = weights(family / "base"), weights(family / "one")
+    for name, value in out.items():
+        torch.testing.assert_close(value, base[name] * 0.75 + one[name] * 0.25)
+
+
+def test_a_merge_of_folders_equals_a_merge_of_dictionaries(bf16_family, write_recipe, tmp_path):
+    out = merging.merge(
+        write_recipe(bf16_family, "ties", ["one", "two", "three"], profile="paper"), tmp_path / "out"
+    )
+    base, *models = [weights(bf16_family / name) for name in ("base", "one", "two", "three")]
+    for tensors in (base, *models):
+        tensors.pop("lm_head.weight", None)
+    expected = merging.merge_state_dicts(base, models, "ties")
+    assert all(torch.equal(value, weights(out)[name]) for name, value in expected.items())
+
+
+def test_wrong_arguments_in_memory():
+    base = {"a": torch.zeros(2)}
+    with pytest.raises(MergingError, match="2 values for 1 models"):
+        merging.merge_state_dicts(base, [base], "ties", weight=[1, 2])
+    with pytest.raises(MergingError, match="Did you mean 'slerp'"):
+        merging.merge_state_dicts(base, [base], "slurp")
+    with pytest.raises(MergingError, match="lacks 1 tensor"):
+        merging.merge_state_dicts(base, [{}], "ties")
+    with pytest.raises(MergingError, match="base_model: missing"):
+        merging.merge_state_dicts(None, [base], "ties")
+
+
+def test_unknown_devices():
+    for device in ("gpu", "mps", "cuda:99"):
+        with pytest.raises(MergingError, match="device"):
+            resolve_device(device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_gpu_gives_the_bits_of_the_cpu(bf16_family, write_recipe, method, scope):
+    keys = {"scope": scope, "parameters": {"density": 0.3}} if method == "ties" else {}
+    base = None if method == "linear" else str(bf16_family / "base")
+    plan = merging.check(
+        write_recipe(bf16_family, method, ["one", "two", "three"], base_model=base, profile="paper", **keys)
+    )
+    results = []
+    for device in ("cpu", "cuda"):
+        sink = MemorySink([tensor.info for tensor in plan.tensors])
+        list(run_plan(plan, sink, device=device))
+        results.append(sink.tensors)
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

@@ -1,0 +1,80 @@
+import pytest
+
+from merging import Recipe, RecipeError
+
+GOOD = """
+merge_method: ties
+base_model: base
+models:
+  - model: base
+  - model: one
+    parameters: {density: [0.2, 0.8], weight: 0.5}
+  - model: two
+    parameters:
+      density:
+        - {filter: mlp, value: 0.5}
+        - value: 0.1
+parameters: {normalize: true, int8_mask: true}
+dtype: bfloat16
+"""
+
+
+def test_mergekit_yaml_reads_as_it_is():
+    recipe = Recipe.from_yaml(GOOD)
+    assert recipe.profile == "mergekit"
+    assert recipe.models[1].parameters["density"] == [0.2, 0.8]
+    assert recipe.parameters == {"normalize": True}
+
+
+def test_dump_and_load_give_the_same_recipe(tmp_path):
+    recipe = Recipe.from_yaml(GOOD + "seed: 3\nexclude: ['*norm*']\nprofile: paper\n")
+    recipe.dump(tmp_path / "r.yaml")
+    assert Recipe.load(tmp_path / "r.yaml").model_dump() == recipe.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("merge_metod: ties", "Did you mean 'merge_method'"),
+        ("merge_method: ties\nbase: x", "unknown key 'base'"),
+        ("merge_method: ties\nslices: []", "slices form is not supported yet"),
+        ("merge_method: ties\nmodules: {}", "multi-module"),
+        ("merge_method: ties\ntokenizer: {source: union}", "tokenizer block"),
+        ("merge_method: ties\nmodels:\n- model: a\n  parametres: {}", "Did you mean 'parameters'"),
+        ("merge_method: ties\nmodels:\n- {}", "models.1.model: missing"),
+        ("merge_method: ties\nmodels: 7", "models"),
+        ("merge_method: ties\ndtype: float8", "dtype"),
+        ("merge_method: ties\nprofile: fast", "profile"),
+        ("merge_method: ties\nseed: -1", "seed"),
+        ("merge_method: ties\nparameters: {density: {a: 1}}", "parameter density"),
+        ("- a\n- b", "table of keys"),
+        ("merge_method: [", "line"),
+        ("merge_method: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("merge_method: ties\nmerge_method: slerp", "appears twice"),
+        ("", "table of keys"),
+        ("[" * 5000, "YAML"),
+    ],
+)
+def test_mistakes_are_named(text, says):
+    with pytest.raises(RecipeError, match=says.replace("(", r"\(")):
+        Recipe.from_yaml(text)
+
+
+def test_all_mistakes_at_once():
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_yaml("merge_method: ties\nbse_model: x\nseed: no\nmodels:\n- modl: a\nslices: []")
+    for part in ("bse_model", "seed", "modl", "slices"):
+        assert part in str(caught.value)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(tmp_path / "none.yaml")
+
+
+def test_models_are_found_beside_the_recipe(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "r.yaml").write_text("merge_method: linear\nmodels: [{model: model}]")
+    recipe = Recipe.load(tmp_path / "r.yaml")
+    assert recipe.locate("model") == tmp_path / "model"
