@@ -1,15 +1,23 @@
-"""A model that can be run: its weights in memory, its tokenizer and the device they are on."""
+"""A model that can be run: its weights in memory, its tokenizer and the device they are on; and its replies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merging.errors import CheckpointError
+import torch
+
+from merging.checkpoint import Checkpoint
+from merging.errors import CheckpointError, MergingError
 
 SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
+
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 Message = Mapping[str, str]
 
@@ -38,7 +46,7 @@ class LoadedModel:
         dtype = "float32" if device == "cpu" else "auto"
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, **SAFE_LOADING
             )
         except (OSError, ValueError, KeyError, ImportError) as cause:
@@ -72,3 +80,183 @@ class LoadedModel:
         if self.tokenizer.pad_token_id is not None:
             return self.tokenizer.pad_token_id
         return self.end_ids[0] if self.end_ids else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes its weights take in memory."""
+        return sum(tensor.nbytes for tensor in self.model.parameters())
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens a conversation may have; None where the config does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is drawn: temperature 0 takes the likeliest token; the same seed gives the same reply."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    seed: int = 0
+
+
+def stream(
+    model: LoadedModel,
+    messages: Sequence[Message],
+    sampling: Sampling | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[str]:
+    """The reply to a conversation, one piece of text a token; a piece is empty while a letter is incomplete.
+
+    Setting `stop`, or closing the iterator, ends the generation at its next token.
+
+    Raises:
+        MergingError: the conversation is longer than the model can read.
+    """
+    sampling = sampling or Sampling()
+    prompt = model.prompt_ids(messages)
+    room = sampling.max_new_tokens
+    if model.context is not None:
+        room = min(room, model.context - len(prompt))
+    if room < 1:
+        raise MergingError(
+            f"The conversation has {len(prompt)} tokens and this model reads at most {model.context}. Clear the chat, or "
+            "ask something shorter."
+        )
+    reply = _Reply(model, prompt, sampling, stop)
+    try:
+        reply.begin(room)
+        yield from reply
+    finally:
+        reply.end_now()
+
+
+class _Reply:
+    """A generation on its own thread, and the queue it fills with token ids."""
+
+    def __init__(
+        self, model: LoadedModel, prompt: list[int], sampling: Sampling, stop: threading.Event | None
+    ):
+        self.model, self.prompt, self.sampling = model, prompt, sampling
+        self.stops = [threading.Event(), *([stop] if stop is not None else [])]
+        self.tokens: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+        self.seen_prompt = False
+        self.thread: threading.Thread | None = None
+
+    def begin(self, room: int) -> None:
+        self.thread = threading.Thread(target=self._generate, args=(room,), name="reply", daemon=True)
+        self.thread.start()
+
+    def end_now(self) -> None:
+        self.stops[0].set()
+        if self.thread is not None:
+            self.thread.join(5)
+
+    def __iter__(self) -> Iterator[str]:
+        ids: list[int] = []
+        shown = ""
+        while (token := self.tokens.get()) is not None:
+            if isinstance(token, Exception):
+                raise token
+            ids.append(token)
+            text = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+            if text.endswith("\ufffd"):
+                yield ""
+            else:
+                yield text[len(shown) :]
+                shown = text
+
+    def _generate(self, room: int) -> None:
+        ids = torch.tensor([self.prompt], device=self.model.device)
+        try:
+            with torch.inference_mode():
+                self.model.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=room,
+                    **GREEDY,
+                    eos_token_id=self.model.end_ids or None,
+                    pad_token_id=self.model.pad_id,
+                    logits_processor=[_Draw(self.sampling)] if self.sampling.temperature > 0 else [],
+                    stopping_criteria=[self._stopped],
+                    streamer=self,
+                )
+        except Exception as error:
+            self.tokens.put(error)
+        self.tokens.put(None)
+
+    def put(self, ids: torch.Tensor) -> None:
+        """A streamer's half of transformers' protocol: first the prompt, then every new token."""
+        if self.seen_prompt:
+            for token in ids.flatten().tolist():
+                self.tokens.put(token)
+        self.seen_prompt = True
+
+    def end(self) -> None:
+        """The other half; the generating thread says itself when it is done."""
+
+    def _stopped(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        stopped = any(stop.is_set() for stop in self.stops)
+        return torch.full((ids.shape[0],), stopped, dtype=torch.bool, device=ids.device)
+
+
+class _Draw:
+    """Turns the search for the largest score into a draw from the softmax, by adding Gumbel noise.
+
+    It has a generator of its own: replies on several threads neither share nor disturb random state, and all models
+    that answer with one seed see the same noise.
+    """
+
+    def __init__(self, sampling: Sampling):
+        self.sampling = sampling
+        self.generator = torch.Generator().manual_seed(sampling.seed)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.float() / self.sampling.temperature
+        if self.sampling.top_p < 1:
+            ordered, places = scores.softmax(-1).sort(-1, descending=True)
+            outside = ordered.cumsum(-1) - ordered >= max(self.sampling.top_p, 1e-6)
+            scores = scores.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
+        noise = torch.empty(scores.shape).exponential_(generator=self.generator).log().neg()
+        return scores + noise.to(scores.device)
+
+
+class ModelCache:
+    """Models kept in memory, the least recently used given up first once they take more than `limit` bytes.
+
+    A model is known by its folder, its fingerprint and its device: a folder that was written anew is loaded anew.
+    """
+
+    def __init__(self, limit: int = 4 << 30):
+        self.limit = limit
+        self._models: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
+        self._loading: dict[tuple[str, str, str], threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str | Path, device: str = "cpu") -> LoadedModel:
+        """The model in a folder, loaded if need be.
+
+        Raises:
+            CheckpointError: as `LoadedModel.load`.
+        """
+        folder = Path(path).resolve()
+        key = (str(folder), Checkpoint.open(folder).fingerprint, device)
+        with self._lock:
+            loading = self._loading.setdefault(key, threading.Lock())
+        with loading:
+            with self._lock:
+                if key in self._models:
+                    self._models.move_to_end(key)
+                    return self._models[key]
+            model = LoadedModel.load(folder, device)
+            with self._lock:
+                self._models[key] = model
+                self._loading.pop(key, None)
+                while len(self._models) > 1 and sum(m.nbytes for m in self._models.values()) > self.limit:
+                    self._models.popitem(last=False)
+            return model
+
+    def __len__(self) -> int:
+        return len(self._models)

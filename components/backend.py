@@ -1,0 +1,30 @@
+"""What outlives a page: the jobs and the models in memory, one of each for a folder of runs."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from components.settings import Settings
+from merging.inference import ModelCache
+from merging.jobs import JobStore
+
+
+def job_store(settings: Settings) -> JobStore:
+    """The jobs under the settings' folder of runs."""
+    return _store(settings.runs.resolve())
+
+
+def model_cache(settings: Settings) -> ModelCache:
+    """The models that answer in the chat."""
+    return _models(settings.runs.resolve())
+
+
+@cache
+def _store(folder: Path) -> JobStore:
+    return JobStore(folder)
+
+
+@cache
+def _models(folder: Path) -> ModelCache:
+    return ModelCache()

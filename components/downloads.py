@@ -1,0 +1,59 @@
+"""A finished model as one zip file, made when somebody asks for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import zipfile
+from pathlib import Path
+
+from gradio.utils import get_upload_folder
+
+from merging import MergingError
+from merging.jobs import JobStore
+
+
+def zip_model(store: JobStore, owner: str, id: str) -> Path:
+    """The zip of a job's model, in the folder the server may send files from; made once.
+
+    The path is built from the job's own record, never from what the browser sent.
+
+    Raises:
+        MergingError: this owner has no such model, or there is no room for the zip.
+    """
+    folder, job = store.model(owner, id), store.get(owner, id)
+    if folder is None or job is None:
+        raise MergingError("This model is no longer there. Merge again.")
+    name = re.sub(r"[^a-z0-9]+", "-", job.title.lower()).strip("-") or "merge"
+    target = _folder(job.id) / f"{name[:60]}.zip"
+    if target.is_file():
+        return target
+    draft = target.with_name(f".{secrets.token_hex(4)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(folder.iterdir()):
+                if file.is_file() and not file.is_symlink():
+                    archive.write(file, f"{target.stem}/{file.name}")
+        os.replace(draft, target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise MergingError(f"The zip cannot be written ({error.strerror}). Free some disk space.") from None
+    return target
+
+
+def forget_zip(id: str) -> None:
+    """Remove the zip of a job that is deleted; `id` is that of a job that was found."""
+    shutil.rmtree(_folder(id), ignore_errors=True)
+
+
+def model_bytes(store: JobStore, owner: str, id: str) -> int:
+    """What the download will weigh; 0 where there is nothing to download."""
+    folder = store.model(owner, id)
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder else 0
+
+
+def _folder(id: str) -> Path:
+    return Path(get_upload_folder()) / f"mergescope-{id}"

@@ -1,0 +1,178 @@
+"""What the Merge tab says about plans and jobs, as HTML. Everything from people and models is escaped here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from components.merge_recipe import Checked, expert_names
+from merging import METHODS, MergingError, Recipe
+from merging.job_records import Job
+
+ENDINGS = {
+    "failed": ("The merge failed", "mg-bad"),
+    "cancelled": ("Cancelled. Nothing was written.", "mg-quiet"),
+    "interrupted": ("Interrupted: Mergescope was stopped while this ran. Merge again.", "mg-quiet"),
+}
+
+
+def count(number: float) -> str:
+    """1_048_576 -> '1.0 M'."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes in the units of a download."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return f"{number:.0f} B"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def share(value: float) -> str:
+    """A share as per cent with two digits that mean something; small ones are not rounded away."""
+    if 0 < value < 0.0001:
+        return "below 0.01 %"
+    return f"{value * 100:.2f} %" if value < 0.1 else f"{value * 100:.1f} %"
+
+
+def plan_html(checked: Checked) -> str:
+    """One line about a merge that can run, or all that is in its way."""
+    if checked.plan is None:
+        return problems_html("This cannot be merged yet", checked.problems)
+    plan = checked.plan
+    experts = f"{len(plan.experts)} expert{'s' if len(plan.experts) != 1 else ''}"
+    line = (
+        f"{experts} · {len(plan.tensors)} tensors · {count(plan.parameters)} parameters · "
+        f"writes {size(plan.bytes_to_write)}"
+    )
+    return f'<p class="mg-plan">{line}</p>' + warnings_html(plan.warnings)
+
+
+def problems_html(heading: str, problems: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(problem)}</li>" for problem in problems)
+    return (
+        f'<div class="mg-problems" role="alert"><strong>{html.escape(heading)}</strong><ul>{items}</ul></div>'
+    )
+
+
+def warnings_html(warnings: Sequence[str]) -> str:
+    return "".join(f'<p class="mg-warning">{html.escape(warning)}</p>' for warning in warnings)
+
+
+def progress_html(job: Job | None) -> str:
+    """The one progress bar: how far, how fast, how long still; empty where nothing waits or runs."""
+    if job is None or not job.active:
+        return ""
+    title = html.escape(job.title)
+    if job.state == "queued":
+        others = (
+            f"{job.ahead} job{'s' if job.ahead != 1 else ''} before it" if job.ahead else "about to start"
+        )
+        return _bar(title, 0.0, f"waiting · {others}")
+    progress = job.progress
+    if progress is None:
+        return _bar(title, 0.0, "reading headers")
+    parts = [progress.stage, f"{progress.tensors_done}/{progress.tensors} tensors"]
+    if progress.seconds > 0:
+        parts.append(f"{progress.bytes_per_second / 1e9:.2f} GB/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{clock(progress.seconds_left)} left")
+    return _bar(title, progress.share, " · ".join(html.escape(part) for part in parts))
+
+
+def _bar(title: str, done: float, words: str) -> str:
+    return (
+        f'<div class="mg-progress"><div class="mg-line"><strong>{title}</strong><span>{words}</span></div>'
+        f'<progress max="1" value="{done:.4f}" aria-label="{title}"></progress></div>'
+    )
+
+
+def result_html(job: Job | None) -> str:
+    """The card of a job that has ended: what was attained, or why not."""
+    if job is None:
+        return (
+            '<div class="mg-empty"><strong>No merge yet</strong>'
+            "<p>Use the button above: a few seconds later the merged model is here, with what the merge kept.</p></div>"
+        )
+    if job.active:
+        return '<div class="mg-empty"><p>Merging: the result appears here.</p></div>'
+    if job.state != "done":
+        words, look = ENDINGS[job.state]
+        reason = f"<p>{html.escape(job.error)}</p>" if job.error else ""
+        return f'<div class="mg-result {look}" role="alert"><strong>{words}</strong>{reason}</div>'
+    return _card(job, job.result or {})
+
+
+def _card(job: Job, result: dict[str, Any]) -> str:
+    facts = []
+    if result.get("relative_change") is not None:
+        facts.append((share(result["relative_change"]), "relative change", "‖merged − base‖ / ‖base‖"))
+        facts.append(
+            (
+                share(result.get("lost_share", 0.0)),
+                "rounded away",
+                "changed weights the number format puts back",
+            )
+        )
+    facts.append(
+        (f"{result.get('seconds', 0):.1f} s", "to merge", f"{count(result.get('parameters', 0))} parameters")
+    )
+    facts.append((size(result.get("bytes_written", 0)), "written", f"{result.get('tensors', 0)} tensors"))
+    cells = "".join(
+        f'<div class="mg-fact"><b>{html.escape(value)}</b><span>{html.escape(name)}</span>'
+        f"<small>{html.escape(meaning)}</small></div>"
+        for value, name, meaning in facts
+    )
+    return (
+        f'<div class="mg-result" role="status"><h3>{html.escape(job.title)}</h3><div class="mg-facts">{cells}</div>'
+        f"{_kept_table(job, result)}{warnings_html(result.get('warnings', ()))}</div>"
+    )
+
+
+def _kept_table(job: Job, result: dict[str, Any]) -> str:
+    """What trimming kept of each expert's change; nothing for methods that trim nothing."""
+    density = result.get("density")
+    if not density:
+        return ""
+    names = _names(job, len(density))
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td><span class="mg-meter" style="--share:{kept:.4f}"></span>'
+        f"{share(kept)}</td><td>{tied:,}</td></tr>"
+        for name, kept, tied in zip(names, density, result.get("tied") or [0] * len(density), strict=False)
+    )
+    return (
+        '<table class="mg-kept"><thead><tr><th scope="col">expert</th><th scope="col">change kept</th>'
+        f'<th scope="col">ties at the cut</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _names(job: Job, length: int) -> tuple[str, ...]:
+    try:
+        names = expert_names(Recipe.from_yaml(job.recipe or ""))
+    except MergingError:
+        names = ()
+    return names if len(names) == length else tuple(f"expert {n}" for n in range(1, length + 1))
+
+
+def default_text(names: Sequence[str]) -> str:
+    """What the one-click merge does, before it is clicked."""
+    method = METHODS["ties"]
+    whose = ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "no expert"
+    return (
+        '<div class="mg-lead"><h2>Merge the experts into one model</h2>'
+        f"<p>{html.escape(method.title)} keeps the larger half of what each of {html.escape(whose)} changed, lets them "
+        "vote on the direction where they disagree, and averages those that agree. It takes seconds; the parents stay "
+        "as they are.</p></div>"
+    )
