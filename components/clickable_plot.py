@@ -72,13 +72,11 @@ def payload(
     }
 
 
-def clicked_cell(event: object, rows: int, columns: int) -> tuple[int, int] | None:
-    """Row and column of a click as the browser reports it; None unless it lies in the map."""
+def clicked_cell(event: object) -> tuple[int, int] | None:
+    """Row and column of a click as the browser reports it; None where that is no pair of natural numbers."""
     data = getattr(event, "_data", None)
     index = data.get("index") if isinstance(data, dict) else None
     if not isinstance(index, (list, tuple)) or len(index) != 2:
         return None
     row, column = index
-    if type(row) is not int or type(column) is not int or not (0 <= row < rows and 0 <= column < columns):
-        return None
-    return row, column
+    return (row, column) if type(row) is int and type(column) is int and min(row, column) >= 0 else None

@@ -24,11 +24,9 @@ class Table:
     rows: list[list[str | int | float | None]]
 
 
-def map_table(
-    report: Report, metric: Metric, names: tuple[str, ...] | None = None, *, everything: bool = False
-) -> Table:
+def map_table(report: Report, metric: Metric, *, everything: bool = False) -> Table:
     """The numbers of a map: one row a cell, one column a small map."""
-    shown = panels(report, metric, names, everything=everything)
+    shown = panels(report, metric, everything=everything)
     if not shown:
         return Table(["block", "module"], [])
     grid = shown[0].grid
@@ -42,14 +40,14 @@ def map_table(
     return Table(["block", "module", *(panel.name for panel in shown)], rows)
 
 
-def full_table(report: Report, names: tuple[str, ...] | None = None, *, everything: bool = False) -> Table:
+def full_table(report: Report, *, everything: bool = False) -> Table:
     """Every number of every cell at full precision."""
     headers = ["block", "module", "tensors", "elements"]
-    for name in expert_names(report, names):
+    for name in expert_names(report):
         headers += [
             f"{name} {column}" for column in ("relative change", "changed share", "mean |δ|", "max |δ|")
         ]
-    for name in pair_names(report, names):
+    for name in pair_names(report):
         headers += [f"{name} {column}" for column in ("opposite signs", "cosine")]
     rows: list[list[str | int | float | None]] = []
     for (block, kind), statistics in report.cells(everything=everything).items():

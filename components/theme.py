@@ -7,6 +7,31 @@ from pathlib import Path
 import gradio as gr
 
 CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
+HEAD = '<meta name="color-scheme" content="light dark">'
+HEADER = """
+<header class="page-head">
+  <div class="brand">
+    <svg viewBox="0 0 24 24" width="26" height="26" aria-hidden="true">
+      <g fill="currentColor">
+        <rect x="1" y="1" width="6.5" height="6.5" rx="1.2" opacity=".25"/>
+        <rect x="8.75" y="1" width="6.5" height="6.5" rx="1.2" opacity=".6"/>
+        <rect x="16.5" y="1" width="6.5" height="6.5" rx="1.2" opacity=".35"/>
+        <rect x="1" y="8.75" width="6.5" height="6.5" rx="1.2" opacity=".7"/>
+        <rect x="8.75" y="8.75" width="6.5" height="6.5" rx="1.2"/>
+        <rect x="16.5" y="8.75" width="6.5" height="6.5" rx="1.2" opacity=".5"/>
+        <rect x="1" y="16.5" width="6.5" height="6.5" rx="1.2" opacity=".3"/>
+        <rect x="8.75" y="16.5" width="6.5" height="6.5" rx="1.2" opacity=".55"/>
+        <rect x="16.5" y="16.5" width="6.5" height="6.5" rx="1.2" opacity=".25"/>
+      </g>
+    </svg>
+    <h1>Mergescope</h1>
+  </div>
+  <p class="first">The demo models are tiny, about a million parameters each, trained by us on sums, list and string
+  expressions and word games: they know nothing else and cannot hold a conversation.</p>
+  <p class="purpose">See where fine-tuned experts changed their base and where they fight, merge them, and talk to the
+  result.</p>
+</header>
+"""
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 

@@ -20,11 +20,9 @@ TITLE, TICKS, BAR = 26, 30, 54
 """Pixels above a small map for its name, below it for its modules, and below all for the colour scale."""
 
 
-def map_chart(
-    report: Report, metric: Metric, names: tuple[str, ...] | None = None, *, everything: bool = False
-) -> Chart | None:
+def map_chart(report: Report, metric: Metric, *, everything: bool = False) -> Chart | None:
     """The map of one metric; None where it has nothing to show (a conflict needs two experts)."""
-    shown = panels(report, metric, names, everything=everything)
+    shown = panels(report, metric, everything=everything)
     if not shown or not shown[0].grid.rows:
         return None
     layout = _coloraxis(metric, shown)

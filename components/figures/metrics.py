@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from components.family import Family
 from merging import Report
 from merging.inspection import Grid, TensorStatistics
 
@@ -119,28 +120,27 @@ class Panel:
     grid: Grid
 
 
-def expert_names(report: Report, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Short names where there are some, else those of the report."""
-    return names if names is not None and len(names) == len(report.experts) else report.experts
+def expert_names(report: Report) -> tuple[str, ...]:
+    """The experts' short names, in the report's order."""
+    return Family("", report.experts).names
 
 
-def pair_names(report: Report, names: tuple[str, ...] | None = None) -> list[str]:
-    short = expert_names(report, names)
-    return [f"{short[first]} · {short[second]}" for first, second in report.pairs]
+def pair_names(report: Report) -> list[str]:
+    """A name for each pair of experts, in the report's order."""
+    names = expert_names(report)
+    return [f"{names[first]} · {names[second]}" for first, second in report.pairs]
 
 
-def panels(
-    report: Report, metric: Metric, names: tuple[str, ...] | None = None, *, everything: bool = False
-) -> list[Panel]:
+def panels(report: Report, metric: Metric, *, everything: bool = False) -> list[Panel]:
     """The small maps of a metric: one an expert; or one a pair, after one over all pairs where there are several."""
 
     def panel(name: str, value: Callable[[TensorStatistics], float | None]) -> Panel:
         return Panel(name, report.grid(value, everything=everything))
 
     if metric.over == "experts":
-        shown = enumerate(expert_names(report, names))
+        shown = enumerate(expert_names(report))
         return [panel(name, lambda s, index=index: metric.value(s, index)) for index, name in shown]
-    pairs = pair_names(report, names)
+    pairs = pair_names(report)
     found = []
     if metric.overall is not None and len(pairs) > 1:
         found.append(panel("all pairs", metric.overall))

@@ -1,0 +1,58 @@
+"""Mergescope: composes the tabs and starts the server."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+
+from components.inspect_tab import build_inspect_tab, wire_inspect_tab
+from components.models_tab import build_models_tab, wire_models_tab
+from components.settings import Settings
+from components.shared import build_shared, owner_id
+from components.theme import CSS, HEAD, HEADER, build_theme
+
+
+def build_app(settings: Settings) -> gr.Blocks:
+    """The page: header, numbered tabs, and their events."""
+    with gr.Blocks(title="Mergescope", analytics_enabled=False) as app:
+        shared = build_shared(settings)
+        gr.HTML(HEADER)
+        with gr.Tabs() as tabs:
+            with gr.Tab("1 Models", id="models"):
+                models = build_models_tab(settings)
+            with gr.Tab("2 Inspect", id="inspect"):
+                inspect = build_inspect_tab()
+
+        def remember_owner(stored: str | None) -> str:
+            return owner_id(settings, stored)
+
+        app.load(remember_owner, shared.owner, shared.owner, show_progress="hidden", api_visibility="private")
+        wire_models_tab(app, models, settings, shared)
+        wire_inspect_tab(app, inspect, settings, shared)
+        models.next.click(lambda: gr.Tabs(selected="inspect"), None, tabs, api_visibility="private")
+    return app.queue(max_size=16, default_concurrency_limit=4)
+
+
+def main() -> None:
+    """Start the app as `MERGESCOPE_*` variables say and print its address."""
+    settings = Settings.from_environment()
+    build_app(settings).launch(
+        server_name=settings.host,
+        server_port=settings.port,
+        theme=build_theme(),
+        css=CSS,
+        head=HEAD,
+        footer_links=["settings"],
+        show_error=False,
+        max_file_size="5mb",
+        run_history=False,
+        enable_monitoring=False,
+        blocked_paths=[str(settings.runs)],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Tab 2: where the experts changed the base, and where they fight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+import merging
+from components import inspect_views as views
+from components.clickable_plot import clickable_plot, clicked_cell
+from components.family import Family
+from components.figures.metrics import METRICS
+from components.reports import Reports, report_key
+from components.settings import Settings
+from components.shared import Shared
+from merging import MergingError
+
+FIRST_METRIC = "change"
+MOST_UNASKED = 1 << 30
+"""Bytes up to which a family is measured without being asked to."""
+
+
+@dataclass(frozen=True)
+class InspectTab:
+    """The components of the tab; `report` holds the key of the report that is shown."""
+
+    report: gr.State
+    status: gr.HTML
+    measure: gr.Button
+    stop: gr.Button
+    totals: gr.HTML
+    metric: gr.Radio
+    everything: gr.Checkbox
+    map: gr.HTML
+    explanation: gr.HTML
+    block: gr.Dropdown
+    module: gr.Dropdown
+    story: gr.HTML
+    figures: gr.HTML
+    histogram: gr.HTML
+    agreement: gr.HTML
+    table: gr.Dataframe
+    csv: gr.HTML
+
+
+def build_inspect_tab() -> InspectTab:
+    """Build the tab; it fills itself once the page has loaded."""
+    with gr.Row(elem_classes="section-head"):
+        gr.HTML(
+            "<h2>Where did the experts change, and where do they fight?</h2>"
+            "<p>Every weight of base and experts is read once. Nothing is merged yet.</p>"
+        )
+        measure = gr.Button("Measure now", variant="primary", scale=0, min_width=140, visible=False)
+        stop = gr.Button("Stop", scale=0, min_width=100, visible=False)
+    status = gr.HTML(elem_classes="status")
+    totals = gr.HTML()
+    with gr.Row(elem_classes="controls"):
+        metric = gr.Radio(
+            [(entry.label, entry.key) for entry in METRICS.values()],
+            value=FIRST_METRIC,
+            label="What to show",
+            elem_classes="segments",
+            scale=5,
+            min_width=300,
+        )
+        everything = gr.Checkbox(label="Norms and embeddings", scale=1, min_width=200)
+    plot = clickable_plot(empty=views.NO_MAP, name="mergescope-map", elem_id="map")
+    with gr.Accordion("What am I looking at?", open=False, elem_classes="explain"):
+        explanation = gr.HTML()
+    with gr.Row(elem_classes="section-head story-head"):
+        story = gr.HTML(f"<h2>One cell</h2><p>{views.NO_CELL}</p>", elem_id="story")
+        block = gr.Dropdown([], label="Block", scale=0, min_width=150, filterable=False)
+        module = gr.Dropdown([], label="Module", scale=0, min_width=150, filterable=False)
+    figures = gr.HTML(elem_id="cell-figures")
+    with gr.Row(elem_classes="pair"):
+        with gr.Column(min_width=320):
+            histogram = clickable_plot(empty=views.NO_CELL, name="mergescope-changes", elem_id="histogram")
+        with gr.Column(min_width=320):
+            agreement = clickable_plot(empty=views.NO_CELL, name="mergescope-signs", elem_id="agreement")
+    with gr.Accordion("The map as a table", open=False, elem_classes="explain"):
+        table = gr.Dataframe(
+            headers=["block", "module"],
+            interactive=False,
+            show_search="filter",
+            elem_id="map-table",
+            wrap=False,
+        )
+    csv = gr.HTML(elem_id="csv")
+    return InspectTab(
+        gr.State(""),
+        status,
+        measure,
+        stop,
+        totals,
+        metric,
+        everything,
+        plot,
+        explanation,
+        block,
+        module,
+        story,
+        figures,
+        histogram,
+        agreement,
+        table,
+        csv,
+    )
+
+
+def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:
+    """Connect the tab's events: a family is measured, its report shown, a cell of it chosen."""
+    reports = Reports()
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    measured = [tab.status, tab.measure, tab.stop, tab.report]
+    choice = [tab.report, tab.metric, tab.everything, tab.block, tab.module]
+    cell = [tab.block, tab.module, tab.story, tab.figures, tab.histogram, tab.agreement]
+    map_views = [tab.map, tab.explanation, tab.table]
+
+    runs = [
+        gr.on(
+            [app.load, shared.family.change],
+            partial(measure, reports, settings),
+            shared.family,
+            measured,
+            **quiet,
+        ),
+        tab.measure.click(partial(measure, reports, settings, asked=True), shared.family, measured, **quiet),
+    ]
+    tab.stop.click(stopped, None, measured, cancels=runs, **quiet)
+
+    def pick(event: gr.EventData, key: str, metric: str, everything: bool) -> list[Any]:
+        return pick_cell(reports, event, key, metric, everything)
+
+    whole = [tab.totals, tab.csv, *map_views, *cell]
+    tab.report.change(partial(show_report, reports), choice, whole, **quiet)
+    tab.everything.input(partial(show_report, reports), choice, whole, **quiet)
+    tab.metric.input(partial(show_metric, reports), choice, map_views, trigger_mode="always_last", **quiet)
+    tab.map.select(pick, [tab.report, tab.metric, tab.everything], cell, trigger_mode="always_last", **quiet)
+    gr.on(
+        [tab.block.input, tab.module.input], partial(choose_cell, reports), choice, [tab.map, *cell], **quiet
+    )
+
+
+def measure(reports: Reports, settings: Settings, family: Family, asked: bool = False) -> Iterator[list[Any]]:
+    """Status line, which of the buttons Measure and Stop is there, and in the end the key of the report."""
+    shown, hidden = gr.update(visible=True), gr.update(visible=False)
+    if not isinstance(family, Family) or not family.experts:
+        yield ["", hidden, hidden, ""]
+        return
+    try:
+        plan = merging.check(family.recipe())
+        key = report_key(plan)
+        if reports.get(key) is None and plan.bytes_to_read > MOST_UNASKED and not asked:
+            yield [views.ask_status(plan.bytes_to_read), shown, hidden, ""]
+            return
+        told = 0.0
+        for progress in reports.measure(plan, key, settings.device):
+            if progress.seconds - told > 0.3:
+                told = progress.seconds
+                yield [views.progress_status(progress), hidden, shown, gr.skip()]
+        yield ["", hidden, hidden, key]
+    except MergingError as error:
+        yield [views.error_status(str(error)), hidden, hidden, ""]
+    except OSError as error:
+        yield [views.error_status(f"The models could not be read: {error.strerror}."), shown, hidden, ""]
+
+
+def stopped() -> list[Any]:
+    """What to show after Stop."""
+    return [views.STOPPED, gr.update(visible=True), gr.update(visible=False), ""]
+
+
+def show_report(
+    reports: Reports, key: str, metric: str, everything: bool, block: str | None, module: str | None
+) -> list[Any]:
+    """Everything under the status line."""
+    report, everything = reports.get(key), bool(everything)
+    cell = views.settle(report, metric, everything, block, module)
+    return [
+        views.show_totals(report),
+        views.show_csv(report, everything),
+        *views.show_map(report, metric, everything, cell),
+        *views.show_cell(report, everything, cell),
+    ]
+
+
+def show_metric(
+    reports: Reports, key: str, metric: str, everything: bool, block: str | None, module: str | None
+) -> list[Any]:
+    """Another metric of the same report, with the same cell outlined."""
+    report = reports.get(key)
+    cell = views.settle(report, metric, bool(everything), block, module)
+    return views.show_map(report, metric, bool(everything), cell)
+
+
+def pick_cell(reports: Reports, event: gr.EventData, key: str, metric: str, everything: bool) -> list[Any]:
+    """The story of a clicked cell; nothing changes for a click that is not on a cell of this map."""
+    report = reports.get(key)
+    place = clicked_cell(event)
+    cell = views.cell_at(report, bool(everything), *place) if report is not None and place else None
+    return views.show_cell(report, bool(everything), cell) if cell else [gr.skip()] * 6
+
+
+def choose_cell(
+    reports: Reports, key: str, metric: str, everything: bool, block: str | None, module: str | None
+) -> list[Any]:
+    """The story of the cell two dropdowns name, and the map with it outlined."""
+    report, everything = reports.get(key), bool(everything)
+    cell = views.settle(report, metric, everything, block, module)
+    return [views.show_map(report, metric, everything, cell)[0], *views.show_cell(report, everything, cell)]

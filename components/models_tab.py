@@ -1,0 +1,201 @@
+"""Tab 1: which models. A base and up to eight experts, a card for each, and what a merge of them costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from components.model_cards import card_html, estimate_html
+from components.models import (
+    DEMO,
+    LONG_EXPERT,
+    MOST_EXPERTS,
+    Choice,
+    choose,
+    demo_rows,
+    has_long_expert,
+    memory_bound,
+    plan_family,
+)
+from components.settings import Settings
+from components.shared import Shared
+from merging import MergingError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its frame, the field to type in, its card, and for experts a button that removes it."""
+
+    frame: gr.Row
+    field: gr.Textbox
+    card: gr.HTML
+    remove: gr.Button | None
+
+
+@dataclass(frozen=True)
+class ModelsTab:
+    """The components of the tab; `next` leads to Inspect."""
+
+    base: Row
+    experts: tuple[Row, ...]
+    shown: gr.State
+    demo: gr.Button
+    add_long: gr.Button
+    add: gr.Button
+    estimate: gr.HTML
+    next: gr.Button
+
+
+def build_models_tab(settings: Settings) -> ModelsTab:
+    """Build the tab with the demo family chosen."""
+    typed_base, typed = demo_rows(settings)
+    choice = choose(settings, typed_base, typed)
+    with gr.Row(elem_classes="section-head"):
+        gr.HTML(
+            "<h2>Which models?</h2><p>One base, and experts that were fine-tuned from it. Only their headers are read "
+            "here.</p>",
+        )
+        demo = gr.Button("Demo family", size="sm", min_width=120, scale=0)
+        add_long = gr.Button(
+            f"Add {LONG_EXPERT}: tuned long at a high rate", size="sm", scale=0, min_width=290, visible=False
+        )
+    base = _build_row("Base", typed_base, card_html(choice.base, is_base=True), visible=True)
+    experts = []
+    for number in range(MOST_EXPERTS):
+        card = card_html(choice.experts[number], is_base=False) if number < len(typed) else ""
+        value = typed[number] if number < len(typed) else ""
+        experts.append(
+            _build_row(f"Expert {number + 1}", value, card, visible=number < len(typed), removable=True)
+        )
+    with gr.Row(elem_classes="actions"):
+        add = gr.Button("Add an expert", size="sm", scale=0, min_width=140)
+    estimate = gr.HTML(_estimate(choice))
+    with gr.Row(elem_classes="actions"):
+        following = gr.Button("Inspect these models", variant="primary", scale=0, min_width=220)
+    shown = gr.State(len(typed))
+    return ModelsTab(base, tuple(experts), shown, demo, add_long, add, estimate, following)
+
+
+def _build_row(label: str, value: str, card: str, *, visible: bool, removable: bool = False) -> Row:
+    with gr.Row(elem_classes="model", visible=visible) as frame:
+        with gr.Column(scale=3, min_width=230):
+            field = gr.Textbox(
+                value,
+                label=label,
+                placeholder="a model folder, or demo:math",
+                max_length=1000,
+                elem_classes="model-field",
+            )
+        with gr.Column(scale=8, min_width=280):
+            shown = gr.HTML(card)
+        remove = None
+        if removable:
+            remove = gr.Button(
+                f"Remove {label.lower()}", size="sm", scale=0, min_width=140, elem_classes="remove"
+            )
+    return Row(frame, field, shown, remove)
+
+
+def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: Shared) -> None:
+    """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family."""
+    fields = [tab.base.field, *(row.field for row in tab.experts)]
+    cards = [tab.base.card, *(row.card for row in tab.experts)]
+    judged = [*cards, tab.estimate, shared.family, tab.add_long, tab.next]
+    rows = [tab.shown, *fields, *(row.frame for row in tab.experts), tab.add]
+    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    events = [event for field in fields for event in (field.submit, field.blur)]
+    gr.on(
+        [app.load, *events],
+        partial(judge, settings),
+        [tab.shown, *fields],
+        judged,
+        trigger_mode="always_last",
+        **options,
+    )
+
+    def change(button: gr.Button, function: Callable[..., list[Any]]) -> None:
+        button.click(function, [tab.shown, *fields], rows, **options).success(
+            partial(judge, settings), [tab.shown, *fields], judged, **options
+        )
+
+    change(tab.demo, partial(take_demo, settings))
+    change(tab.add, add_expert)
+    change(tab.add_long, add_long_expert)
+    for number, row in enumerate(tab.experts):
+        if row.remove is not None:
+            change(row.remove, partial(remove_expert, number))
+
+
+def judge(settings: Settings, shown: int, *typed: str) -> list[Any]:
+    """Cards of all rows, the estimate, the family, and which buttons make sense."""
+    experts = list(typed[1 : 1 + _rows(shown)])
+    choice = choose(settings, typed[0] or "", [text or "" for text in experts])
+    cards = [card_html(card, is_base=False) for card in choice.experts]
+    cards += [""] * (MOST_EXPERTS - len(cards))
+    offer_long = (
+        has_long_expert(settings)
+        and typed[0] == DEMO + "base"
+        and DEMO + LONG_EXPERT not in experts
+        and len(experts) < MOST_EXPERTS
+    )
+    ready = bool(choice.family.experts)
+    return [
+        card_html(choice.base, is_base=True),
+        *cards,
+        _estimate(choice),
+        choice.family,
+        gr.update(visible=offer_long),
+        gr.update(interactive=ready),
+    ]
+
+
+def _estimate(choice: Choice) -> str:
+    listed = sum(not card.empty for card in choice.experts)
+    if not choice.family.experts:
+        return estimate_html(None, 0, 0, listed)
+    try:
+        plan = plan_family(choice.family)
+    except MergingError:
+        return estimate_html(None, 0, 0, listed)
+    return estimate_html(plan, memory_bound(plan), len(choice.family.experts), listed)
+
+
+def add_expert(shown: int, *typed: str) -> list[Any]:
+    """One more empty row."""
+    return _arranged(typed[0], [*typed[1 : 1 + _rows(shown)], ""])
+
+
+def add_long_expert(shown: int, *typed: str) -> list[Any]:
+    """One more row with the demo's fourth expert."""
+    return _arranged(typed[0], [*typed[1 : 1 + _rows(shown)], DEMO + LONG_EXPERT])
+
+
+def remove_expert(number: int, shown: int, *typed: str) -> list[Any]:
+    """All rows but one; those below it move up."""
+    experts = list(typed[1 : 1 + _rows(shown)])
+    return _arranged(typed[0], experts[:number] + experts[number + 1 :])
+
+
+def take_demo(settings: Settings, shown: int, *typed: str) -> list[Any]:
+    """The demo family in place of whatever is there."""
+    return _arranged(*demo_rows(settings))
+
+
+def _rows(shown: object) -> int:
+    return min(MOST_EXPERTS, max(0, shown)) if isinstance(shown, int) else 0
+
+
+def _arranged(base: str, experts: Sequence[str]) -> list[Any]:
+    experts = list(experts)[:MOST_EXPERTS]
+    padded = experts + [""] * (MOST_EXPERTS - len(experts))
+    return [
+        len(experts),
+        base,
+        *padded,
+        *(gr.update(visible=number < len(experts)) for number in range(MOST_EXPERTS)),
+        gr.update(interactive=len(experts) < MOST_EXPERTS),
+    ]
