@@ -12,14 +12,14 @@ from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.models_tab import build_models_tab, wire_models_tab
 from components.settings import Settings
 from components.shared import build_shared, owner_id
-from components.theme import CSS, HEAD, HEADER, build_theme
+from components.theme import CSS, HEAD, HEADER, HEADER_SCRIPT, build_theme
 
 
 def build_app(settings: Settings) -> gr.Blocks:
     """The page: header, numbered tabs, and their events."""
     with gr.Blocks(title="Mergescope", analytics_enabled=False) as app:
         shared = build_shared(settings)
-        gr.HTML(HEADER)
+        gr.HTML(HEADER, js_on_load=HEADER_SCRIPT)
         with gr.Tabs() as tabs:
             with gr.Tab("1 Models", id="models"):
                 models = build_models_tab(settings)
@@ -45,7 +45,7 @@ def main() -> None:
         theme=build_theme(),
         css=CSS,
         head=HEAD,
-        footer_links=["settings"],
+        footer_links=[],
         show_error=False,
         max_file_size="5mb",
         run_history=False,

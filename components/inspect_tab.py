@@ -67,10 +67,19 @@ def build_inspect_tab() -> InspectTab:
             scale=5,
             min_width=300,
         )
-        everything = gr.Checkbox(label="Norms and embeddings", scale=1, min_width=200)
+        everything = gr.Checkbox(label="Norms and embeddings", scale=0, min_width=210)
     plot = clickable_plot(empty=views.NO_MAP, name="mergescope-map", elem_id="map")
     with gr.Accordion("What am I looking at?", open=False, elem_classes="explain"):
         explanation = gr.HTML()
+    with gr.Accordion("The map as a table", open=False, elem_classes="explain"):
+        table = gr.Dataframe(
+            headers=["block", "module"],
+            interactive=False,
+            show_search="filter",
+            elem_id="map-table",
+            wrap=False,
+        )
+    csv = gr.HTML(elem_id="csv")
     with gr.Row(elem_classes="section-head story-head"):
         story = gr.HTML(f"<h2>One cell</h2><p>{views.NO_CELL}</p>", elem_id="story")
         block = gr.Dropdown([], label="Block", scale=0, min_width=150, filterable=False)
@@ -81,15 +90,6 @@ def build_inspect_tab() -> InspectTab:
             histogram = clickable_plot(empty=views.NO_CELL, name="mergescope-changes", elem_id="histogram")
         with gr.Column(min_width=320):
             agreement = clickable_plot(empty=views.NO_CELL, name="mergescope-signs", elem_id="agreement")
-    with gr.Accordion("The map as a table", open=False, elem_classes="explain"):
-        table = gr.Dataframe(
-            headers=["block", "module"],
-            interactive=False,
-            show_search="filter",
-            elem_id="map-table",
-            wrap=False,
-        )
-    csv = gr.HTML(elem_id="csv")
     return InspectTab(
         gr.State(""),
         status,

@@ -8,7 +8,7 @@ from components.models import Card, Facts
 from merging import Plan
 
 BADGES = {
-    "base": ("badge-plain", "", "Base"),
+    "base": ("badge-plain", "", "All experts are compared with it"),
     "fits": ("badge-good", "✓", "Fits the base"),
     "note": ("badge-note", "!", "Fits, with a note"),
     "misfit": ("badge-bad", "✕", "Does not fit"),
@@ -51,7 +51,7 @@ def _facts_html(facts: Facts) -> str:
     cells = [
         ("parameters", count(facts.parameters)),
         ("blocks × width", shape),
-        ("number format", ", ".join(facts.dtypes)),
+        ("format", ", ".join(facts.dtypes)),
         ("vocabulary", f"{facts.vocabulary:,}" if facts.vocabulary is not None else "–"),
         ("output head", "tied" if facts.tied else "own"),
         ("size", size(facts.nbytes)),
@@ -80,15 +80,17 @@ def estimate_html(plan: Plan | None, memory: int, experts: int, listed: int) -> 
 
 def count(number: int) -> str:
     """1.24 M, 7.24 B."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return str(number)
+    return _short(number, (("B", 1e9), ("M", 1e6), ("k", 1e3))) or str(number)
 
 
 def size(nbytes: float) -> str:
     """2.49 MB, 14.5 GB."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if nbytes >= limit:
-            return f"{nbytes / limit:.3g} {unit}"
-    return f"{nbytes:.0f} bytes"
+    return _short(nbytes, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))) or f"{nbytes:.0f} bytes"
+
+
+def _short(number: float, units: tuple[tuple[str, float], ...]) -> str | None:
+    """Three digits and a unit; None below the smallest unit."""
+    for unit, factor in units:
+        if number >= 0.9995 * factor:
+            return f"{number / factor:#.3g}".rstrip(".") + f" {unit}"
+    return None

@@ -75,7 +75,7 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         add = gr.Button("Add an expert", size="sm", scale=0, min_width=140)
     estimate = gr.HTML(_estimate(choice))
     with gr.Row(elem_classes="actions"):
-        following = gr.Button("Inspect these models", variant="primary", scale=0, min_width=220)
+        following = gr.Button("Inspect these models", variant="primary", size="md", scale=0, min_width=220)
     shown = gr.State(len(typed))
     return ModelsTab(base, tuple(experts), shown, demo, add_long, add, estimate, following)
 

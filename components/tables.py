@@ -89,7 +89,7 @@ def csv_link(table: Table, file: str) -> str:
     content = quote(csv_text(table))
     return (
         f'<a class="save" download="{html.escape(file, quote=True)}" '
-        f'href="data:text/csv;charset=utf-8,{content}">Save as CSV</a>'
+        f'href="data:text/csv;charset=utf-8,{content}">Save all numbers as CSV</a>'
     )
 
 

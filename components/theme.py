@@ -12,7 +12,7 @@ HEADER = """
 <header class="page-head">
   <div class="brand">
     <svg viewBox="0 0 24 24" width="26" height="26" aria-hidden="true">
-      <g fill="currentColor">
+      <g>
         <rect x="1" y="1" width="6.5" height="6.5" rx="1.2" opacity=".25"/>
         <rect x="8.75" y="1" width="6.5" height="6.5" rx="1.2" opacity=".6"/>
         <rect x="16.5" y="1" width="6.5" height="6.5" rx="1.2" opacity=".35"/>
@@ -25,12 +25,21 @@ HEADER = """
       </g>
     </svg>
     <h1>Mergescope</h1>
+    <button type="button" aria-label="Switch between light and dark"></button>
   </div>
   <p class="first">The demo models are tiny, about a million parameters each, trained by us on sums, list and string
   expressions and word games: they know nothing else and cannot hold a conversation.</p>
   <p class="purpose">See where fine-tuned experts changed their base and where they fight, merge them, and talk to the
   result.</p>
 </header>
+"""
+HEADER_SCRIPT = """
+const stored = localStorage.getItem('mergescope-theme');
+if (stored) document.body.classList.toggle('dark', stored === 'dark');
+element.querySelector('button').addEventListener('click', () => {
+  const dark = document.body.classList.toggle('dark');
+  localStorage.setItem('mergescope-theme', dark ? 'dark' : 'light');
+});
 """
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")

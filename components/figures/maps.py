@@ -14,9 +14,11 @@ from merging import Report
 from merging.inspection import Grid
 
 MOST_ACROSS = 4
-CHANCE_LIMITS = (0.25, 0.75)
+MOST_NUMBERED = 28
+"""Cells side by side that are still wide enough for their number."""
+CHANCE_LIMITS = (0.4, 0.6)
 """Fixed colour limits of the sign conflict; values beyond them keep the last colour and their number."""
-TITLE, TICKS, BAR = 26, 30, 54
+TITLE, TICKS, BAR = 26, 26, 44
 """Pixels above a small map for its name, below it for its modules, and below all for the colour scale."""
 
 
@@ -25,15 +27,16 @@ def map_chart(report: Report, metric: Metric, *, everything: bool = False) -> Ch
     shown = panels(report, metric, everything=everything)
     if not shown or not shown[0].grid.rows:
         return None
-    layout = _coloraxis(metric, shown)
+    across = min(MOST_ACROSS, len(shown))
     figure = new_figure(
-        coloraxis=layout,
+        coloraxis=_coloraxis(metric, shown),
         uirevision=f"{metric.key} {everything}",
-        **_arrange(shown, min(MOST_ACROSS, len(shown))),
+        **_arrange(shown, across),
     )
-    digits = decimals(_values(shown))
+    digits = decimals(_values(shown)) + 1
+    numbered = len(shown[0].grid.columns) * across <= MOST_NUMBERED and len(shown[0].grid.rows) <= 16
     for number, panel in enumerate(shown, 1):
-        figure.add_trace(_trace(panel, number, metric, digits))
+        figure.add_trace(_trace(panel, number, metric.hover, digits, numbered=numbered))
     return Chart(
         figure=figure,
         title=metric.title,
@@ -58,9 +61,8 @@ def strongest_cell(report: Report, metric: Metric, *, everything: bool = False) 
     return None
 
 
-def _trace(panel: Panel, number: int, metric: Metric, digits: int) -> go.Heatmap:
+def _trace(panel: Panel, number: int, hover_text: str, digits: int, *, numbered: bool) -> go.Heatmap:
     grid, suffix = panel.grid, "" if number == 1 else str(number)
-    numbered = len(grid.columns) <= 9 and len(grid.rows) <= 16
     hover = [
         [f"{text(panel.name)}: {text(cell_name(block, kind))}" for kind in grid.columns]
         for block in grid.rows
@@ -77,8 +79,8 @@ def _trace(panel: Panel, number: int, metric: Metric, digits: int) -> go.Heatmap
         hoverongaps=False,
         customdata=hover,
         texttemplate=f"%{{z:.{digits}f}}" if numbered else None,
-        textfont={"size": 11},
-        hovertemplate=f"%{{customdata}}<br><b>%{{z:.{digits + 1}f}}</b> {metric.hover}<extra></extra>",
+        textfont={"size": 10.5},
+        hovertemplate=f"%{{customdata}}<br><b>%{{z:.{digits}f}}</b> {hover_text}<extra></extra>",
     )
 
 
@@ -155,12 +157,13 @@ def _coloraxis(metric: Metric, shown: Sequence[Panel]) -> dict[str, Any]:
         "outlinewidth": 0,
         "ticks": "",
         "nticks": 7,
+        "tickformat": f".{decimals(_values(shown))}f",
     }
     values = sorted(_values(shown))
     if metric.scale == "chance":
         low, high = CHANCE_LIMITS
-        ticks = [low, 0.375, 0.5, 0.625, high]
-        labels = [f"≤ {low}", "0.375", "0.5 chance", "0.625", f"≥ {high}"]
+        ticks = [low, 0.45, 0.5, 0.55, high]
+        labels = [f"≤ {low}", "0.45", "0.5 (chance)", "0.55", f"≥ {high}"]
         return {
             "colorscale": "RdBu_r",
             "cmin": low,

@@ -8,6 +8,7 @@ from itertools import combinations
 import plotly.graph_objects as go
 
 from components.figures.chart import DASHES, SERIES, Chart, new_figure, text
+from components.figures.maps import CHANCE_LIMITS
 from merging.inspection import TensorStatistics, bin_edges
 
 MOST_BARS = 6
@@ -22,13 +23,13 @@ def change_histogram(statistics: TensorStatistics, names: Sequence[str], where: 
     first, last = max(0, used[0] - 1), min(len(edges) - 2, used[-1] + 1)
     figure = new_figure(
         height=300,
-        margin={"l": 56, "r": 8, "t": 8, "b": 84},
-        legend={"orientation": "h", "x": 0, "y": -0.28, "yanchor": "top"},
+        margin={"l": 56, "r": 8, "t": 36, "b": 48},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hovermode="x unified",
         uirevision=where,
         xaxis={
             "type": "log",
-            "title": {"text": "size of the change, |δ| (log)"},
+            "title": {"text": "size of the change, |δ| (log)", "standoff": 8},
             "exponentformat": "power",
             "dtick": 1,
             "fixedrange": True,
@@ -98,7 +99,7 @@ def _bars(
         bargap=0.45,
         xaxis={
             "range": [0, 1],
-            "title": {"text": "share of opposite signs"},
+            "title": {"text": "share of opposite signs", "standoff": 8},
             "fixedrange": True,
             "dtick": 0.25,
         },
@@ -121,9 +122,11 @@ def _bars(
             x=list(values),
             y=[f"{text(names[a])} · {text(names[b])} " for a, b in pairs],
             orientation="h",
-            marker={"color": "#6470d8"},
+            marker={"color": "#4f5bc9"},
             text=["none in common" if value is None else f"{value:.2f}" for value in values],
-            textposition="outside",
+            textposition=["outside" if value is None or value < 0.15 else "inside" for value in values],
+            insidetextanchor="end",
+            insidetextfont={"color": "#ffffff"},
             cliponaxis=False,
             hovertemplate="%{y}: <b>%{x:.3f}</b> of the weights that both changed<extra></extra>",
         )
@@ -155,8 +158,8 @@ def _matrix(
             z=table,
             x=labels,
             y=labels,
-            zmin=0.25,
-            zmax=0.75,
+            zmin=CHANCE_LIMITS[0],
+            zmax=CHANCE_LIMITS[1],
             colorscale="RdBu_r",
             showscale=False,
             xgap=1,
