@@ -65,7 +65,8 @@ class MergeForm:
         one = method.experts_wanted == 1
         if key in ("experts", "partner"):
             choices = [(name, number) for number, name in enumerate(names)]
-            return gr.update(choices=choices, value=form[key], visible=one == (key == "partner"))
+            value = list(range(len(names))) if one and key == "experts" else form[key]
+            return gr.update(choices=choices, value=value, visible=one == (key == "partner"))
         owner, _, rest = key.partition(".")
         if not rest or owner in METHODS:
             return gr.update(value=form[key], **({"interactive": key not in fixed} if rest else {}))

@@ -44,6 +44,8 @@ def share(value: float) -> str:
     """A share as per cent with two digits that mean something; small ones are not rounded away."""
     if 0 < value < 0.0001:
         return "below 0.01 %"
+    if value in (0, 1):
+        return f"{value * 100:.0f} %"
     return f"{value * 100:.2f} %" if value < 0.1 else f"{value * 100:.1f} %"
 
 

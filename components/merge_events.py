@@ -1,0 +1,235 @@
+"""What happens in the Merge tab: plain functions from values to values.
+
+`stored` is what the browser keeps as owner, `watched` the id of the job that runs. Ids come from the browser and mean
+nothing until the job store has found them for this owner.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from typing import Any
+
+import gradio as gr
+
+import merging
+from components.backend import job_store
+from components.downloads import forget_zip, model_bytes, zip_model
+from components.family import Family
+from components.merge_form import MergeForm
+from components.merge_html import (
+    default_text,
+    plan_html,
+    problems_html,
+    progress_html,
+    result_html,
+    size,
+)
+from components.merge_recipe import (
+    MAX_YAML,
+    check,
+    default_recipe,
+    from_yaml,
+    title,
+    to_recipe,
+)
+from components.settings import Settings
+from components.shared import owner_id
+from merging import MergingError, Recipe
+from merging.job_records import Job
+
+KIND = "merge"
+SHOWN_JOBS = 30
+
+
+def default_label(family: Family) -> str:
+    """The text of the one-click button."""
+    numbers = {2: "two", 3: "three", 4: "four", 5: "five"}
+    experts = len(family.experts)
+    if experts < 2:
+        return "Merge with TIES"
+    return f"Merge these {numbers.get(experts, experts)} with TIES"
+
+
+def toast(text: str, heading: str) -> gr.Error:
+    """An error as the page shows it; toasts take HTML, so the text is escaped."""
+    return gr.Error(html.escape(text), title=heading, print_exception=False)
+
+
+def judge(recipe: Recipe, watched: str) -> list[Any]:
+    """Recipe, YAML, apply button, plan line, readiness, merge button."""
+    checked = check(recipe)
+    ready = checked.plan is not None
+    return [
+        recipe,
+        recipe.to_yaml(),
+        gr.update(interactive=False, variant="secondary"),
+        plan_html(checked),
+        ready,
+        gr.update(interactive=ready and not watched),
+    ]
+
+
+def edit(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
+    """A number or switch of the form changed."""
+    return judge(to_recipe(recipe, family, form.read(values)), watched)
+
+
+def restructure(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
+    """Method, profile or experts changed, and with them what the form shows."""
+    changed = to_recipe(recipe, family, form.read(values))
+    return [*judge(changed, watched), *form.show(changed, family)]
+
+
+def yaml_edited() -> list[Any]:
+    """The YAML is ahead of the form: it has to be applied before it can be merged."""
+    return [gr.update(interactive=True, variant="primary"), gr.update(interactive=False)]
+
+
+def apply_yaml(form: MergeForm, text: str, recipe: Recipe, family: Family, watched: str) -> list[Any]:
+    """Take the recipe from the YAML, or say all that is wrong with it and change nothing else."""
+    imported, problems = from_yaml(text or "", family)
+    if imported is None:
+        unchanged = [gr.skip() for _ in form.outputs]
+        words = problems_html("Not applied", problems)
+        return [gr.skip(), gr.skip(), gr.skip(), words, gr.skip(), gr.update(interactive=False), *unchanged]
+    return [*judge(imported, watched), *form.show(imported, family)]
+
+
+def take_family(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:
+    """Other models were chosen: the same method over them, at its default values."""
+    fresh = default_recipe(family, recipe.merge_method)
+    judged = judge(fresh, watched)
+    can_start = check(default_recipe(family)).plan is not None and not watched
+    button = gr.update(value=default_label(family), interactive=can_start)
+    return [*judged, *form.show(fresh, family), default_text(family.names), button]
+
+
+def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
+    """The one-click merge."""
+    return start(settings, default_recipe(family), family, stored)
+
+
+def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> list[Any]:
+    """Queue a merge: watched job, timer, progress, cancel, merge and default buttons, result."""
+    store, owner = job_store(settings), owner_id(settings, stored)
+    checked = check(recipe)
+    if checked.plan is None:
+        raise toast(" ".join(checked.problems), "This cannot be merged yet")
+    try:
+        id = store.start(
+            owner,
+            KIND,
+            lambda out: merging.run(recipe, out, device=settings.device),
+            title=title(recipe, family),
+            recipe=recipe.to_yaml(),
+        )
+    except MergingError as error:
+        raise toast(str(error), "Not started") from None
+    job = store.get(owner, id)
+    return [*_running(job, ready=True, can_default=True), result_html(job)]
+
+
+def cancel(settings: Settings, watched: str, stored: Any) -> dict[str, Any]:
+    """Ask the job to stop; the timer shows when it has."""
+    job_store(settings).cancel(owner_id(settings, stored), watched)
+    return gr.update(interactive=False, value="Cancelling")
+
+
+def tick(settings: Settings, watched: str, ready: bool, family: Family, stored: Any) -> list[Any]:
+    """One look at the running job."""
+    job = job_store(settings).get(owner_id(settings, stored), watched)
+    if job is not None and job.active:
+        skipped = [gr.skip() for _ in range(11)]
+        return [gr.skip(), gr.skip(), progress_html(job), *skipped]
+    return attach(settings, ready, family, stored, shown=watched)
+
+
+def attach(settings: Settings, ready: bool, family: Family, stored: Any, *, shown: str = "") -> list[Any]:
+    """Everything about this owner's jobs as it is now: the running one is watched, `shown` or the newest is shown."""
+    store, owner = job_store(settings), owner_id(settings, stored)
+    jobs = _merges(settings, owner)
+    active = [job for job in jobs if job.active]
+    watched = active[-1] if active else None
+    ended = [job for job in jobs if not job.active]
+    chosen = store.get(owner, shown) or (ended[0] if ended else None)
+    can_default = check(default_recipe(family)).plan is not None
+    return [*_running(watched, ready=ready, can_default=can_default), *_card(settings, owner, chosen)]
+
+
+def show(settings: Settings, id: str, stored: Any) -> list[Any]:
+    """Another of the earlier merges was chosen."""
+    owner = owner_id(settings, stored)
+    return _card(settings, owner, job_store(settings).get(owner, id))
+
+
+def delete(settings: Settings, shown: str, stored: Any) -> list[Any]:
+    """Forget the job on the card and show the one before it."""
+    store, owner = job_store(settings), owner_id(settings, stored)
+    if store.delete(owner, shown):
+        forget_zip(shown)
+    ended = [job for job in _merges(settings, owner) if not job.active]
+    return _card(settings, owner, ended[0] if ended else None)
+
+
+def reuse(form: MergeForm, settings: Settings, shown: str, stored: Any, *state: Any) -> list[Any]:
+    """Load the recipe of the job on the card into form and YAML."""
+    recipe, family, watched = state
+    job = job_store(settings).get(owner_id(settings, stored), shown)
+    if job is None or job.recipe is None:
+        raise toast("This merge is no longer there.", "Not loaded")
+    return apply_yaml(form, job.recipe[:MAX_YAML], recipe, family, watched)
+
+
+def download(settings: Settings, shown: str, stored: Any) -> dict[str, Any]:
+    """Make the zip of the model on the card."""
+    try:
+        path = zip_model(job_store(settings), owner_id(settings, stored), shown)
+    except MergingError as error:
+        raise toast(str(error), "No download") from None
+    return gr.update(value=str(path))
+
+
+def _merges(settings: Settings, owner: str) -> list[Job]:
+    return [job for job in job_store(settings).list(owner) if job.kind == KIND]
+
+
+def _running(job: Job | None, *, ready: bool, can_default: bool) -> list[Any]:
+    """Watched job, timer, progress, and the buttons that depend on whether something runs."""
+    active = job is not None and job.active
+    return [
+        job.id if job is not None and active else "",
+        gr.Timer(active=active),
+        progress_html(job),
+        gr.update(interactive=active, visible=active, value="Cancel"),
+        gr.update(interactive=ready and not active),
+        gr.update(interactive=can_default and not active),
+    ]
+
+
+def _card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
+    """Shown job, card, its buttons, the list of merges, and the newest finished one."""
+    jobs = _merges(settings, owner)
+    done = [one for one in jobs if one.state == "done"]
+    has_model = job is not None and job.state == "done"
+    weight = size(model_bytes(job_store(settings), owner, job.id)) if job is not None and has_model else ""
+    choices = [(_line(one), one.id) for one in jobs if not one.active][:SHOWN_JOBS]
+    listed = job is not None and job.id in {id for _, id in choices}
+    return [
+        job.id if job is not None else "",
+        result_html(job),
+        gr.update(visible=has_model),
+        gr.update(visible=has_model, value=f"Download model (zip, {weight})"),
+        gr.update(visible=job is not None and job.recipe is not None and not job.active),
+        gr.update(visible=job is not None and not job.active),
+        gr.update(
+            choices=choices, value=job.id if job is not None and listed else None, visible=bool(choices)
+        ),
+        done[0].id if done else "",
+    ]
+
+
+def _line(job: Job) -> str:
+    """A job in the list: name, when, how it ended."""
+    when = time.strftime("%d %b %H:%M", time.localtime(job.created))
+    return f"{job.title}\n{when} · {job.state}"

@@ -1,0 +1,228 @@
+"""Tab 3: one click for a sensible merge, a form and its YAML for any other, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from components import merge_events as events
+from components.family import Family
+from components.merge_form import MergeForm, build_merge_form
+from components.merge_html import default_text, plan_html, result_html
+from components.merge_recipe import check, default_recipe
+from components.settings import Settings
+from components.shared import Shared
+
+CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+TICK = 0.4
+"""Seconds between two looks at a running job."""
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+SAVE_FILE = "() => setTimeout(() => document.querySelector('#merge-file')?.click(), 250)"
+TO_PROGRESS = (
+    "() => document.querySelector('#merge-progress, #merge-result')?.scrollIntoView({block: 'center'})"
+)
+
+
+@dataclass(frozen=True)
+class MergeTab:
+    """The components of the tab.
+
+    `recipe` holds what is merged, `watched` the id of the job that waits or runs, `shown` that of the job on the
+    card, `fresh` that of the newest finished merge; `next` leads to Chat.
+    """
+
+    lead: gr.HTML
+    default: gr.Button
+    form: MergeForm
+    yaml: gr.Code
+    apply: gr.Button
+    plan: gr.HTML
+    merge: gr.Button
+    cancel: gr.Button
+    progress: gr.HTML
+    result: gr.HTML
+    download: gr.Button
+    file: gr.DownloadButton
+    reuse: gr.Button
+    delete: gr.Button
+    next: gr.Button
+    history: gr.Radio
+    timer: gr.Timer
+    recipe: gr.State
+    ready: gr.State
+    watched: gr.State
+    shown: gr.State
+    fresh: gr.State
+
+
+def build_merge_tab(settings: Settings) -> MergeTab:
+    """Build the tab over the demo family; `wire_merge_tab` brings it to life."""
+    family = Family.demo(settings.demo)
+    recipe = default_recipe(family)
+    checked = check(recipe)
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_classes="mg-top"):
+        parts["lead"] = gr.HTML(default_text(family.names))
+        parts["default"] = gr.Button(
+            events.default_label(family),
+            variant="primary",
+            size="lg",
+            scale=0,
+            min_width=290,
+            elem_id="merge-default-button",
+            interactive=checked.plan is not None,
+        )
+    _build_outcome(parts)
+    gr.HTML('<div class="mg-divider"><h2>Or choose how</h2></div>')
+    with gr.Row(elem_classes="mg-columns"):
+        with gr.Column(scale=3, min_width=320):
+            parts["form"] = build_merge_form(family)
+        with gr.Column(scale=2, min_width=320, elem_classes="mg-side"):
+            _build_side(parts, recipe.to_yaml(), plan_html(checked), ready=checked.plan is not None)
+    return MergeTab(
+        **parts,
+        timer=gr.Timer(TICK, active=False),
+        recipe=gr.State(recipe),
+        ready=gr.State(checked.plan is not None),
+        watched=gr.State(""),
+        shown=gr.State(""),
+        fresh=gr.State(""),
+    )
+
+
+def _build_outcome(parts: dict[str, Any]) -> None:
+    """Progress, the result's card with what can be done with it, and the earlier merges."""
+    with gr.Row(elem_classes="mg-running"):
+        parts["progress"] = gr.HTML(elem_id="merge-progress")
+        parts["cancel"] = gr.Button(
+            "Cancel",
+            size="sm",
+            scale=0,
+            min_width=110,
+            interactive=False,
+            visible=False,
+            elem_id="cancel-button",
+        )
+    parts["result"] = gr.HTML(result_html(None), elem_id="merge-result")
+    with gr.Row(elem_classes="actions"):
+        parts["next"] = gr.Button(
+            "Chat with it",
+            variant="primary",
+            size="sm",
+            scale=0,
+            min_width=140,
+            visible=False,
+            elem_id="merge-next",
+        )
+        parts["download"] = gr.Button(
+            "Download", size="sm", scale=0, min_width=210, visible=False, elem_id="merge-download"
+        )
+        parts["reuse"] = gr.Button(
+            "Use its recipe", size="sm", scale=0, min_width=140, visible=False, elem_id="merge-reuse"
+        )
+        parts["delete"] = gr.Button(
+            "Delete", size="sm", scale=0, min_width=100, visible=False, elem_id="merge-delete"
+        )
+        parts["file"] = gr.DownloadButton("zip", visible="hidden", elem_id="merge-file")
+    parts["history"] = gr.Radio(
+        [], label="Your merges", visible=False, elem_id="merge-history", elem_classes="mg-history"
+    )
+
+
+def _build_side(parts: dict[str, Any], yaml: str, plan: str, *, ready: bool) -> None:
+    """The live YAML and the buttons that act on it."""
+    parts["yaml"] = gr.Code(
+        yaml,
+        language="yaml",
+        label="Recipe (YAML)",
+        lines=12,
+        max_lines=28,
+        interactive=True,
+        wrap_lines=True,
+        show_line_numbers=False,
+        buttons=["copy", "download"],
+        elem_id="recipe-yaml",
+    )
+    parts["apply"] = gr.Button(
+        "Apply the edited YAML", size="sm", interactive=False, elem_id="apply-yaml-button"
+    )
+    parts["plan"] = gr.HTML(plan, elem_id="merge-plan")
+    parts["merge"] = gr.Button("Merge", variant="primary", interactive=ready, elem_id="merge-button")
+
+
+def wire_merge_tab(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared) -> None:
+    """Connect the tab's events. The recipe is the truth; form and YAML are two views of it."""
+    form, widgets = tab.form, list(tab.form.inputs.values())
+    judged = [tab.recipe, tab.yaml, tab.apply, tab.plan, tab.ready, tab.merge]
+    filled = [*judged, *form.outputs]
+    state = [tab.recipe, shared.family, tab.watched]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
+
+    gr.on([c.input for c in form.details], partial(events.edit, form), [*state, *widgets], judged, **latest)
+    gr.on(
+        [c.input for c in form.structure],
+        partial(events.restructure, form),
+        [*state, *widgets],
+        filled,
+        **latest,
+    )
+    tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.merge], **latest)
+    tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE)
+    shared.family.change(
+        partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE
+    )
+    _wire_jobs(app, tab, settings, shared)
+    _wire_results(tab, settings, shared, filled, state)
+
+
+def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared) -> None:
+    """Starting, watching, cancelling, and finding a job again after a reload."""
+    running = [tab.watched, tab.timer, tab.progress, tab.cancel, tab.merge, tab.default]
+    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history, tab.fresh]
+    started = [*running, tab.result]
+    tab.default.click(
+        partial(events.start_default, settings), [shared.family, shared.owner], started, **PRIVATE
+    )
+    tab.merge.click(
+        partial(events.start, settings), [tab.recipe, shared.family, shared.owner], started, **PRIVATE
+    ).success(None, None, None, js=TO_PROGRESS, api_visibility="private")
+    tab.cancel.click(partial(events.cancel, settings), [tab.watched, shared.owner], tab.cancel, **PRIVATE)
+    tab.timer.tick(
+        partial(events.tick, settings),
+        [tab.watched, tab.ready, shared.family, shared.owner],
+        [*running, *card],
+        trigger_mode="once",
+        queue=False,
+        **PRIVATE,
+    )
+    gr.on(
+        [app.load, shared.owner.change],
+        partial(events.attach, settings),
+        [tab.ready, shared.family, shared.owner],
+        [*running, *card],
+        **PRIVATE,
+    )
+
+
+def _wire_results(
+    tab: MergeTab, settings: Settings, shared: Shared, filled: list[Any], state: list[Any]
+) -> None:
+    """What can be done with a finished job."""
+    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history, tab.fresh]
+    tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **PRIVATE)
+    tab.delete.click(partial(events.delete, settings), [tab.shown, shared.owner], card, **PRIVATE)
+    tab.reuse.click(
+        partial(events.reuse, tab.form, settings), [tab.shown, shared.owner, *state], filled, **PRIVATE
+    )
+    tab.download.click(
+        partial(events.download, settings),
+        [tab.shown, shared.owner],
+        tab.file,
+        show_progress="minimal",
+        show_progress_on=tab.download,
+        api_visibility="private",
+    ).success(None, None, None, js=SAVE_FILE, api_visibility="private")
