@@ -33,12 +33,12 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
-	$(BIN)/python scripts/method_table.py --check
+	$(BIN)/python scripts/readme.py --check
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python scripts/method_table.py
+	$(BIN)/python scripts/readme.py
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.run

@@ -342,7 +342,7 @@ class _Totals:
 
 
 def _square(values: torch.Tensor) -> float:
-    return float(values.double().square().sum())
+    return float(torch.linalg.vector_norm(values)) ** 2
 
 
 def _not_finite(plan: Plan, info: TensorInfo, piece: Piece, rows: torch.Tensor) -> str:

@@ -111,31 +111,36 @@ class ChangeWatch:
 
 def _measure(piece: Piece) -> TensorStatistics:
     deltas = piece.deltas.reshape(piece.experts, -1)
-    signs = deltas.sign()
+    bits = deltas.contiguous().view(torch.int32)
+    changed = deltas != 0
+    nonzero = changed.count_nonzero(1).tolist()
     magnitudes = deltas.abs()
-    wide = deltas.double()
     pairs = list(combinations(range(piece.experts), 2))
-    products = wide @ wide.T
-    # signs are −1, 0, 1: their product is −1 where two experts disagree, and its square 1 where both changed
-    agreement = [signs[a] * signs[b] for a, b in pairs]
+    shared = [changed[a] & changed[b] for a, b in pairs]
+    # the sign is the top bit, so two numbers of opposite sign differ in it: their exclusive or is negative
+    opposite = [both & ((bits[a] ^ bits[b]) < 0) for both, (a, b) in zip(shared, pairs, strict=True)]
     return TensorStatistics(
         elements=deltas.shape[1],
-        base=float(piece.base_or_zero.double().square().sum()),
-        change=products.diagonal().tolist(),
-        mass=wide.abs().sum(1).tolist(),
-        nonzero=signs.count_nonzero(1).tolist(),
+        base=float(torch.linalg.vector_norm(piece.base_or_zero)) ** 2,
+        change=[float(delta @ delta) for delta in deltas],
+        mass=magnitudes.sum(1).tolist(),
+        nonzero=nonzero,
         largest=magnitudes.amax(1).tolist() if deltas.shape[1] else [0.0] * piece.experts,
-        histogram=[_histogram(row) for row in deltas],
-        shared=[int(product.count_nonzero()) for product in agreement],
-        opposite=[int((product < 0).sum()) for product in agreement],
-        dot=[float(products[a, b]) for a, b in pairs],
+        histogram=[_histogram(delta, count) for delta, count in zip(deltas, nonzero, strict=True)],
+        shared=[int(both.count_nonzero()) for both in shared],
+        opposite=[int(both.count_nonzero()) for both in opposite],
+        dot=[float(deltas[a] @ deltas[b]) for a, b in pairs],
     )
 
 
-def _histogram(delta: torch.Tensor) -> list[int]:
-    bits = ops.magnitude_bits(delta)
-    bins = (bits[bits != 0] >> HISTOGRAM_SHIFT).clamp(FIRST_BIN, LAST_BIN - 1) - FIRST_BIN
-    return torch.bincount(bins, minlength=LAST_BIN - FIRST_BIN).tolist()
+def _histogram(delta: torch.Tensor, nonzero: int) -> list[int]:
+    bins = ops.magnitude_bits(delta) >> HISTOGRAM_SHIFT
+    counts = torch.bincount(bins, minlength=LAST_BIN).cpu()
+    counts[0] -= delta.numel() - nonzero
+    inner = counts[FIRST_BIN:LAST_BIN]
+    inner[0] += counts[:FIRST_BIN].sum()
+    inner[-1] += counts[LAST_BIN:].sum()
+    return inner.tolist()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""Random Llama-shaped families of a chosen size, for measuring speed and memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+def llama_shapes(width: int, blocks: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
+    for block in range(blocks):
+        prefix = f"model.layers.{block}"
+        for name in ("q", "k", "v", "o"):
+            shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (width, width)
+        for name in ("gate", "up"):
+            shapes[f"{prefix}.mlp.{name}_proj.weight"] = (width * 8 // 3, width)
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (width, width * 8 // 3)
+        for name in ("input", "post_attention"):
+            shapes[f"{prefix}.{name}_layernorm.weight"] = (width,)
+    return shapes | {"model.norm.weight": (width,), "lm_head.weight": (vocabulary, width)}
+
+
+def make_family(folder: Path, *, width: int, blocks: int, vocabulary: int, experts: int = 3) -> int:
+    """Write `base` and `expert-1` ... as bfloat16 under `folder`; the number of parameters of one model."""
+    shapes = llama_shapes(width, blocks, vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in shapes.items()}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+    for number in range(experts + 1):
+        tensors = base
+        if number:
+            tensors = {n: v + torch.randn(v.shape, generator=generator) * 5e-4 for n, v in base.items()}
+        target = folder / (f"expert-{number}" if number else "base")
+        target.mkdir(parents=True)
+        save_file(
+            {n: v.bfloat16() for n, v in tensors.items()}, target / "model.safetensors", {"format": "pt"}
+        )
+        (target / "config.json").write_text(json.dumps(config))
+    return sum(value.numel() for value in base.values())

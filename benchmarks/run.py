@@ -1,0 +1,142 @@
+"""Speed and memory of checking, merging and inspecting, as multiples of copying the same bytes, in one run.
+
+    python -m benchmarks.run [--width 768 --blocks 12 --vocabulary 16000] [--repeat 3] [--device auto] [--save NAME]
+
+"Copying" reads base and experts and writes one model through our own reader and writer: the floor of any merge. Each
+measurement runs in a process of its own and is repeated; medians are shown, with the peak resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import merging
+from benchmarks.family import make_family
+from merging.checkpoint import Checkpoint
+from merging.header import TensorInfo
+from merging.writer import CheckpointWriter
+
+CASES: dict[str, dict[str, object]] = {
+    "linear": {"merge_method": "linear", "base_model": None},
+    "task_arithmetic": {"merge_method": "task_arithmetic"},
+    "ties, scope tensor": {"merge_method": "ties", "scope": "tensor", "parameters": {"density": 0.2}},
+    "ties, scope model": {"merge_method": "ties", "scope": "model", "parameters": {"density": 0.2}},
+    "slerp": {"merge_method": "slerp", "experts": 1},
+}
+MEASURES = ["copy", "check", "inspect", *CASES]
+
+
+def recipe_of(family: Path, case: dict[str, object]) -> merging.Recipe:
+    experts = sorted(family.glob("expert-*"))[: case.get("experts")]  # type: ignore[misc]
+    keys = {"base_model": str(family / "base"), "profile": "paper", **case}
+    keys.pop("experts", None)
+    return merging.Recipe(models=tuple({"model": str(expert)} for expert in experts), **keys)  # type: ignore[arg-type]
+
+
+def copy(family: Path, out: Path) -> None:
+    """Read every model in the family once and write one of them."""
+    base, *experts = [Checkpoint.open(folder) for folder in sorted(family.iterdir())]
+    layout = [TensorInfo(tensor.name, tensor.dtype, tensor.shape) for tensor in base.tensors.values()]
+    with CheckpointWriter(out, layout) as writer:
+        for name in base.tensors:
+            for expert in experts:
+                expert.read(name)
+            writer.write(name, base.read(name))
+
+
+def measure(name: str, family: Path, device: str) -> None:
+    """Run one measurement in this process; prints seconds and peak resident bytes as JSON."""
+    if device != "cpu" and torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+    with tempfile.TemporaryDirectory(dir=family.parent) as folder:
+        started = time.perf_counter()
+        if name == "copy":
+            copy(family, Path(folder) / "out")
+        elif name == "check":
+            merging.check(recipe_of(family, CASES["ties, scope model"]))
+        elif name == "inspect":
+            merging.inspect(recipe_of(family, CASES["task_arithmetic"]), device=device)
+        else:
+            merging.merge(recipe_of(family, CASES[name]), Path(folder) / "out", device=device)
+        seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=16000)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--save", help="write benchmarks/results/NAME.json")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--family", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure, options.family, options.device)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        family = Path(folder) / "family"
+        parameters = make_family(
+            family, width=options.width, blocks=options.blocks, vocabulary=options.vocabulary
+        )
+        results = run_all(family, options.repeat, options.device)
+    machine = machine_name(options.device)
+    print(
+        f"\n{parameters / 1e6:.0f} M parameters, bfloat16, base + 3 experts; {machine}; median of {options.repeat}"
+    )
+    print(f"{'':22}{'seconds':>9}{'x copy':>8}{'peak MB':>9}")
+    for name, result in results.items():
+        print(f"{name:22}{result['seconds']:9.2f}{result['ratio']:8.2f}{result['peak'] / 1e6:9.0f}")
+    if options.save:
+        target = Path(__file__).parent / "results" / f"{options.save}.json"
+        content = {"machine": machine, "parameters": parameters, "repeat": options.repeat, "results": results}
+        target.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def run_all(family: Path, repeat: int, device: str) -> dict[str, dict[str, float]]:
+    """Medians of every measure, interleaved, so that noise of the machine meets all of them alike."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in MEASURES}
+    for _ in range(repeat):
+        for name in MEASURES:
+            arguments = ["--measure", name, "--family", str(family), "--device", device]
+            command = [sys.executable, "-m", "benchmarks.run", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(".", end="", flush=True)
+    medians = {
+        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak")}
+        for name, runs in found.items()
+    }
+    return {
+        name: {**run, "ratio": run["seconds"] / medians["copy"]["seconds"]} for name, run in medians.items()
+    }
+
+
+def machine_name(device: str) -> str:
+    cpu = f"{torch.get_num_threads()} CPU threads, {platform.machine()}, torch {torch.__version__}"
+    if device != "cpu" and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {cpu}"
+    return cpu
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Every recipe that comes with the project runs as it is."""
+
+from pathlib import Path
+
+import pytest
+
+import merging
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda f: f.stem)
+def test_shipped_recipes_run(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    out = merging.merge(recipe, tmp_path / "out")
+    assert merging.Checkpoint.open(out).parameters == merging.Checkpoint.open(ROOT / "examples" / "demo" / "base").parameters
+
+
+def test_a_shipped_merge_answers(tmp_path, monkeypatch):
+    from merging.evaluation import Suite, exact_match
+    from merging.inference import LoadedModel
+
+    monkeypatch.chdir(ROOT)
+    out = merging.merge(ROOT / "examples" / "recipes" / "demo-ties.yaml", tmp_path / "out")
+    suite = Suite.load(ROOT / "examples" / "demo" / "data" / "code" / "validation.jsonl")
+    assert exact_match(LoadedModel.load(out), suite).score > 0.5
