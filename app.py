@@ -9,6 +9,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
+from components.merge_tab import CSS as MERGE_CSS
+from components.merge_tab import build_merge_tab, wire_merge_tab
 from components.models_tab import build_models_tab, wire_models_tab
 from components.settings import Settings
 from components.shared import build_shared, owner_id
@@ -25,6 +27,8 @@ def build_app(settings: Settings) -> gr.Blocks:
                 models = build_models_tab(settings)
             with gr.Tab("2 Inspect", id="inspect"):
                 inspect = build_inspect_tab()
+            with gr.Tab("3 Merge", id="merge"):
+                merge = build_merge_tab(settings)
 
         def remember_owner(stored: str | None) -> str:
             return owner_id(settings, stored)
@@ -32,6 +36,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         app.load(remember_owner, shared.owner, shared.owner, show_progress="hidden", api_visibility="private")
         wire_models_tab(app, models, settings, shared)
         wire_inspect_tab(app, inspect, settings, shared)
+        wire_merge_tab(app, merge, settings, shared)
         models.next.click(lambda: gr.Tabs(selected="inspect"), None, tabs, api_visibility="private")
     return app.queue(max_size=16, default_concurrency_limit=4)
 
@@ -43,7 +48,7 @@ def main() -> None:
         server_name=settings.host,
         server_port=settings.port,
         theme=build_theme(),
-        css=CSS,
+        css=CSS + MERGE_CSS,
         head=HEAD,
         footer_links=[],
         show_error=False,
