@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -37,7 +38,8 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_models_tab(app, models, settings, shared)
         wire_inspect_tab(app, inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared)
-        models.next.click(lambda: gr.Tabs(selected="inspect"), None, tabs, api_visibility="private")
+        for button, tab in ((models.next, "inspect"), (inspect.next, "merge")):
+            button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")
     return app.queue(max_size=16, default_concurrency_limit=4)
 
 

@@ -19,11 +19,11 @@ function outline(data) {
   if (!picked) return [];
   const [row, column] = picked;
   const maps = data.filter((trace) => trace.type === 'heatmap' && trace.z[row] !== undefined);
-  return maps.map((trace) => ({
+  const lines = [{color: variable('--chart-halo'), width: 6}, {color: variable('--chart-outline'), width: 2.5}];
+  return maps.flatMap((trace) => lines.map((line) => ({
     type: 'rect', xref: trace.xaxis || 'x', yref: trace.yaxis || 'y',
-    x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5,
-    line: {color: variable('--chart-outline'), width: 3},
-  }));
+    x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5, line,
+  })));
 }
 
 function themed(value) {

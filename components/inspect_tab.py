@@ -26,7 +26,7 @@ MOST_UNASKED = 1 << 30
 
 @dataclass(frozen=True)
 class InspectTab:
-    """The components of the tab; `report` holds the key of the report that is shown."""
+    """The components of the tab; `report` holds the key of the report that is shown, `next` leads to Merge."""
 
     report: gr.State
     status: gr.HTML
@@ -45,6 +45,7 @@ class InspectTab:
     agreement: gr.HTML
     table: gr.Dataframe
     csv: gr.HTML
+    next: gr.Button
 
 
 def build_inspect_tab() -> InspectTab:
@@ -90,6 +91,8 @@ def build_inspect_tab() -> InspectTab:
             histogram = clickable_plot(empty=views.NO_CELL, name="mergescope-changes", elem_id="histogram")
         with gr.Column(min_width=320):
             agreement = clickable_plot(empty=views.NO_CELL, name="mergescope-signs", elem_id="agreement")
+    with gr.Row(elem_classes="actions"):
+        following = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
     return InspectTab(
         gr.State(""),
         status,
@@ -108,6 +111,7 @@ def build_inspect_tab() -> InspectTab:
         agreement,
         table,
         csv,
+        following,
     )
 
 

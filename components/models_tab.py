@@ -86,7 +86,7 @@ def _build_row(label: str, value: str, card: str, *, visible: bool, removable: b
             field = gr.Textbox(
                 value,
                 label=label,
-                placeholder="a model folder, or demo:math",
+                placeholder="a folder, or demo:math",
                 max_length=1000,
                 elem_classes="model-field",
             )
