@@ -5,7 +5,6 @@ The names below are the public API; everything else may change.
 
 from merging.api import check, inspect, merge, merge_state_dicts, plan_file, run
 from merging.checkpoint import Checkpoint
-from merging.engine import Event, Finished, Progress
 from merging.errors import (
     CheckpointError,
     MergingError,
@@ -14,6 +13,7 @@ from merging.errors import (
     PlanError,
     RecipeError,
 )
+from merging.events import Event, Finished, Progress
 from merging.inspection import Report
 from merging.methods import METHODS, Method
 from merging.plan import Plan

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from merging.checkpoint import StateDict
-from merging.engine import Event, Finished, MemorySink, run_plan
+from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, PlanError
+from merging.events import Event, Finished
 from merging.inspection import Report, inspect_plan
 from merging.methods import Profile, get_method
 from merging.output import write_merge

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from merging import api, inspection
-from merging.engine import Event, Finished
-from merging.engine import Progress as EngineProgress
 from merging.errors import MergingError, PlanError
+from merging.events import Event, Finished
+from merging.events import Progress as EngineProgress
 from merging.inspection import Report
 from merging.methods import METHODS
 from merging.plan import Plan

@@ -12,7 +12,7 @@ import torch
 
 from merging import engine, ops
 from merging.anatomy import Place, kinds, locate
-from merging.engine import Progress
+from merging.events import Progress
 from merging.pieces import Piece
 from merging.plan import Plan
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from merging.checkpoint import Checkpoint
-from merging.engine import Event, Finished, run_plan
+from merging.engine import run_plan
+from merging.events import Event, Finished
 from merging.methods import METHODS
 from merging.plan import Plan
 from merging.version import __version__
