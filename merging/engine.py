@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,21 +72,20 @@ def run_plan(plan: Plan, sink: Sink, *, device: str = "auto") -> Iterator[Event]
         MergingError: a result is not finite, or integer tensors that have to be copied differ.
     """
     run = _Run(plan, resolve_device(device))
-    for group, tensors in plan.groups.items():
-        method = tensors[0].method
+    for tensors in plan.groups.values():
         if not any(tensor.info.elements for tensor in tensors):
             continue
-        if method is None:
+        if tensors[0].method is None:
             yield from run.copy(tensors, sink)
         else:
-            yield from run.merge(group, method, tensors, sink)
+            yield from run.merge(tensors[0].method, tensors, sink)
     yield run.finished()
 
 
 def watch(plan: Plan, accumulator: Accumulator, *, device: str = "auto") -> Iterator[Progress]:
     """Show every merged piece of the plan to an accumulator, without merging or writing anything."""
     tensors = [tensor for tensor in plan.tensors if tensor.method is not None]
-    run = _Run(plan, resolve_device(device), passes=1)
+    run = _Run(plan, resolve_device(device), only_read=True)
     for tensor, piece in run.read(tensors):
         accumulator.update(piece)
         yield run.advance("reading", tensor, piece, len(tensors))
@@ -96,94 +97,94 @@ class _Run:
 
     plan: Plan
     device: torch.device
-    passes: int | None = None
+    only_read: bool = False
     started: float = field(default_factory=time.perf_counter)
     bytes_read: int = 0
     bytes_written: int = 0
     work_done: int = 0
     attained: Attained | None = None
     results: list[TensorResult] = field(default_factory=list)
-    _stage: str = ""
-    _finished_tensors: int = 0
+    tensors_done: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        passes = {
-            t.info.name: (self.passes or 1 + (t.method.scans if t.method else 0)) for t in self.plan.tensors
-        }
-        self.work = sum(max(1, t.info.elements) * passes[t.info.name] for t in self.plan.tensors)
+        def passes(tensor: TensorPlan) -> int:
+            return 1 if tensor.method is None or self.only_read else 1 + tensor.method.scans
+
+        self.work = sum(tensor.info.elements * passes(tensor) for tensor in self.plan.tensors)
 
     def read(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, Piece]]:
         for tensor in tensors:
             for start, stop in tensor.row_blocks:
                 yield tensor, self._piece(tensor, start, stop)
 
-    def merge(
-        self, group: str, method: Method, tensors: Sequence[TensorPlan], sink: Sink
-    ) -> Iterator[Progress]:
-        kept: list[tuple[TensorPlan, Piece]] | None = None
+    def merge(self, method: Method, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
+        """Survey a group of tensors that are ranked together, then merge and write them."""
         elements = sum(tensor.info.elements for tensor in tensors)
-        experts = len(self.plan.experts)
-        small = elements * 4 * (experts + 1) <= KEEP_BYTES
-        survey = method.survey(Group(elements, experts))
-        known = None
-        answer = None
-        for number in range(1, 1 + method.scans):
-            try:
-                accumulator = survey.send(answer)
-            except StopIteration as stop:
-                known = stop.value
-                self.work_done += elements * (1 + method.scans - number)
-                break
-            if kept is None and small:
-                kept = list(self.read(tensors))
-            for tensor, piece in kept or self.read(tensors):
-                accumulator.update(piece)
-                yield self.advance(f"scan {number}", tensor, piece, len(tensors))
-            answer = accumulator.result()
-        else:
-            known = _finish(survey, answer)
+        keep = method.scans > 0 and elements * 4 * (len(self.plan.experts) + 1) <= KEEP_BYTES
+        pieces = _Kept(self.read(tensors)) if keep else _Reread(self, tensors)
+        known = yield from self._survey(method, elements, tensors, pieces)
         if (attained := method.attained(known)) is not None:
             self.attained = attained if self.attained is None else self.attained + attained
-        del answer
         totals = _Totals()
-        for tensor, piece in kept or self.read(tensors):
-            assert tensor.method is not None
+        for tensor, piece in pieces:
             rows = self._merged(tensor, piece, known, totals)
             sink.write(tensor.info.name, rows, piece.start)
             self.bytes_written += rows.nbytes
-            if piece.start + (rows.shape[0] if rows.ndim else 1) >= tensor.info.rows:
+            if piece.stop == tensor.info.rows:
                 self.results.append(totals.result(tensor.info, has_base=piece.base is not None))
                 totals = _Totals()
             yield self.advance("merging", tensor, piece, len(self.plan.tensors))
 
+    def _survey(
+        self,
+        method: Method,
+        elements: int,
+        tensors: Sequence[TensorPlan],
+        pieces: Iterable[tuple[TensorPlan, Piece]],
+    ) -> Generator[Progress, None, Any]:
+        """Run the accumulators a method asks for, and return what it then knows."""
+        survey = method.survey(Group(elements, len(self.plan.experts)))
+        answer = None
+        for number in itertools.count(1):
+            try:
+                accumulator = survey.send(answer)
+            except StopIteration as stop:
+                self.work_done += elements * (method.scans - number + 1)
+                return stop.value
+            stage = f"scan {number}"
+            self.tensors_done[stage] = 0
+            for tensor, piece in pieces:
+                accumulator.update(piece)
+                progress = self.advance(stage, tensor, piece, len(tensors))
+                yield progress if len(tensors) > 1 else self._progress("merging", len(self.plan.tensors))
+            answer = accumulator.result()
+
     def copy(self, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
+        """Write the reference's values; an integer tensor must be the same in every model."""
         for tensor in tensors:
+            name = tensor.info.name
             for start, stop in tensor.row_blocks:
-                name = tensor.info.name
                 rows = self.plan.reference.read(name, start, stop)
                 self.bytes_read += rows.nbytes
                 if tensor.info.dtype not in MERGEABLE:
-                    for label, source in zip(self.plan.names, self.plan.experts, strict=True):
-                        if not torch.equal(source.read(name, start, stop), rows):
-                            raise MergingError(
-                                f"{label}: '{name}' is {tensor.info.dtype} and differs from the base's; such tensors can "
-                                "only be copied. Exclude it to keep the base's."
-                            )
+                    self._require_equal(tensor, rows, start, stop)
                 sink.write(name, rows.to(tensor.info.torch_dtype), start)
                 self.bytes_written += rows.nbytes
-                self.work_done += max(1, rows.numel())
+                self.work_done += rows.numel()
+                self.tensors_done["merging"] += stop == tensor.info.rows
                 yield self._progress("merging", len(self.plan.tensors))
-            self._finished_tensors += 1
+
+    def _require_equal(self, tensor: TensorPlan, rows: torch.Tensor, start: int, stop: int) -> None:
+        for label, source in zip(self.plan.names, self.plan.experts, strict=True):
+            if not torch.equal(source.read(tensor.info.name, start, stop), rows):
+                raise MergingError(
+                    f"{label}: '{tensor.info.name}' is {tensor.info.dtype} and differs from the base's; such tensors can "
+                    "only be copied. Exclude it to keep the base's."
+                )
 
     def advance(self, stage: str, tensor: TensorPlan, piece: Piece, tensors: int) -> Progress:
-        if stage != self._stage:
-            if stage != "merging" or self._stage.startswith("scan"):
-                self._finished_tensors = len(self.results) - 1 if stage == "merging" else 0
-            self._stage = stage
-        rows = piece.models.shape[1] if piece.models.ndim > 1 else 1
-        self.work_done += max(1, piece.models[0].numel())
-        if piece.start + rows >= tensor.info.rows:
-            self._finished_tensors += 1
+        self.work_done += piece.models[0].numel()
+        self.tensors_done[stage] += piece.stop == tensor.info.rows
         return self._progress(stage, tensors)
 
     def finished(self) -> Finished:
@@ -200,7 +201,7 @@ class _Run:
     def _progress(self, stage: str, tensors: int) -> Progress:
         return Progress(
             stage=stage,
-            tensors_done=min(self._finished_tensors, tensors),
+            tensors_done=self.tensors_done[stage],
             tensors=tensors,
             bytes_done=self.bytes_read + self.bytes_written,
             share=min(1.0, self.work_done / self.work) if self.work else 1.0,
@@ -236,12 +237,29 @@ class _Run:
         return rows
 
 
-def _finish(survey: Any, answer: Any) -> Any:
-    try:
-        survey.send(answer)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("a survey asked for more scans than its method declares")
+class _Kept:
+    """Pieces that are read once and kept for the next scan."""
+
+    def __init__(self, pieces: Iterator[tuple[TensorPlan, Piece]]):
+        self._pieces = pieces
+        self._seen: list[tuple[TensorPlan, Piece]] = []
+
+    def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
+        yield from self._seen
+        for item in self._pieces:
+            self._seen.append(item)
+            yield item
+
+
+@dataclass(frozen=True)
+class _Reread:
+    """Pieces that are read anew by every scan, so that memory does not grow with the scope."""
+
+    run: _Run
+    tensors: Sequence[TensorPlan]
+
+    def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
+        return self.run.read(self.tensors)
 
 
 @dataclass

@@ -19,6 +19,9 @@ SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
 
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
+_LOADING = threading.Lock()
+"""transformers' lazy imports and its loading change global state, so one thread loads at a time."""
+
 Message = Mapping[str, str]
 
 
@@ -38,11 +41,16 @@ class LoadedModel:
         Raises:
             CheckpointError: the folder is missing, or transformers cannot load it.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         folder = Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"There is no model folder at {folder}.")
+        with _LOADING:
+            return cls._load(folder, device)
+
+    @classmethod
+    def _load(cls, folder: Path, device: str) -> LoadedModel:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         dtype = "float32" if device == "cpu" else "auto"
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
@@ -232,7 +240,7 @@ class ModelCache:
     def __init__(self, limit: int = 4 << 30):
         self.limit = limit
         self._models: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
-        self._loading: dict[tuple[str, str, str], threading.Lock] = {}
+        self._loading = threading.Lock()
         self._lock = threading.Lock()
 
     def get(self, path: str | Path, device: str = "cpu") -> LoadedModel:
@@ -243,20 +251,23 @@ class ModelCache:
         """
         folder = Path(path).resolve()
         key = (str(folder), Checkpoint.open(folder).fingerprint, device)
-        with self._lock:
-            loading = self._loading.setdefault(key, threading.Lock())
-        with loading:
-            with self._lock:
-                if key in self._models:
-                    self._models.move_to_end(key)
-                    return self._models[key]
+        if (model := self._resident(key)) is not None:
+            return model
+        with self._loading:
+            if (model := self._resident(key)) is not None:
+                return model
             model = LoadedModel.load(folder, device)
             with self._lock:
                 self._models[key] = model
-                self._loading.pop(key, None)
                 while len(self._models) > 1 and sum(m.nbytes for m in self._models.values()) > self.limit:
                     self._models.popitem(last=False)
             return model
+
+    def _resident(self, key: tuple[str, str, str]) -> LoadedModel | None:
+        with self._lock:
+            if key in self._models:
+                self._models.move_to_end(key)
+            return self._models.get(key)
 
     def __len__(self) -> int:
         return len(self._models)

@@ -30,6 +30,11 @@ class Piece:
         return (self.name, self.start)
 
     @property
+    def stop(self) -> int:
+        """The row after the piece's last; a scalar has one row."""
+        return self.start + (self.models.shape[1] if self.models.ndim > 1 else 1)
+
+    @property
     def experts(self) -> int:
         return self.models.shape[0]
 
