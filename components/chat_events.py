@@ -1,0 +1,190 @@
+"""What happens in the Chat tab: plain functions from values to values.
+
+`talk` holds the conversation of every column as lists of messages; it stays on the server.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from components.backend import job_store, model_cache
+from components.chat_models import COLUMNS, NOBODY, choices, default_keys, examples, is_demo, locate
+from components.chat_replies import Reply, answer_together
+from components.family import Family
+from components.settings import Settings
+from components.shared import owner_id
+from merging.engine import resolve_device
+from merging.inference import Sampling
+
+LONGEST_PROMPT = 4000
+MOST_TOKENS = 512
+LIMITS = (
+    "The demo models answer sums, list and string expressions and word games in a few letters. "
+    "Anything else they answer with noise."
+)
+MERGE_FIRST = "No merge of yours yet: make one under Merge and it appears in the first column. The parents answer already."
+
+Talk = list[list[dict[str, str]]]
+
+_running: dict[str, threading.Event] = {}
+
+
+def silence() -> Talk:
+    """Nothing said in any column."""
+    return [[] for _ in range(COLUMNS)]
+
+
+def intro_html(settings: Settings, family: Family, *, merged: bool) -> str:
+    """What can be expected of these models, and what is missing."""
+    lines = [LIMITS] if is_demo(settings, family) else []
+    lines += [] if merged else [MERGE_FIRST]
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def refresh(
+    settings: Settings, fresh_first: bool, family: Family, stored: Any, fresh: str, talk: Talk, *keys: str
+) -> list[Any]:
+    """Who can be asked now: dropdowns, chats, their notes, conversations, introduction, example buttons.
+
+    With `fresh_first` the newest merge takes the first column. A column whose model is gone gets another.
+    """
+    store, owner = job_store(settings), owner_id(settings, stored)
+    options = choices(store, owner, family)
+    available = [key for _, key in options]
+    defaults = default_keys(available)
+    merged = f"job:{fresh}"
+    chosen = list(keys)
+    if all(key == NOBODY or key not in available for key in chosen) or not chosen:
+        chosen = list(defaults)
+    for column, key in enumerate(chosen):
+        if key not in available:
+            chosen[column] = next((d for d in defaults if d not in chosen), NOBODY)
+    if fresh_first and merged in available and merged not in chosen:
+        before, chosen[0] = chosen[0], merged
+        if before.startswith("expert:") and NOBODY in chosen:
+            chosen[chosen.index(NOBODY)] = before
+    talk = [said if now == old else [] for said, now, old in zip(talk, chosen, keys, strict=True)]
+    demo = is_demo(settings, family)
+    return [
+        *(gr.update(choices=options, value=key) for key in chosen),
+        *_chats(talk, chosen),
+        *_cleared(talk, chosen, keys),
+        talk,
+        intro_html(settings, family, merged=any(key.startswith("job:") for key in available)),
+        *(gr.update(visible=demo) for _ in examples(settings.demo)),
+    ]
+
+
+def choose(column: int, key: str, talk: Talk) -> list[Any]:
+    """Another model in one column: its chat, its note, the conversations."""
+    talk = [[] if number == column else said for number, said in enumerate(talk)]
+    return [gr.update(value=[], visible=key != NOBODY), "", talk]
+
+
+def clear(*keys: str) -> list[Any]:
+    """Forget what was said: chats, notes, conversations."""
+    return [*_chats(silence(), keys), *[""] * COLUMNS, silence()]
+
+
+def stop(request: gr.Request) -> None:
+    """End the replies of this page; what was said so far stays."""
+    event = _running.get(request.session_hash or "")
+    if event is not None:
+        event.set()
+
+
+def ask(
+    settings: Settings, session: str, prompt: str, family: Family, stored: Any, talk: Talk, *rest: Any
+) -> Iterator[list[Any]]:
+    """Put one question to the models of all columns and stream what they say.
+
+    `rest` is the keys of the columns, then temperature, top-p, length and seed.
+
+    Yields:
+        Chats, notes, conversations, question field, send and stop buttons.
+    """
+    *keys, temperature, top_p, length, seed = rest
+    prompt = (prompt or "").strip()[:LONGEST_PROMPT]
+    store, owner = job_store(settings), owner_id(settings, stored)
+    folders = [locate(store, owner, family, key) for key in keys]
+    if not prompt or not any(folders):
+        yield [*[gr.skip()] * (2 * COLUMNS + 2), *_buttons(running=False)]
+        return
+    device = str(resolve_device(settings.device))
+    sampling = Sampling(
+        temperature=min(2.0, max(0.0, float(temperature))),
+        top_p=min(1.0, max(0.01, float(top_p))),
+        max_new_tokens=min(MOST_TOKENS, max(1, int(length))),
+        seed=int(seed or 0) % 2**63,
+    )
+    replies: dict[int, Reply] = {}
+    for column, folder in enumerate(folders):
+        if folder is not None:
+            talk[column] = [*talk[column], {"role": "user", "content": prompt}]
+            replies[column] = Reply(partial(model_cache(settings).get, folder, device), talk[column])
+    halt = threading.Event()
+    _running[session] = halt
+    expected = {example.prompt: example.answer for example in examples(settings.demo)}.get(prompt)
+    said = talk
+    try:
+        yield [*_chats(said, keys), *_notes(replies, None), said, "", *_buttons(running=True)]
+        for _ in answer_together(list(replies.values()), sampling, halt):
+            said = [_with_reply(told, replies.get(column)) for column, told in enumerate(talk)]
+            yield [*_chats(said, keys), *_notes(replies, None), said, gr.skip(), *_buttons(running=True)]
+    finally:
+        halt.set()
+        if _running.get(session) is halt:
+            del _running[session]
+    yield [*_chats(said, keys), *_notes(replies, expected), said, gr.skip(), *_buttons(running=False)]
+
+
+def _with_reply(told: list[dict[str, str]], reply: Reply | None) -> list[dict[str, str]]:
+    if reply is None or not (reply.text or reply.ended):
+        return told
+    return [*told, {"role": "assistant", "content": reply.text}]
+
+
+def _chats(talk: Talk, keys: Sequence[str]) -> list[Any]:
+    """The chats as they are shown: a Chatbot takes HTML, so every text is escaped."""
+    shown = [[{**said, "content": html.escape(said["content"])} for said in told] for told in talk]
+    return [gr.update(value=told, visible=key != NOBODY) for told, key in zip(shown, keys, strict=True)]
+
+
+def _cleared(talk: Talk, chosen: Sequence[str], keys: Sequence[str]) -> list[Any]:
+    return [gr.skip() if now == old else "" for now, old in zip(chosen, keys, strict=True)]
+
+
+def _notes(replies: dict[int, Reply], expected: str | None) -> list[str]:
+    return [note_html(replies.get(column), expected) for column in range(COLUMNS)]
+
+
+def note_html(reply: Reply | None, expected: str | None) -> str:
+    """How many tokens at what speed, whether the answer is right where that is known, and what went wrong."""
+    if reply is None:
+        return ""
+    if reply.error:
+        return f'<p class="ch-note problem" role="alert">{html.escape(reply.error)}</p>'
+    parts = []
+    if reply.tokens:
+        parts.append(f"{reply.tokens} token{'s' if reply.tokens != 1 else ''}")
+    if reply.rate is not None:
+        parts.append(f"{reply.rate:,.0f} tokens/s")
+    if reply.note:
+        parts.append(reply.note)
+    badge = ""
+    if expected is not None and reply.ended:
+        right = reply.text.strip() == expected
+        words = "right" if right else f"expected {expected}"
+        badge = f'<span class="badge badge-{"good" if right else "bad"}">{html.escape(words)}</span>'
+    words = html.escape(" · ".join(parts))
+    return f'<p class="ch-note">{badge}<span>{words or "thinking"}</span></p>'
+
+
+def _buttons(*, running: bool) -> list[Any]:
+    return [gr.update(interactive=not running), gr.update(interactive=running)]

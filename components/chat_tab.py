@@ -1,0 +1,192 @@
+"""Tab 4: the merged model and its parents side by side, asked the same question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from components import chat_events as events
+from components.backend import job_store
+from components.chat_models import COLUMNS, NOBODY, choices, default_keys, examples
+from components.family import Family
+from components.settings import Settings
+from components.shared import LOCAL_OWNER, Shared
+
+CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class ChatTab:
+    """The components of the tab; `talk` holds what was said in every column."""
+
+    intro: gr.HTML
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    clear: gr.Button
+    examples: tuple[gr.Button, ...]
+    models: tuple[gr.Dropdown, ...]
+    chats: tuple[gr.Chatbot, ...]
+    notes: tuple[gr.HTML, ...]
+    sampling: tuple[gr.components.Component, ...]
+    talk: gr.State
+
+
+def build_chat_tab(settings: Settings) -> ChatTab:
+    """Build the tab over the demo family; `wire_chat_tab` brings it to life."""
+    family = Family.demo(settings.demo)
+    with gr.Row(elem_classes="section-head"):
+        gr.HTML("<h2>Ask them all the same question</h2>")
+    intro = gr.HTML(
+        events.intro_html(settings, family, merged=False), elem_classes="ch-intro", elem_id="chat-intro"
+    )
+    with gr.Row(elem_classes="ch-ask"):
+        question = gr.Textbox(
+            label="Question",
+            show_label=False,
+            placeholder="Ask all columns",
+            lines=1,
+            max_lines=6,
+            max_length=events.LONGEST_PROMPT,
+            scale=6,
+            min_width=240,
+            elem_id="chat-input",
+        )
+        send = gr.Button("Send", variant="primary", scale=0, min_width=100, elem_id="chat-send")
+        stop = gr.Button("Stop", scale=0, min_width=90, interactive=False, elem_id="chat-stop")
+        clear = gr.Button("Clear", scale=0, min_width=90, elem_id="chat-clear")
+    with gr.Row(elem_classes="ch-examples"):
+        buttons = [
+            gr.Button(example.prompt, size="sm", scale=0, min_width=60, elem_id=f"chat-example-{number}")
+            for number, example in enumerate(examples(settings.demo))
+        ]
+    options = choices(job_store(settings), LOCAL_OWNER if settings.single_owner else "", family)
+    keys = default_keys([key for _, key in options])
+    columns = []
+    with gr.Row(elem_classes="ch-columns"):
+        for number in range(COLUMNS):
+            columns.append(_build_column(number, options, keys[number]))
+    with gr.Accordion("How replies are drawn", open=False, elem_classes="mg-more"):
+        sampling = _build_sampling()
+    models, chats, notes = zip(*columns, strict=True)
+    return ChatTab(
+        intro,
+        question,
+        send,
+        stop,
+        clear,
+        tuple(buttons),
+        models,
+        chats,
+        notes,
+        sampling,
+        gr.State(events.silence),
+    )
+
+
+def _build_column(
+    number: int, options: list[tuple[str, str]], key: str
+) -> tuple[gr.Dropdown, gr.Chatbot, gr.HTML]:
+    with gr.Column(min_width=230, elem_id=f"chat-column-{number}", elem_classes="ch-column"):
+        model = gr.Dropdown(
+            options, value=key, label=f"Column {number + 1}", filterable=False, elem_id=f"chat-model-{number}"
+        )
+        chat = gr.Chatbot(
+            [],
+            label=f"Replies in column {number + 1}",
+            show_label=False,
+            height=None,
+            min_height=180,
+            max_height=460,
+            visible=key != NOBODY,
+            render_markdown=False,
+            latex_delimiters=[],
+            buttons=[],
+            placeholder="Nothing asked yet",
+            elem_classes="ch-chat",
+        )
+        note = gr.HTML("")
+    return model, chat, note
+
+
+def _build_sampling() -> tuple[gr.components.Component, ...]:
+    """Temperature, top-p, length and seed, in the order `events.ask` takes them."""
+    with gr.Row(elem_classes="ch-sampling"):
+        return (
+            gr.Slider(
+                0,
+                2,
+                value=0,
+                step=0.05,
+                label="Temperature",
+                info="0 takes the likeliest token.",
+                min_width=200,
+                elem_id="chat-temperature",
+            ),
+            gr.Slider(
+                0.05,
+                1,
+                value=1,
+                step=0.05,
+                label="Top-p",
+                info="Draw among the likeliest tokens only.",
+                min_width=200,
+            ),
+            gr.Slider(
+                1,
+                events.MOST_TOKENS,
+                value=128,
+                step=1,
+                label="Length",
+                info="Most tokens of a reply.",
+                min_width=200,
+                elem_id="chat-length",
+            ),
+            gr.Number(0, label="Seed", info="Same seed, same reply.", precision=0, minimum=0, min_width=140),
+        )
+
+
+def wire_chat_tab(app: gr.Blocks, tab: ChatTab, settings: Settings, shared: Shared, fresh: gr.State) -> None:
+    """Connect the tab's events. `fresh` holds the id of the owner's newest finished merge."""
+    told = [*tab.chats, *tab.notes, tab.talk]
+    context = [shared.family, shared.owner, tab.talk, *tab.models, *tab.sampling]
+    answers = [*told, tab.question, tab.send, tab.stop]
+
+    def ask(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+        yield from events.ask(settings, request.session_hash or "", *values)
+
+    gr.on(
+        [tab.send.click, tab.question.submit],
+        ask,
+        [tab.question, *context],
+        answers,
+        concurrency_limit=4,
+        **PRIVATE,
+    )
+    for button in tab.examples:
+        button.click(ask, [button, *context], answers, concurrency_limit=4, concurrency_id="chat", **PRIVATE)
+    tab.stop.click(events.stop, None, None, queue=False, **PRIVATE)
+    tab.clear.click(events.clear, list(tab.models), told, **PRIVATE)
+    for column, model in enumerate(tab.models):
+        model.input(
+            partial(events.choose, column),
+            [model, tab.talk],
+            [tab.chats[column], tab.notes[column], tab.talk],
+            **PRIVATE,
+        )
+    known = [shared.family, shared.owner, fresh, tab.talk, *tab.models]
+    shown = [*tab.models, *told, tab.intro, *tab.examples]
+    fresh.change(partial(events.refresh, settings, True), known, shown, **PRIVATE)
+    gr.on(
+        [app.load, shared.owner.change, shared.family.change],
+        partial(events.refresh, settings, False),
+        known,
+        shown,
+        **PRIVATE,
+    )
