@@ -9,6 +9,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
+from components.chat_tab import CSS as CHAT_CSS
+from components.chat_tab import build_chat_tab, wire_chat_tab
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.merge_tab import CSS as MERGE_CSS
 from components.merge_tab import build_merge_tab, wire_merge_tab
@@ -30,6 +32,8 @@ def build_app(settings: Settings) -> gr.Blocks:
                 inspect = build_inspect_tab()
             with gr.Tab("3 Merge", id="merge"):
                 merge = build_merge_tab(settings)
+            with gr.Tab("4 Chat", id="chat"):
+                chat = build_chat_tab(settings)
 
         def remember_owner(stored: str | None) -> str:
             return owner_id(settings, stored)
@@ -38,7 +42,9 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_models_tab(app, models, settings, shared)
         wire_inspect_tab(app, inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared)
-        for button, tab in ((models.next, "inspect"), (inspect.next, "merge")):
+        wire_chat_tab(app, chat, settings, shared, merge.fresh)
+        steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
+        for button, tab in steps:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")
     return app.queue(max_size=16, default_concurrency_limit=4)
 
@@ -50,7 +56,7 @@ def main() -> None:
         server_name=settings.host,
         server_port=settings.port,
         theme=build_theme(),
-        css=CSS + MERGE_CSS,
+        css=CSS + MERGE_CSS + CHAT_CSS,
         head=HEAD,
         footer_links=[],
         show_error=False,
