@@ -1,0 +1,151 @@
+"""What a first visitor does, in a real browser, without a network."""
+
+from __future__ import annotations
+
+import csv
+from urllib.parse import urlsplit
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+def open_tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def wait_for_story(page, start: str) -> None:
+    page.wait_for_function("start => document.querySelector('#story h2')?.innerText === start", arg=start)
+
+
+def cell_centre(page, panel: int, row: int, column: int) -> tuple[float, float]:
+    """Page coordinates of a cell of a map, from plotly's own axes."""
+    return tuple(
+        page.evaluate(
+            """([panel, row, column]) => {
+              const plot = document.querySelector('#map .chart-plot');
+              const suffix = panel ? String(panel + 1) : '';
+              const x = plot._fullLayout['xaxis' + suffix], y = plot._fullLayout['yaxis' + suffix];
+              const box = plot.getBoundingClientRect();
+              return [box.left + x._offset + x.c2p(column), box.top + y._offset + y.c2p(row)];
+            }""",
+            [panel, row, column],
+        )
+    )
+
+
+def shapes(page) -> set[tuple[float, float]]:
+    """(row, column) of what is outlined in the maps."""
+    found = page.evaluate(
+        "document.querySelector('#map .chart-plot').layout.shapes.map(s => [s.y0 + 0.5, s.x0 + 0.5])"
+    )
+    return {tuple(shape) for shape in found}
+
+
+def outside(requests: list[str], app_url: str) -> list[str]:
+    return [
+        url
+        for url in requests
+        if urlsplit(url).scheme not in {"data", "blob"} and urlsplit(url).netloc != urlsplit(app_url).netloc
+    ]
+
+
+def test_the_page_says_first_what_the_demo_models_cannot_do(page):
+    text = page.locator("main").inner_text()
+    assert text.index("The demo models are tiny") < text.index("1 Models")
+    assert "know nothing else" in text
+
+
+def test_models_to_a_cell_of_the_map(page, app_url, requests_seen, console_errors):
+    for name in ("math", "code", "words"):
+        card = page.locator(".card").filter(has=page.get_by_text(name, exact=True))
+        assert "Fits the base" in card.inner_text()
+    page.get_by_role("button", name="Inspect these models").click()
+    page.locator("#map .heatmaplayer").first.wait_for()
+    assert page.locator("#map .chart-title").inner_text() == "How far each expert moved from the base"
+    page.mouse.click(*cell_centre(page, panel=1, row=2, column=0))
+    assert shapes(page) == {(2, 0)}, "the outline is drawn in the browser, before the server answers"
+    wait_for_story(page, "Block 2, q")
+    assert "model.layers.2.self_attn.q_proj.weight" in page.locator("#story").inner_text()
+    assert page.get_by_role("combobox", name="Module").input_value() == "q"
+    page.locator("#histogram .scatterlayer").wait_for()
+    assert page.locator("#agreement .barlayer .point").count() == 3
+    assert page.locator("#cell-figures tbody tr").count() == 3
+    assert console_errors == []
+    assert outside(requests_seen, app_url) == []
+
+
+def test_the_keyboard_reaches_what_a_click_reaches(page):
+    open_tab(page, "2 Inspect")
+    page.locator("#story h2").filter(has_text="Block").wait_for()
+    block, module = (page.get_by_role("combobox", name=name) for name in ("Block", "Module"))
+    for field in (block, module):
+        before = field.input_value()
+        field.focus()
+        page.get_by_role("option").first.wait_for()
+        for key in ("ArrowUp", "Enter"):
+            field.press(key)
+        assert field.input_value() != before
+        wait_for_story(page, f"{block.input_value().capitalize()}, {module.input_value()}")
+    row = int(block.input_value().split()[1])
+    page.wait_for_function(
+        "row => document.querySelector('#map .chart-plot').layout.shapes[0].y0 === row - 0.5", arg=row
+    )
+    assert len(shapes(page)) == 1
+
+
+def test_conflict_table_and_downloads(page, tmp_path):
+    open_tab(page, "2 Inspect")
+    page.get_by_label("Sign conflict").check()
+    page.wait_for_function("document.querySelector('#map .chart-title')?.innerText.includes('opposite')")
+    assert "0.5 = what unrelated experts would show" in page.locator("#map .chart-note").inner_text()
+    page.get_by_text("The map as a table").click()
+    page.locator("#map-table").get_by_text("math · code").first.wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save all numbers as CSV").click()
+    download.value.save_as(tmp_path / "numbers.csv")
+    with (tmp_path / "numbers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 42
+    assert 0 < float(rows[0]["math relative change"]) < 1
+    with page.expect_download() as download:
+        page.locator("#map").get_by_role("button", name="Save as PNG").click()
+    download.value.save_as(tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):
+    page.get_by_role("button", name="Add an expert").click()
+    field = page.get_by_label("Expert 4")
+    field.fill("/no/such/model")
+    field.press("Enter")
+    page.get_by_text("there is no such folder").wait_for()
+    assert page.get_by_text("Cannot be read").count() == 1
+    assert "base + 3 of 4 experts" in page.locator(".tiles").first.inner_text()
+    field.fill("demo:math-long")
+    field.press("Enter")
+    page.get_by_text("base + 4 experts").wait_for()
+    page.get_by_role("button", name="Remove expert 4").click()
+    page.get_by_text("base + 3 experts").wait_for()
+    assert console_errors == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_scrolls_in_one_direction_only(open_page, dark):
+    page = open_page(390, dark=dark)
+    for tab in ("1 Models", "2 Inspect"):
+        open_tab(page, tab)
+        if tab == "2 Inspect":
+            page.locator("#map .heatmaplayer").first.wait_for()
+            page.locator("#agreement .barlayer").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+
+
+def test_charts_follow_the_theme_at_once(page):
+    open_tab(page, "2 Inspect")
+    page.locator("#map .heatmaplayer").first.wait_for()
+    ink = "document.querySelector('#map .chart-plot').layout.font.color"
+    before = page.evaluate(ink)
+    page.get_by_role("button", name="Switch between light and dark").click()
+    page.wait_for_function(f"{ink} !== {before!r}")
+    assert page.evaluate("document.body.classList.contains('dark')")

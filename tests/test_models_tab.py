@@ -1,0 +1,171 @@
+"""The Models tab: what is judged, what is refused, and what a card says."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+
+from components.family import Family
+from components.model_cards import card_html, count, size
+from components.models import MOST_EXPERTS, choose, memory_bound, plan_family, resolve
+from components.models_tab import add_expert, judge, remove_expert, take_demo
+from components.settings import Settings
+from merging import MergingError
+from tests.conftest import edit_config
+
+
+@pytest.fixture
+def settings(family, tmp_path):
+    return Settings(demo=family, runs=tmp_path / "runs")
+
+
+def shown(settings, base, *experts):
+    """What `judge` returns for these rows: cards, estimate, family, two button updates."""
+    padded = [*experts, *[""] * (MOST_EXPERTS - len(experts))]
+    result = judge(settings, len(experts), base, *padded)
+    return result[: 1 + len(experts)], result[1 + MOST_EXPERTS], result[2 + MOST_EXPERTS], result[-1]
+
+
+def test_a_family_that_fits(settings, family):
+    cards, estimate, chosen, following = shown(settings, "demo:base", "demo:one", str(family / "two"))
+    assert chosen == Family(str(family / "base"), (str(family / "one"), str(family / "two")))
+    assert "All experts are compared with it" in cards[0]
+    assert all("Fits the base" in card for card in cards[1:])
+    assert "3 × 32" in cards[1]
+    assert "float32" in cards[1]
+    assert "base + 2 experts" in estimate
+    assert following["interactive"]
+
+
+def test_facts_come_from_headers_and_the_readme(settings, family, tmp_path):
+    folder = shutil.copytree(family / "one", tmp_path / "licensed")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n")
+    facts = choose(settings, "demo:base", [str(folder)]).experts[0].facts
+    assert facts.licence == "apache-2.0"
+    assert (facts.blocks, facts.width, facts.vocabulary, facts.dtypes) == (3, 32, 48, ("float32",))
+    assert not facts.tied
+    assert facts.nbytes == 4 * facts.parameters
+
+
+@pytest.mark.parametrize(
+    "text", ["no front matter", "---\n: [\n---\n", "---\nlicense: [a, b]\n---\n", "---\n- a\n---\n"]
+)
+def test_a_readme_that_names_no_licence_is_no_error(settings, family, tmp_path, text):
+    folder = shutil.copytree(family / "one", tmp_path / "odd")
+    (folder / "README.md").write_text(text)
+    card = choose(settings, "demo:base", [str(folder)]).experts[0]
+    assert card.facts.licence is None
+    assert card.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("/no/such/folder", "there is no such folder"),
+        ("demo:nothing", "There is no demo model 'nothing'. Those that exist: demo:base, demo:one"),
+        ("demo:../base", "There is no demo model"),
+        ("a\0b", "there is no such folder"),
+        ("~nobody-of-that-name/x", "no such user"),
+        ("x" * 5000, "cannot be read"),
+    ],
+)
+def test_a_bad_path_is_one_sentence_at_its_card(settings, typed, words):
+    cards, estimate, chosen, following = shown(settings, "demo:base", "demo:one", typed)
+    assert "Cannot be read" in cards[2]
+    assert words in cards[2].replace("&#x27;", "'")
+    assert cards[2].count('class="card-say"') == 1
+    assert len(chosen.experts) == 1, "the others stay"
+    assert "base + 1 of 2 experts" in estimate
+    assert following["interactive"]
+
+
+def test_an_expert_that_does_not_fit_is_left_out_with_the_reason(settings, family, tmp_path):
+    folder = shutil.copytree(family / "two", tmp_path / "other")
+    edit_config(folder, num_attention_heads=8)
+    cards, _, chosen, _ = shown(settings, "demo:base", "demo:one", str(folder))
+    assert "Does not fit" in cards[2]
+    assert "num_attention_heads = 8" in cards[2]
+    assert "Left out" in cards[2]
+    assert [path.rsplit("/", 1)[1] for path in chosen.experts] == ["one"]
+
+
+def test_a_difference_that_only_needs_a_note(settings, family, tmp_path):
+    folder = shutil.copytree(family / "two", tmp_path / "noted")
+    edit_config(folder, rope_theta=12345.0)
+    cards, _, chosen, _ = shown(settings, "demo:base", str(folder))
+    assert "Fits, with a note" in cards[1]
+    assert "rope_theta" in cards[1]
+    assert len(chosen.experts) == 1
+
+
+def test_base_as_expert_and_the_same_expert_twice(settings, family):
+    cards, _, chosen, _ = shown(settings, "demo:base", "demo:base", "demo:one", str(family / "one"))
+    assert "This is the base itself" in cards[1]
+    assert "Already listed" in cards[3]
+    assert len(chosen.experts) == 1
+
+
+def test_without_a_base_nothing_can_go_on_and_nothing_is_lost(settings):
+    cards, estimate, chosen, following = shown(settings, "/gone", "demo:one", "")
+    assert "Cannot be read" in cards[0]
+    assert "before the base can be read" in cards[1]
+    assert "3 × 32" in cards[1], "its facts stay"
+    assert "press Enter" in cards[2]
+    assert chosen.experts == ()
+    assert "No family yet" in estimate
+    assert not following["interactive"]
+
+
+def test_a_shared_server_opens_only_the_demo(settings, family):
+    shared = dataclasses.replace(settings, local_folders=False, single_owner=False)
+    with pytest.raises(MergingError, match="only the demo models"):
+        resolve(str(family / "one"), shared)
+    assert resolve("demo:one", shared) == str(family / "one")
+    cards, _, chosen, _ = shown(shared, "demo:base", str(family / "one"))
+    assert "This server opens only the demo models" in cards[1]
+    assert chosen.experts == ()
+
+
+def test_names_are_escaped(settings):
+    card = choose(settings, "demo:base", ["/x/<img src=x onerror=alert(1)>"]).experts[0]
+    assert "<img" not in card_html(card, is_base=False)
+
+
+def test_rows_are_added_and_removed_in_place():
+    typed = ["demo:base", "a", "b", "c", *[""] * 5]
+    after = remove_expert(1, 3, *typed)
+    assert after[0] == 2
+    assert after[1:5] == ["demo:base", "a", "c", ""]
+    assert [update["visible"] for update in after[10:18]] == [True] * 2 + [False] * 6
+    assert add_expert(3, *typed)[0] == 4
+    full = add_expert(8, "demo:base", *"abcdefgh")
+    assert full[0] == 8
+    assert not full[-1]["interactive"]
+
+
+def test_demo_comes_back_whole(settings):
+    after = take_demo(settings, 1, "/gone", *["x"] * 8)
+    assert after[0:5] == [3, "demo:base", "demo:math", "demo:code", "demo:words"]
+
+
+def test_estimate_follows_from_the_plan(settings, family):
+    chosen = choose(settings, "demo:base", ["demo:one", "demo:two"]).family
+    plan = plan_family(chosen)
+    header = (family / "base" / "model.safetensors").stat().st_size - plan.bytes_to_write
+    assert 0 < header < 10_000
+    assert memory_bound(plan) > plan.bytes_to_read
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(998_000, "998 k"), (999_900, "1.00 M"), (7_241_732_096, "7.24 B"), (12, "12")]
+)
+def test_counts_keep_three_digits(number, text):
+    assert count(number) == text
+
+
+def test_sizes():
+    assert size(2_000_000) == "2.00 MB"
+    assert size(14_500_000_000) == "14.5 GB"
+    assert size(10) == "10 bytes"
