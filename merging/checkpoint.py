@@ -138,6 +138,16 @@ class Checkpoint:
         return {**stored, **{token["content"]: token["id"] for token in content.get("added_tokens") or []}}
 
     @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja text that turns messages into a prompt; None where the folder has none."""
+        file = self.folder / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8", errors="replace")
+        config = self.folder / "tokenizer_config.json"
+        template = read_json(config).get("chat_template") if config.is_file() else None
+        return None if template is None else str(template)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the headers and of a fixed sample of every tensor's bytes: other weights, other fingerprint."""
         digest = hashlib.blake2b(digest_size=16)

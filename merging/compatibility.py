@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from merging.anatomy import locate
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.errors import OutputError
 from merging.header import MERGEABLE
+from merging.methods import Method
+from merging.recipe import ModelEntry, Recipe
 from merging.writer import ensure_replaceable
 
 BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
@@ -22,7 +25,14 @@ MUST_AGREE = (
     "hidden_act",
     "activation_function",
 )
-SHOULD_AGREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "layer_norm_epsilon", "sliding_window")
+SHOULD_AGREE = (
+    "rope_theta",
+    "rope_scaling",
+    "rms_norm_eps",
+    "layer_norm_epsilon",
+    "sliding_window",
+    "eos_token_id",
+)
 FOREIGN_TOKENS = 0.01
 """Share of ids with another token in the other vocabulary from which on their rows are no longer comparable."""
 
@@ -43,6 +53,10 @@ def compare(base: TensorSource, model: TensorSource, label: str) -> tuple[list[s
         found, noted = _compare_vocabularies(base, model, label)
         problems += found
         warnings += noted
+        if base.chat_template != model.chat_template:
+            warnings.append(
+                f"{label}: its chat template differs from the base's; the result takes the base's."
+            )
     return problems + _tensor_problems(base, model, label), warnings
 
 
@@ -141,6 +155,66 @@ def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
         ensure_replaceable(out)
     except OutputError as error:
         return [str(error)]
+    return []
+
+
+def recipe_problems(
+    recipe: Recipe, method: type[Method], base: TensorSource | None, entries: Sequence[ModelEntry]
+) -> Iterator[str]:
+    """What a recipe lacks, or has too much of, for its method."""
+    if method.needs_base and recipe.base_model is None and base is None:
+        yield f"base_model: missing. {method.title} works on changes from a base; name the model all others were tuned from."
+    if not recipe.models:
+        yield "models: missing. List at least one model to merge."
+    elif not entries and base is not None:
+        yield "models: only the base is listed. Add a model that was tuned from it."
+    if method.experts_wanted is not None and len(recipe.models) and len(entries) > method.experts_wanted:
+        yield (
+            f"models: {method.title} takes the base and exactly {method.experts_wanted} other model, not {len(entries)}; "
+            "remove some, or choose another method."
+        )
+    if recipe.profile == "mergekit" and method.name == "linear" and recipe.base_model is not None:
+        listed = {entry.model for entry in recipe.models}
+        if recipe.base_model not in listed:
+            yield (
+                "base_model: linear counts it as one more model; list it under 'models' with its weight, or remove "
+                "base_model."
+            )
+
+
+def tokenizer_problems(
+    recipe: Recipe, reference: TensorSource | None, experts: Sequence[tuple[ModelEntry, TensorSource]]
+) -> Iterator[str]:
+    """What the recipe asks of tokenizer and chat template beyond copying the base's."""
+    vocabularies = [getattr(source, "vocabulary", None) for _, source in experts]
+    ours = getattr(reference, "vocabulary", None)
+    if recipe.tokenizer_source not in (None, "base") and any(other != ours for other in vocabularies):
+        yield (
+            f"tokenizer_source: {recipe.tokenizer_source} over unequal vocabularies is not supported yet; write "
+            "tokenizer_source: base, or use models with one vocabulary."
+        )
+    if recipe.chat_template is not None and "{" not in recipe.chat_template:
+        yield (
+            f"chat_template: the name '{recipe.chat_template}' is not supported yet; give the Jinja text itself, or leave "
+            "it out to keep the base's."
+        )
+
+
+def memory_problem(needed: int) -> list[str]:
+    """Too little free memory for `needed` bytes; nothing where the system does not tell."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+        free = max(
+            free,
+            *(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvailable")),
+        )
+    except (OSError, ValueError, TypeError):
+        return []
+    if needed > free:
+        return [
+            f"this merge needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; close something."
+        ]
     return []
 
 

@@ -16,11 +16,8 @@ from merging.events import Event, Finished, Progress, TensorResult
 from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method
 from merging.pieces import Piece
-from merging.plan import Plan, TensorPlan
+from merging.plan import KEEP_BYTES, Plan, TensorPlan
 from merging.statistics import Accumulator, Attained
-
-KEEP_BYTES = 256 << 20
-"""A scope whose float32 inputs are smaller than this is read once and kept between its scans."""
 
 
 class Sink(Protocol):

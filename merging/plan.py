@@ -12,7 +12,14 @@ import torch
 
 from merging.anatomy import blocks, locate
 from merging.checkpoint import Checkpoint, TensorSource
-from merging.compatibility import compare, disk_problem, output_problem
+from merging.compatibility import (
+    compare,
+    disk_problem,
+    memory_problem,
+    output_problem,
+    recipe_problems,
+    tokenizer_problems,
+)
 from merging.errors import CheckpointError, ParameterError, PlanError
 from merging.header import DTYPE_NAMES, DTYPES, MERGEABLE, TensorInfo
 from merging.methods import Method, get_method
@@ -21,6 +28,10 @@ from merging.settings import Settings
 
 PIECE_BYTES = 32 << 20
 """Float32 bytes of one piece over base and experts: what fits a cache fixes the grid, never the number of workers."""
+KEEP_BYTES = 256 << 20
+"""A scope whose float32 inputs are smaller than this is read once and kept between its scans."""
+SCRATCH = 4
+"""Merging a piece takes at most about so many times its float32 bytes (measured for TIES)."""
 
 DTYPE_WORDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -75,6 +86,17 @@ class Plan:
         return sum(tensor.info.elements for tensor in self.tensors)
 
     @property
+    def memory(self) -> int:
+        """Bytes the tensors of a merge need at once, at most; torch itself comes on top."""
+        sources = len(self.experts) + 1
+        largest = max(
+            (stop - start) * tensor.info.row_elements * 4 * sources
+            for tensor in self.tensors
+            for start, stop in tensor.row_blocks or [(0, 0)]
+        )
+        return SCRATCH * largest + 2 * min(KEEP_BYTES, 4 * self.parameters * sources)
+
+    @property
     def bytes_to_write(self) -> int:
         return sum(tensor.info.nbytes for tensor in self.tensors)
 
@@ -121,9 +143,10 @@ def plan_sources(
     except ParameterError as error:
         problems.append(str(error))
     if method is not None:
-        problems += _count_problems(recipe, method, base, [entry for entry, _ in experts])
+        problems += recipe_problems(recipe, method, base, [entry for entry, _ in experts])
     reference = base or (experts[0][1] if experts else None)
     entries = [entry for entry, _ in experts]
+    problems += tokenizer_problems(recipe, reference, experts)
     for entry, source in experts:
         if reference is not None and source is not reference:
             found, noted = compare(reference, source, entry.model)
@@ -148,6 +171,7 @@ def plan_sources(
         tensors=tuple(tensors),
         warnings=tuple(dict.fromkeys(warnings)),
     )
+    problems += memory_problem(plan.memory)
     if out is not None:
         problems += disk_problem(out, plan.bytes_to_write)
     if problems:
@@ -200,29 +224,6 @@ def _open(recipe: Recipe, reference: str) -> Checkpoint:
                 f"hf download {model.partition('@')[0]} --local-dir FOLDER, and name that folder."
             )
     return Checkpoint.open(path)
-
-
-def _count_problems(
-    recipe: Recipe, method: type[Method], base: TensorSource | None, entries: Sequence[ModelEntry]
-) -> Iterator[str]:
-    if method.needs_base and recipe.base_model is None and base is None:
-        yield f"base_model: missing. {method.title} works on changes from a base; name the model all others were tuned from."
-    if not recipe.models:
-        yield "models: missing. List at least one model to merge."
-    elif not entries and base is not None:
-        yield "models: only the base is listed. Add a model that was tuned from it."
-    if method.experts_wanted is not None and len(recipe.models) and len(entries) > method.experts_wanted:
-        yield (
-            f"models: {method.title} takes the base and exactly {method.experts_wanted} other model, not {len(entries)}; "
-            "remove some, or choose another method."
-        )
-    if recipe.profile == "mergekit" and method.name == "linear" and recipe.base_model is not None:
-        listed = {entry.model for entry in recipe.models}
-        if recipe.base_model not in listed:
-            yield (
-                "base_model: linear counts it as one more model; list it under 'models' with its weight, or remove "
-                "base_model."
-            )
 
 
 def _plan_tensors(

@@ -165,6 +165,43 @@ def test_the_disk_is_too_small(family, write_recipe, tmp_path, monkeypatch):
     assert any("GB free" in text for text in problems(write_recipe(family, "ties"), tmp_path / "out"))
 
 
+def test_the_memory_is_too_small(family, write_recipe, monkeypatch):
+    monkeypatch.setattr("merging.plan.SCRATCH", 10**12)
+    assert any("GB of memory" in text for text in problems(write_recipe(family, "ties")))
+
+
+def test_the_estimate_holds_the_largest_piece(family, write_recipe):
+    plan = merging.check(write_recipe(family, "ties"))
+    assert plan.memory > 3 * 4 * max(tensor.info.elements for tensor in plan.tensors)
+
+
+@pytest.mark.parametrize("source", ["union", "one"])
+def test_a_tokenizer_source_that_would_change_rows(pair, write_recipe, source):
+    file = pair / "one" / "tokenizer.json"
+    merging.check(write_recipe(pair, "ties", ["one"], tokenizer_source=source))
+    file.write_text(file.read_text().replace('"<eos>": 1', '"<eos>": 1, "<tool>": 43', 1))
+    assert any(
+        "tokenizer_source" in text
+        for text in problems(write_recipe(pair, "ties", ["one"], tokenizer_source=source))
+    )
+    merging.check(write_recipe(pair, "ties", ["one"], tokenizer_source="base"))
+
+
+def test_a_named_chat_template_is_refused(family, write_recipe):
+    assert any(
+        "'chatml' is not supported yet" in text
+        for text in problems(write_recipe(family, "ties", chat_template="chatml"))
+    )
+
+
+def test_another_chat_template_is_a_warning(pair, write_recipe):
+    (pair / "one" / "chat_template.jinja").write_text("{{ messages }}")
+    assert any(
+        "chat template differs" in text
+        for text in merging.check(write_recipe(pair, "ties", ["one"])).warnings
+    )
+
+
 def test_a_hub_name_gets_the_download_command(write_recipe, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("merge_method: linear\nmodels: [{model: org/name@main}]")
