@@ -91,7 +91,7 @@ def _arrange(shown: Sequence[Panel], across: int) -> dict[str, Any]:
     ticks = TICKS if max(map(len, grid.columns)) <= 5 else 3 * TICKS
     step = TITLE + cell * len(grid.rows) + ticks
     lines = math.ceil(len(shown) / across)
-    margin = {"l": 30 if None not in grid.rows else 60, "r": 8, "t": 4, "b": BAR}
+    margin = {"l": 44 if None not in grid.rows else 72, "r": 8, "t": 4, "b": BAR}
     plot = lines * step
     gap = 0.03
     width = (1 - gap * (across - 1)) / across
@@ -105,7 +105,11 @@ def _arrange(shown: Sequence[Panel], across: int) -> dict[str, Any]:
             [left, left + width], f"y{suffix}", tickangle=0 if ticks == TICKS else -50
         )
         layout[f"yaxis{suffix}"] = _axis(
-            [bottom, top], f"x{suffix}", autorange="reversed", showticklabels=column == 0, **_every(grid)
+            [bottom, top],
+            f"x{suffix}",
+            autorange="reversed",
+            showticklabels=column == 0,
+            **_labels(grid, first=column == 0),
         )
         layout["annotations"].append(_heading(panel.name, left, top))
     return layout
@@ -124,9 +128,10 @@ def _axis(domain: list[float], anchor: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _every(grid: Grid) -> dict[str, Any]:
-    """Tick labels that do not overlap in tall maps."""
-    return {"dtick": 4} if len(grid.rows) > 24 else {"dtick": 1}
+def _labels(grid: Grid, *, first: bool) -> dict[str, Any]:
+    """Block numbers that do not overlap in tall maps; the axis is named once in a row of small maps."""
+    title = {"title": {"text": "block", "standoff": 6, "font": {"size": 11}}} if first else {}
+    return {"dtick": 4 if len(grid.rows) > 24 else 1, **title}
 
 
 def _heading(name: str, left: float, top: float) -> dict[str, Any]:

@@ -53,12 +53,14 @@ def app_url(tmp_path_factory) -> Iterator[str]:
         try:
             _wait(url, process, log)
             yield url
+            died = process.poll()
         finally:
             process.terminate()
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+    assert died is None, f"the app ended by itself with {died}:\n{log.read_text()}"
     assert "Traceback" not in log.read_text(), log.read_text()
 
 

@@ -6,6 +6,7 @@ import csv
 from urllib.parse import urlsplit
 
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
@@ -56,13 +57,24 @@ def test_the_page_says_first_what_the_demo_models_cannot_do(page):
     assert "know nothing else" in text
 
 
-def test_models_to_a_cell_of_the_map(page, app_url, requests_seen, console_errors):
+def test_models_inspect_merge_chat(page, app_url, requests_seen, console_errors):
     for name in ("math", "code", "words"):
         card = page.locator(".card").filter(has=page.get_by_text(name, exact=True))
         assert "Fits the base" in card.inner_text()
     page.get_by_role("button", name="Inspect these models").click()
+    look_at_a_cell(page)
+    page.get_by_role("button", name="Merge these models").click()
+    merge_with_one_click(page)
+    page.get_by_role("button", name="Chat with it").click()
+    ask_all_columns(page, "ten plus eight")
+    assert console_errors == []
+    assert outside(requests_seen, app_url) == []
+
+
+def look_at_a_cell(page) -> None:
     page.locator("#map .heatmaplayer").first.wait_for()
     assert page.locator("#map .chart-title").inner_text() == "How far each expert moved from the base"
+    page.locator("#story h2").filter(has_text="Block").wait_for()
     page.mouse.click(*cell_centre(page, panel=1, row=2, column=0))
     assert shapes(page) == {(2, 0)}, "the outline is drawn in the browser, before the server answers"
     wait_for_story(page, "Block 2, q")
@@ -71,8 +83,28 @@ def test_models_to_a_cell_of_the_map(page, app_url, requests_seen, console_error
     page.locator("#histogram .scatterlayer").wait_for()
     assert page.locator("#agreement .barlayer .point").count() == 3
     assert page.locator("#cell-figures tbody tr").count() == 3
-    assert console_errors == []
-    assert outside(requests_seen, app_url) == []
+
+
+def merge_with_one_click(page) -> None:
+    page.locator("#merge-default-button").click()
+    page.get_by_role("button", name="Chat with it").wait_for(timeout=90_000)
+    result = page.locator("#merge-result").inner_text()
+    assert "TIES" in result
+    assert "2.0 MB" in result or "2.00 MB" in result
+
+
+def ask_all_columns(page, question: str) -> None:
+    page.locator("#chat-column-0").wait_for()
+    names = [page.locator(f"#chat-model-{number} input").input_value() for number in range(4)]
+    assert "TIES" in names[0]
+    assert len(set(names)) == 4
+    page.locator("#chat-input textarea").fill(question)
+    page.locator("#chat-send").click()
+    expect(page.locator("#chat-stop")).to_be_disabled(timeout=90_000)
+    for number in range(4):
+        column = page.locator(f"#chat-column-{number}")
+        expect(column.locator(".message.user, .user .message").first).to_contain_text(question)
+        expect(column.locator(".message.bot, .bot .message").first).not_to_be_empty()
 
 
 def test_the_keyboard_reaches_what_a_click_reaches(page):
@@ -85,7 +117,7 @@ def test_the_keyboard_reaches_what_a_click_reaches(page):
         page.get_by_role("option").first.wait_for()
         for key in ("ArrowUp", "Enter"):
             field.press(key)
-        assert field.input_value() != before
+        expect(field).not_to_have_value(before)
         wait_for_story(page, f"{block.input_value().capitalize()}, {module.input_value()}")
     row = int(block.input_value().split()[1])
     page.wait_for_function(
@@ -133,7 +165,7 @@ def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_scrolls_in_one_direction_only(open_page, dark):
     page = open_page(390, dark=dark)
-    for tab in ("1 Models", "2 Inspect"):
+    for tab in ("1 Models", "2 Inspect", "3 Merge", "4 Chat"):
         open_tab(page, tab)
         if tab == "2 Inspect":
             page.locator("#map .heatmaplayer").first.wait_for()
