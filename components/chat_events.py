@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -19,8 +20,9 @@ from components.chat_replies import Reply, answer_together
 from components.family import Family
 from components.settings import Settings
 from components.shared import owner_id
+from merging import MergingError
 from merging.engine import resolve_device
-from merging.inference import Sampling
+from merging.inference import LoadedModel, Sampling
 
 LONGEST_PROMPT = 4000
 MOST_TOKENS = 512
@@ -109,45 +111,70 @@ def ask(
     Yields:
         Chats, notes, conversations, question field, send and stop buttons.
     """
-    *keys, temperature, top_p, length, seed = rest
+    keys, numbers = rest[:COLUMNS], rest[COLUMNS:]
     prompt = (prompt or "").strip()[:LONGEST_PROMPT]
-    store, owner = job_store(settings), owner_id(settings, stored)
-    folders = [locate(store, owner, family, key) for key in keys]
-    if not prompt or not any(folders):
+    if not prompt or all(key == NOBODY for key in keys):
         yield [*[gr.skip()] * (2 * COLUMNS + 2), *_buttons(running=False)]
         return
+    asked = [
+        [*said, {"role": "user", "content": prompt}] if key != NOBODY else []
+        for said, key in zip(talk, keys, strict=True)
+    ]
+    loaders = _loaders(settings, owner_id(settings, stored), family, keys)
+    replies = {column: Reply(load, asked[column]) for column, load in loaders.items()}
+    answers = {example.prompt: example.answer for example in examples(settings.demo)}
+    halt = threading.Event()
+    _running[session] = halt
+    try:
+        yield [*_chats(asked, keys), *_notes(replies), talk, "", *_buttons(running=True)]
+        for _ in answer_together(list(replies.values()), _sampling(*numbers), halt):
+            shown = [_answered(said, replies.get(column)) for column, said in enumerate(asked)]
+            kept = [
+                before if column in replies and replies[column].error else now
+                for column, (before, now) in enumerate(zip(talk, shown, strict=True))
+            ]
+            yield [*_chats(shown, keys), *_notes(replies), kept, gr.skip(), *_buttons(running=True)]
+    finally:
+        halt.set()
+        if _running.get(session) is halt:
+            del _running[session]
+    notes = _notes(replies, answers.get(prompt))
+    yield [*_chats(shown, keys), *notes, kept, gr.skip(), *_buttons(running=False)]
+
+
+def _loaders(
+    settings: Settings, owner: str, family: Family, keys: Sequence[str]
+) -> dict[int, Callable[[], LoadedModel]]:
+    """For every column that names a model, how to get it; one that is gone says so when it is loaded."""
     device = str(resolve_device(settings.device))
-    sampling = Sampling(
+
+    def load(folder: Path | None) -> LoadedModel:
+        if folder is None:
+            raise MergingError("This model is no longer there. Choose another.")
+        return model_cache(settings).get(folder, device)
+
+    store = job_store(settings)
+    return {
+        column: partial(load, locate(store, owner, family, key))
+        for column, key in enumerate(keys)
+        if key != NOBODY
+    }
+
+
+def _sampling(temperature: float, top_p: float, length: float, seed: float | None) -> Sampling:
+    """The visitor's numbers, brought into their limits."""
+    return Sampling(
         temperature=min(2.0, max(0.0, float(temperature))),
         top_p=min(1.0, max(0.01, float(top_p))),
         max_new_tokens=min(MOST_TOKENS, max(1, int(length))),
         seed=int(seed or 0) % 2**63,
     )
-    replies: dict[int, Reply] = {}
-    for column, folder in enumerate(folders):
-        if folder is not None:
-            talk[column] = [*talk[column], {"role": "user", "content": prompt}]
-            replies[column] = Reply(partial(model_cache(settings).get, folder, device), talk[column])
-    halt = threading.Event()
-    _running[session] = halt
-    expected = {example.prompt: example.answer for example in examples(settings.demo)}.get(prompt)
-    said = talk
-    try:
-        yield [*_chats(said, keys), *_notes(replies, None), said, "", *_buttons(running=True)]
-        for _ in answer_together(list(replies.values()), sampling, halt):
-            said = [_with_reply(told, replies.get(column)) for column, told in enumerate(talk)]
-            yield [*_chats(said, keys), *_notes(replies, None), said, gr.skip(), *_buttons(running=True)]
-    finally:
-        halt.set()
-        if _running.get(session) is halt:
-            del _running[session]
-    yield [*_chats(said, keys), *_notes(replies, expected), said, gr.skip(), *_buttons(running=False)]
 
 
-def _with_reply(told: list[dict[str, str]], reply: Reply | None) -> list[dict[str, str]]:
-    if reply is None or not (reply.text or reply.ended):
-        return told
-    return [*told, {"role": "assistant", "content": reply.text}]
+def _answered(said: list[dict[str, str]], reply: Reply | None) -> list[dict[str, str]]:
+    if reply is None or reply.error or not (reply.text or reply.ended):
+        return said
+    return [*said, {"role": "assistant", "content": reply.text}]
 
 
 def _chats(talk: Talk, keys: Sequence[str]) -> list[Any]:
@@ -160,7 +187,7 @@ def _cleared(talk: Talk, chosen: Sequence[str], keys: Sequence[str]) -> list[Any
     return [gr.skip() if now == old else "" for now, old in zip(chosen, keys, strict=True)]
 
 
-def _notes(replies: dict[int, Reply], expected: str | None) -> list[str]:
+def _notes(replies: dict[int, Reply], expected: str | None = None) -> list[str]:
     return [note_html(replies.get(column), expected) for column in range(COLUMNS)]
 
 

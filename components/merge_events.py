@@ -140,7 +140,7 @@ def tick(settings: Settings, watched: str, ready: bool, family: Family, stored: 
     """One look at the running job."""
     job = job_store(settings).get(owner_id(settings, stored), watched)
     if job is not None and job.active:
-        skipped = [gr.skip() for _ in range(11)]
+        skipped = [gr.skip() for _ in range(10)]
         return [gr.skip(), gr.skip(), progress_html(job), *skipped]
     return attach(settings, ready, family, stored, shown=watched)
 
@@ -155,6 +155,12 @@ def attach(settings: Settings, ready: bool, family: Family, stored: Any, *, show
     chosen = store.get(owner, shown) or (ended[0] if ended else None)
     can_default = check(default_recipe(family)).plan is not None
     return [*_running(watched, ready=ready, can_default=can_default), *_card(settings, owner, chosen)]
+
+
+def newest(settings: Settings, stored: Any) -> str:
+    """The id of this owner's newest finished merge, or nothing."""
+    done = [job.id for job in _merges(settings, owner_id(settings, stored)) if job.state == "done"]
+    return done[0] if done else ""
 
 
 def show(settings: Settings, id: str, stored: Any) -> list[Any]:
@@ -208,9 +214,8 @@ def _running(job: Job | None, *, ready: bool, can_default: bool) -> list[Any]:
 
 
 def _card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
-    """Shown job, card, its buttons, the list of merges, and the newest finished one."""
+    """Shown job, card, its buttons, and the list of merges."""
     jobs = _merges(settings, owner)
-    done = [one for one in jobs if one.state == "done"]
     has_model = job is not None and job.state == "done"
     weight = size(model_bytes(job_store(settings), owner, job.id)) if job is not None and has_model else ""
     choices = [(_line(one), one.id) for one in jobs if not one.active][:SHOWN_JOBS]
@@ -225,7 +230,6 @@ def _card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
         gr.update(
             choices=choices, value=job.id if job is not None and listed else None, visible=bool(choices)
         ),
-        done[0].id if done else "",
     ]
 
 

@@ -182,7 +182,7 @@ def wire_merge_tab(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Sh
 def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared) -> None:
     """Starting, watching, cancelling, and finding a job again after a reload."""
     running = [tab.watched, tab.timer, tab.progress, tab.cancel, tab.merge, tab.default]
-    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history, tab.fresh]
+    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
     started = [*running, tab.result]
     tab.default.click(
         partial(events.start_default, settings), [shared.family, shared.owner], started, **PRIVATE
@@ -212,12 +212,14 @@ def _wire_results(
     tab: MergeTab, settings: Settings, shared: Shared, filled: list[Any], state: list[Any]
 ) -> None:
     """What can be done with a finished job."""
-    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history, tab.fresh]
+    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
     tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **PRIVATE)
     tab.delete.click(partial(events.delete, settings), [tab.shown, shared.owner], card, **PRIVATE)
     tab.reuse.click(
         partial(events.reuse, tab.form, settings), [tab.shown, shared.owner, *state], filled, **PRIVATE
     )
+    # not an output of the timer: calls that bypass the queue do not trigger a state's change
+    tab.result.change(partial(events.newest, settings), shared.owner, tab.fresh, **PRIVATE)
     tab.download.click(
         partial(events.download, settings),
         [tab.shown, shared.owner],
