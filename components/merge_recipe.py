@@ -69,7 +69,7 @@ def check(recipe: Recipe, earlier: Sequence[str] = ()) -> Checked:
 def to_recipe(previous: Recipe, family: Family, form: Form) -> Recipe:
     """The recipe the form describes. What no widget shows (gradients, filters, overrides, seed) stays as it was."""
     method = METHODS[form["method"]]
-    profile = form["profile"]
+    profile = previous.profile  # whose defaults the widgets show; what differs is kept when another is chosen
     before = _entries(previous, family)
     values = {name: form[f"{method.name}.{name}"] for name in merge_wide(method)}
     parameters = explicit(method, profile, values) | _lists(previous.parameters, method)
@@ -92,7 +92,7 @@ def to_recipe(previous: Recipe, family: Family, form: Form) -> Recipe:
             "base_model": base,
             "models": (*(others if not method.needs_base else ()), *entries),
             "parameters": parameters,
-            "profile": profile,
+            "profile": form["profile"],
             "scope": None,
             "out_dtype": None if form["out_dtype"] == AS_STORED else form["out_dtype"],
         }

@@ -1,0 +1,498 @@
+"""The Merge tab: a form that is a recipe, and jobs that end on a card."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from gradio.utils import get_upload_folder
+
+import merging
+from components import merge_events as events
+from components.backend import job_store
+from components.downloads import zip_model
+from components.family import Family
+from components.merge_form import MergeForm, about_html, build_merge_form
+from components.merge_html import plan_html, progress_html, result_html, share
+from components.merge_recipe import (
+    MAX_YAML,
+    check,
+    default_recipe,
+    from_yaml,
+    reference,
+    title,
+    to_form,
+    to_recipe,
+)
+from components.settings import ROOT, Settings
+from merging import METHODS, Recipe
+from merging.engine import Progress
+from merging.inference import LoadedModel
+from merging.job_records import Job
+
+ADA, BOB = "a" * 32, "b" * 32
+
+
+@pytest.fixture
+def models(family) -> Family:
+    return Family(str(family / "base"), tuple(str(family / name) for name in ("one", "two", "three")))
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    made = Settings(runs=tmp_path / "runs", device="cpu", single_owner=False)
+    yield made
+    job_store(made).close()
+
+
+@pytest.fixture
+def form(models) -> MergeForm:
+    with gr.Blocks():
+        return build_merge_form(models)
+
+
+def edited(recipe: Recipe, models: Family, **changes) -> Recipe:
+    """What the form gives when a visitor changes these of its values."""
+    values, _ = to_form(recipe, models)
+    return to_recipe(recipe, models, {**values, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def named(form: MergeForm, updates: list) -> dict:
+    return dict(zip(form.inputs, updates, strict=False))
+
+
+# the form as a recipe
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("profile", ["paper", "mergekit"])
+def test_an_untouched_form_gives_back_its_recipe(models, method, profile):
+    recipe = default_recipe(models, method).model_copy(update={"profile": profile})
+    values, fixed = to_form(recipe, models)
+    assert to_recipe(recipe, models, values) == recipe
+    assert fixed == set()
+    assert check(recipe).problems == ()
+
+
+def test_only_what_differs_is_written(models):
+    recipe = edited(default_recipe(models), models, ties__lambda=0.7, ties__scope="layer", weight__1=0.25)
+    assert recipe.parameters == {"density": 0.5, "lambda": 0.7, "scope": "layer"}
+    assert [entry.parameters for entry in recipe.models] == [{}, {"weight": 0.25}, {}]
+    back = edited(recipe, models, ties__lambda=1.0, ties__scope="model", weight__1=1)
+    assert back == default_recipe(models)
+
+
+def test_what_experts_agree_on_is_said_once(models):
+    recipe = edited(default_recipe(models), models, density__0=0.3, density__1=0.3, density__2=0.3)
+    assert recipe.parameters == {"density": 0.3}
+    recipe = edited(recipe, models, density__2=0.4)
+    assert recipe.parameters == {}
+    assert [entry.parameters["density"] for entry in recipe.models] == [0.3, 0.3, 0.4]
+
+
+def test_experts_can_be_left_out_and_come_back(models):
+    two = edited(default_recipe(models), models, experts=[0, 2])
+    assert [Path(entry.model).name for entry in two.models] == ["one", "three"]
+    assert edited(two, models, experts=[2, 1, 0]).models == default_recipe(models).models
+
+
+def test_numbers_that_are_no_experts_are_left_out(models):
+    recipe = edited(default_recipe(models), models, experts=[7, -1, "0", None, 1])
+    assert [Path(entry.model).name for entry in recipe.models] == ["two"]
+
+
+def test_slerp_takes_the_one_expert_that_was_chosen(models):
+    recipe = edited(default_recipe(models), models, method="slerp", partner=2, slerp__t=0.25)
+    assert [Path(entry.model).name for entry in recipe.models] == ["three"]
+    assert recipe.parameters == {"t": 0.25}
+    assert check(recipe).problems == ()
+
+
+def test_another_profile_brings_its_defaults_and_keeps_what_was_set(models):
+    recipe = edited(default_recipe(models), models, ties__lambda=0.6)
+    changed = edited(recipe, models, profile="mergekit")
+    values, _ = to_form(changed, models)
+    assert (values["ties.scope"], values["ties.elect_on"], values["ties.lambda"]) == (
+        "tensor",
+        "weighted",
+        0.6,
+    )
+    assert changed.parameters == {"density": 0.5, "lambda": 0.6}
+    assert edited(changed, models, profile="paper") == recipe
+
+
+def test_gradients_filters_and_unseen_keys_survive_an_edit(models):
+    text = f"""
+merge_method: ties
+base_model: {models.base}
+models:
+- model: {models.experts[0]}
+  parameters: {{weight: [0.2, 1.0]}}
+- model: {models.experts[1]}
+parameters:
+  density: 0.4
+  lambda: [{{filter: mlp, value: 0.5}}, {{value: 1.0}}]
+profile: paper
+seed: 11
+exclude: ["*norm*"]
+"""
+    recipe, problems = from_yaml(text, models)
+    assert problems == []
+    fixed = to_form(recipe, models)[1]
+    assert {"weight.0", "ties.lambda"} <= fixed
+    after = edited(recipe, models, density__1=0.8)
+    assert after.models[0].parameters == {"weight": [0.2, 1.0], "density": 0.4}
+    assert after.models[1].parameters == {"density": 0.8}
+    assert after.parameters["lambda"][0] == {"filter": "mlp", "value": 0.5}
+    assert (after.seed, after.exclude) == (11, ("*norm*",))
+    assert check(after).problems == ()
+
+
+def test_a_mergekit_recipe_is_read_with_its_own_values(models):
+    text = f"""
+merge_method: ties
+base_model: {models.base}
+models:
+- model: {models.base}
+- model: {models.experts[0]}
+  parameters: {{density: 0.5, weight: 0.5}}
+- model: {models.experts[2]}
+  parameters: {{density: 0.5, weight: 0.3}}
+parameters: {{normalize: true, int8_mask: true}}
+dtype: float32
+"""
+    recipe, problems = from_yaml(text, models)
+    assert problems == []
+    values, _ = to_form(recipe, models)
+    assert (values["profile"], values["experts"]) == ("mergekit", [0, 2])
+    assert (values["weight.0"], values["weight.2"], values["ties.zero_sum"]) == (0.5, 0.3, "plus")
+    assert recipe.dtype == "float32"
+
+
+def test_the_base_may_be_one_of_the_models_of_an_average(models):
+    text = f"merge_method: linear\nmodels:\n- model: {models.base}\n- model: {models.experts[1]}\nprofile: paper\n"
+    recipe, problems = from_yaml(text, models)
+    assert problems == []
+    assert [Path(entry.model).name for entry in edited(recipe, models, weight__1=0.5).models] == [
+        "base",
+        "two",
+    ]
+
+
+def test_all_mistakes_of_a_recipe_are_told_at_once(models):
+    text = f"""
+merge_methd: ties
+merge_method: ties
+base_model: {models.base}
+models:
+- model: {models.experts[0]}
+  parameters: {{densty: 0.5}}
+- model: {models.experts[0]}
+- model: /somewhere/else
+parameters: {{lambda: much}}
+"""
+    recipe, problems = from_yaml(text, models)
+    assert recipe is None
+    said = "\n".join(problems)
+    for part in ("merge_method", "'density'", "listed twice", "'/somewhere/else'", "'much'"):
+        assert part in said, part
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "- a", "merge_method: nothing", "merge_method: ties", "x" * (MAX_YAML + 1), "a: &x 1\nb: *x"],
+)
+def test_what_is_no_recipe_changes_nothing(models, text):
+    recipe, problems = from_yaml(text, models)
+    assert recipe is None
+    assert problems
+    assert all(isinstance(problem, str) and problem for problem in problems)
+
+
+def test_models_from_elsewhere_are_never_opened(models, tmp_path, monkeypatch):
+    opened = []
+    real = merging.plan.Checkpoint.open
+    monkeypatch.setattr(merging.plan.Checkpoint, "open", lambda path: opened.append(Path(path)) or real(path))
+    secret = tmp_path / "secret"
+    text = f"merge_method: ties\nbase_model: {secret}\nmodels:\n- model: {secret}/../secret\n- model: {models.experts[0]}\n"
+    _, problems = from_yaml(text, models)
+    assert sum("secret" in problem for problem in problems) == 2
+    assert opened
+    assert {path.resolve() for path in opened} <= {Path(m).resolve() for m in (models.base, *models.experts)}
+
+
+def test_no_path_of_this_machine_shows_for_models_of_the_project():
+    assert reference(str(ROOT / "examples" / "demo" / "math")) == "examples/demo/math"
+    assert reference("/elsewhere/model") == "/elsewhere/model"
+
+
+def test_a_job_is_named_after_method_and_experts(models):
+    assert title(edited(default_recipe(models), models, experts=[0, 2]), models) == "TIES · one, three"
+
+
+# the widgets
+
+
+def test_the_form_shows_only_what_the_method_has(form, models):
+    recipe = default_recipe(models, "linear")
+    updates = form.show(recipe, models)
+    shown = named(form, updates)
+    assert shown["weight.0"]["visible"]
+    assert not shown["density.0"]["visible"]
+    assert not shown["weight.3"]["visible"]
+    groups = dict(zip(form.groups, updates[len(form.inputs) :], strict=False))
+    assert [name for name, update in groups.items() if update["visible"]] == ["linear"]
+
+
+def test_experts_keep_their_names_and_sliders_widen(form, models):
+    recipe = edited(default_recipe(models), models, weight__1=3.5)
+    shown = named(form, form.show(recipe, models))
+    assert shown["weight.1"]["label"].startswith("two")
+    assert (shown["weight.1"]["value"], shown["weight.1"]["maximum"]) == (3.5, 4)
+
+
+def test_leaving_slerp_brings_all_experts_back(form, models):
+    slerp = edited(default_recipe(models), models, method="slerp", partner=1)
+    shown = named(form, form.show(slerp, models))
+    assert (shown["partner"]["visible"], shown["experts"]["visible"]) == (True, False)
+    assert (shown["partner"]["value"], shown["experts"]["value"]) == (1, [0, 1, 2])
+
+
+def test_values_only_the_yaml_can_say_are_locked(form, models):
+    recipe = default_recipe(models).model_copy(update={"parameters": {"density": [0.1, 0.9]}})
+    shown = named(form, form.show(recipe, models))
+    assert shown["density.0"]["interactive"] is False
+    assert shown["weight.0"]["interactive"] is True
+
+
+def test_applying_a_broken_recipe_changes_nothing_but_the_message(form, models):
+    updates = events.apply_yaml(form, "merge_method: <b>tis</b>", default_recipe(models), models, "")
+    recipe, yaml, apply, message, ready, merge, *rest = updates
+    skip = gr.skip()
+    assert [recipe, yaml, apply, ready] == [skip] * 4
+    assert all(update == skip for update in rest)
+    assert merge["interactive"] is False
+    assert "&lt;b&gt;" in message
+    assert "<b>" not in message
+
+
+def test_merge_can_only_be_pressed_when_it_can_work(form, models):
+    recipe, yaml, _, plan, ready, merge = events.judge(default_recipe(models), "")
+    assert (ready, merge["interactive"]) == (True, True)
+    assert "3 experts" in plan
+    assert Recipe.from_yaml(yaml).model_dump() == recipe.model_dump()
+    assert events.judge(recipe, "running")[5]["interactive"] is False
+    nothing = events.judge(edited(recipe, models, experts=[]), "")
+    assert (nothing[4], nothing[5]["interactive"]) == (False, False)
+    assert "models: missing" in nothing[3]
+
+
+def test_another_family_starts_anew_with_the_same_method(form, models):
+    smaller = Family(models.base, models.experts[:2])
+    updates = events.take_family(form, default_recipe(models, "linear"), smaller, "")
+    assert updates[0] == default_recipe(smaller, "linear")
+    assert updates[-1]["value"] == "Merge these two with TIES"
+    none = events.take_family(form, updates[0], Family(models.base, ()), "")
+    assert none[-1]["interactive"] is False
+    assert none[4] is False
+
+
+def test_every_method_says_what_it_is_and_where_it_is_from():
+    for method in METHODS.values():
+        assert method.paper in about_html(method)
+
+
+# jobs
+
+
+def finish(settings: Settings, started: list, models: Family, owner: str = ADA) -> dict:
+    """Tick until the job is over; what the page shows then."""
+    watched = started[0]
+    names = ("watched", "timer", "progress", "cancel", "merge", "default")
+    card = ("shown", "result", "next", "download", "reuse", "delete", "history")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        updates = events.tick(settings, watched, True, models, owner)
+        if updates[0] != gr.skip():
+            return dict(zip((*names, *card), updates, strict=True))
+        time.sleep(0.02)
+    raise AssertionError("the job did not end")
+
+
+def test_one_click_makes_a_model_that_answers(settings, models):
+    started = events.start_default(settings, models, ADA)
+    assert len(started[0]) == 32
+    assert started[1].active
+    assert started[3]["interactive"]
+    assert not started[4]["interactive"]
+    page = finish(settings, started, models)
+    assert (page["watched"], page["shown"]) == ("", started[0])
+    assert not page["timer"].active
+    assert page["merge"]["interactive"]
+    assert page["default"]["interactive"]
+    assert "change kept" in page["result"]
+    assert "50.0 %" in page["result"]
+    assert page["history"]["value"] == started[0]
+    assert events.newest(settings, ADA) == started[0]
+    model = LoadedModel.load(job_store(settings).model(ADA, started[0]))
+    assert model.model.config.num_hidden_layers == 3
+
+
+def test_a_reload_finds_the_running_job_and_a_cancel_ends_it(settings, models, monkeypatch):
+    hold, begun = threading.Event(), threading.Event()
+    real = merging.run
+
+    def slow(recipe, out, device):
+        for event in real(recipe, out, device=device):
+            begun.set()
+            hold.wait(0.05)
+            yield event
+
+    monkeypatch.setattr(events.merging, "run", slow)
+    started = events.start(settings, default_recipe(models), models, ADA)
+    begun.wait(20)
+    time.sleep(0.2)
+    reloaded = events.attach(settings, True, models, ADA)
+    assert reloaded[0] == started[0]
+    assert reloaded[1].active
+    assert "tensors" in reloaded[2]
+    assert "TIES" in reloaded[2]
+    assert events.attach(settings, True, models, BOB)[0] == ""
+    events.cancel(settings, started[0], BOB)
+    assert job_store(settings).get(ADA, started[0]).state == "running"
+    pressed = time.monotonic()
+    events.cancel(settings, started[0], ADA)
+    page = finish(settings, started, models)
+    assert time.monotonic() - pressed < 1
+    assert "Cancelled" in page["result"]
+    assert page["next"]["visible"] is False
+    assert page["reuse"]["visible"] is True
+
+
+def test_a_job_that_fails_says_why_and_the_form_keeps_everything(settings, models, monkeypatch):
+    def fail(recipe, out, device):
+        raise merging.MergingError("the disk <is> full")
+        yield
+
+    monkeypatch.setattr(events.merging, "run", fail)
+    page = finish(settings, events.start(settings, default_recipe(models), models, ADA), models)
+    assert "the disk &lt;is&gt; full" in page["result"]
+    assert page["merge"]["interactive"]
+    assert "value" not in page["merge"]
+
+
+def test_a_recipe_that_cannot_run_is_not_queued(settings, models):
+    broken = default_recipe(models).model_copy(update={"parameters": {"density": 7}})
+    with pytest.raises(gr.Error, match="density"):
+        events.start(settings, broken, models, ADA)
+    assert job_store(settings).list(ADA) == []
+
+
+def test_nobody_reaches_another_owners_merge(settings, models, form):
+    id = events.start_default(settings, models, ADA)[0]
+    job_store(settings).wait(ADA, id, 60)
+    for stored in (BOB, None, "../" + ADA, ADA + "/", {"owner": ADA}):
+        assert events.show(settings, id, stored)[0] == ""
+        events.delete(settings, id, stored)
+        assert events.newest(settings, stored) == ""
+        with pytest.raises(gr.Error, match="no longer there"):
+            events.download(settings, id, stored)
+        with pytest.raises(gr.Error, match="no longer there"):
+            events.reuse(form, settings, id, stored, default_recipe(models), models, "")
+    assert job_store(settings).model(ADA, id) is not None
+
+
+@pytest.mark.parametrize("id", ["", "..", "../../etc", None, 3, ["a"], "f" * 32, "x/../y"])
+def test_ids_that_are_none_find_nothing(settings, models, id):
+    assert events.show(settings, id, ADA)[0] == ""
+    assert events.tick(settings, id, True, models, ADA)[0] == ""
+    events.cancel(settings, id, ADA)
+    with pytest.raises(gr.Error):
+        events.download(settings, id, ADA)
+
+
+def test_the_download_is_the_whole_folder(settings, models, tmp_path):
+    id = events.start_default(settings, models, ADA)[0]
+    job_store(settings).wait(ADA, id, 60)
+    path = Path(events.download(settings, id, ADA)["value"])
+    assert path.name == "ties-one-two-three.zip"
+    assert path.is_relative_to(get_upload_folder())
+    assert zip_model(job_store(settings), ADA, id) == path
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    folder = tmp_path / "unpacked" / "ties-one-two-three"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= {
+        f.name for f in folder.iterdir()
+    }
+    LoadedModel.load(folder)
+    events.delete(settings, id, ADA)
+    assert not path.exists()
+
+
+def test_deleting_shows_the_merge_before(settings, models):
+    first = events.start_default(settings, models, ADA)[0]
+    job_store(settings).wait(ADA, first, 60)
+    second = events.start(settings, default_recipe(models, "linear"), models, ADA)[0]
+    job_store(settings).wait(ADA, second, 60)
+    card = events.show(settings, second, ADA)
+    assert [id for _, id in card[6]["choices"]] == [second, first]
+    assert events.delete(settings, second, ADA)[0] == first
+    assert events.delete(settings, first, ADA)[6]["visible"] is False
+
+
+def test_an_earlier_recipe_comes_back_into_the_form(settings, models, form):
+    used = edited(default_recipe(models), models, density__1=0.9, ties__lambda=0.8)
+    id = events.start(settings, used, models, ADA)[0]
+    job_store(settings).wait(ADA, id, 60)
+    updates = events.reuse(form, settings, id, ADA, default_recipe(models, "slerp"), models, "")
+    assert updates[0] == used
+    assert named(form, updates[6:])["density.1"]["value"] == 0.9
+
+
+# words
+
+
+def job(**changes) -> Job:
+    return Job(id="a", owner="b", kind="merge", title="<i>T", created=0, **{"state": "running", **changes})
+
+
+def test_progress_has_real_units():
+    running = Progress("merging", 128, 291, 31_000_000_000, 0.5, 10.0)
+    text = progress_html(job().model_copy(update={"progress": running}))
+    for part in ("128/291 tensors", "3.10 GB/s", "0:10 left", 'value="0.5000"', "&lt;i&gt;T"):
+        assert part in text
+    assert "<i>" not in text
+    waiting = job(state="queued").model_copy(update={"ahead": 2})
+    assert "2 jobs before it" in progress_html(waiting)
+    assert progress_html(None) == progress_html(job(state="done")) == ""
+
+
+def test_the_card_escapes_names_and_warnings():
+    recipe = "merge_method: ties\nmodels:\n- model: a/<b>\n"
+    result = {"density": [0.25], "tied": [3], "warnings": ["<u>odd"], "relative_change": 0.05, "seconds": 1}
+    text = result_html(job(state="done", recipe=recipe, result=result))
+    assert all(part in text for part in ("&lt;b&gt;", "&lt;u&gt;odd", "&lt;i&gt;T", "25.0 %", "5.00 %"))
+    assert not any(part in text for part in ("<u>", "<i>"))
+    assert "Interrupted" in result_html(job(state="interrupted"))
+    assert "No merge yet" in result_html(None)
+
+
+def test_shares_never_round_to_a_lie():
+    assert [share(v) for v in (0, 1e-9, 0.0123, 0.5, 1)] == [
+        "0 %",
+        "below 0.01 %",
+        "1.23 %",
+        "50.0 %",
+        "100 %",
+    ]
+
+
+def test_a_plan_with_problems_lists_each(models):
+    broken = default_recipe(models).model_copy(update={"parameters": {"density": 7, "lamda": 1}})
+    text = plan_html(check(broken))
+    assert text.count("<li>") >= 2
+    assert "lambda" in text
