@@ -1,4 +1,4 @@
-"""The Merge tab: a form that is a recipe, and jobs that end on a card."""
+"""The Merge tab: widgets that show a recipe, and jobs that end on a card."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ from components.family import Family
 from components.merge_form import MergeForm, about_html, build_merge_form
 from components.merge_html import plan_html, progress_html, result_html, share
 from components.merge_recipe import (
-    MAX_YAML,
     check,
     default_recipe,
-    from_yaml,
-    reference,
-    title,
     to_form,
     to_recipe,
 )
-from components.settings import ROOT, Settings
+from components.settings import Settings
 from merging import METHODS, Recipe
 from merging.engine import Progress
 from merging.inference import LoadedModel
@@ -63,175 +59,6 @@ def edited(recipe: Recipe, models: Family, **changes) -> Recipe:
 
 def named(form: MergeForm, updates: list) -> dict:
     return dict(zip(form.inputs, updates, strict=False))
-
-
-# the form as a recipe
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("profile", ["paper", "mergekit"])
-def test_an_untouched_form_gives_back_its_recipe(models, method, profile):
-    recipe = default_recipe(models, method).model_copy(update={"profile": profile})
-    values, fixed = to_form(recipe, models)
-    assert to_recipe(recipe, models, values) == recipe
-    assert fixed == set()
-    assert check(recipe).problems == ()
-
-
-def test_only_what_differs_is_written(models):
-    recipe = edited(default_recipe(models), models, ties__lambda=0.7, ties__scope="layer", weight__1=0.25)
-    assert recipe.parameters == {"density": 0.5, "lambda": 0.7, "scope": "layer"}
-    assert [entry.parameters for entry in recipe.models] == [{}, {"weight": 0.25}, {}]
-    back = edited(recipe, models, ties__lambda=1.0, ties__scope="model", weight__1=1)
-    assert back == default_recipe(models)
-
-
-def test_what_experts_agree_on_is_said_once(models):
-    recipe = edited(default_recipe(models), models, density__0=0.3, density__1=0.3, density__2=0.3)
-    assert recipe.parameters == {"density": 0.3}
-    recipe = edited(recipe, models, density__2=0.4)
-    assert recipe.parameters == {}
-    assert [entry.parameters["density"] for entry in recipe.models] == [0.3, 0.3, 0.4]
-
-
-def test_experts_can_be_left_out_and_come_back(models):
-    two = edited(default_recipe(models), models, experts=[0, 2])
-    assert [Path(entry.model).name for entry in two.models] == ["one", "three"]
-    assert edited(two, models, experts=[2, 1, 0]).models == default_recipe(models).models
-
-
-def test_numbers_that_are_no_experts_are_left_out(models):
-    recipe = edited(default_recipe(models), models, experts=[7, -1, "0", None, 1])
-    assert [Path(entry.model).name for entry in recipe.models] == ["two"]
-
-
-def test_slerp_takes_the_one_expert_that_was_chosen(models):
-    recipe = edited(default_recipe(models), models, method="slerp", partner=2, slerp__t=0.25)
-    assert [Path(entry.model).name for entry in recipe.models] == ["three"]
-    assert recipe.parameters == {"t": 0.25}
-    assert check(recipe).problems == ()
-
-
-def test_another_profile_brings_its_defaults_and_keeps_what_was_set(models):
-    recipe = edited(default_recipe(models), models, ties__lambda=0.6)
-    changed = edited(recipe, models, profile="mergekit")
-    values, _ = to_form(changed, models)
-    assert (values["ties.scope"], values["ties.elect_on"], values["ties.lambda"]) == (
-        "tensor",
-        "weighted",
-        0.6,
-    )
-    assert changed.parameters == {"density": 0.5, "lambda": 0.6}
-    assert edited(changed, models, profile="paper") == recipe
-
-
-def test_gradients_filters_and_unseen_keys_survive_an_edit(models):
-    text = f"""
-merge_method: ties
-base_model: {models.base}
-models:
-- model: {models.experts[0]}
-  parameters: {{weight: [0.2, 1.0]}}
-- model: {models.experts[1]}
-parameters:
-  density: 0.4
-  lambda: [{{filter: mlp, value: 0.5}}, {{value: 1.0}}]
-profile: paper
-seed: 11
-exclude: ["*norm*"]
-"""
-    recipe, problems = from_yaml(text, models)
-    assert problems == []
-    fixed = to_form(recipe, models)[1]
-    assert {"weight.0", "ties.lambda"} <= fixed
-    after = edited(recipe, models, density__1=0.8)
-    assert after.models[0].parameters == {"weight": [0.2, 1.0], "density": 0.4}
-    assert after.models[1].parameters == {"density": 0.8}
-    assert after.parameters["lambda"][0] == {"filter": "mlp", "value": 0.5}
-    assert (after.seed, after.exclude) == (11, ("*norm*",))
-    assert check(after).problems == ()
-
-
-def test_a_mergekit_recipe_is_read_with_its_own_values(models):
-    text = f"""
-merge_method: ties
-base_model: {models.base}
-models:
-- model: {models.base}
-- model: {models.experts[0]}
-  parameters: {{density: 0.5, weight: 0.5}}
-- model: {models.experts[2]}
-  parameters: {{density: 0.5, weight: 0.3}}
-parameters: {{normalize: true, int8_mask: true}}
-dtype: float32
-"""
-    recipe, problems = from_yaml(text, models)
-    assert problems == []
-    values, _ = to_form(recipe, models)
-    assert (values["profile"], values["experts"]) == ("mergekit", [0, 2])
-    assert (values["weight.0"], values["weight.2"], values["ties.zero_sum"]) == (0.5, 0.3, "plus")
-    assert recipe.dtype == "float32"
-
-
-def test_the_base_may_be_one_of_the_models_of_an_average(models):
-    text = f"merge_method: linear\nmodels:\n- model: {models.base}\n- model: {models.experts[1]}\nprofile: paper\n"
-    recipe, problems = from_yaml(text, models)
-    assert problems == []
-    assert [Path(entry.model).name for entry in edited(recipe, models, weight__1=0.5).models] == [
-        "base",
-        "two",
-    ]
-
-
-def test_all_mistakes_of_a_recipe_are_told_at_once(models):
-    text = f"""
-merge_methd: ties
-merge_method: ties
-base_model: {models.base}
-models:
-- model: {models.experts[0]}
-  parameters: {{densty: 0.5}}
-- model: {models.experts[0]}
-- model: /somewhere/else
-parameters: {{lambda: much}}
-"""
-    recipe, problems = from_yaml(text, models)
-    assert recipe is None
-    said = "\n".join(problems)
-    for part in ("merge_method", "'density'", "listed twice", "'/somewhere/else'", "'much'"):
-        assert part in said, part
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "- a", "merge_method: nothing", "merge_method: ties", "x" * (MAX_YAML + 1), "a: &x 1\nb: *x"],
-)
-def test_what_is_no_recipe_changes_nothing(models, text):
-    recipe, problems = from_yaml(text, models)
-    assert recipe is None
-    assert problems
-    assert all(isinstance(problem, str) and problem for problem in problems)
-
-
-def test_models_from_elsewhere_are_never_opened(models, tmp_path, monkeypatch):
-    opened = []
-    real = merging.plan.Checkpoint.open
-    monkeypatch.setattr(merging.plan.Checkpoint, "open", lambda path: opened.append(Path(path)) or real(path))
-    secret = tmp_path / "secret"
-    text = f"merge_method: ties\nbase_model: {secret}\nmodels:\n- model: {secret}/../secret\n- model: {models.experts[0]}\n"
-    _, problems = from_yaml(text, models)
-    assert sum("secret" in problem for problem in problems) == 2
-    assert opened
-    assert {path.resolve() for path in opened} <= {Path(m).resolve() for m in (models.base, *models.experts)}
-
-
-def test_no_path_of_this_machine_shows_for_models_of_the_project():
-    assert reference(str(ROOT / "examples" / "demo" / "math")) == "examples/demo/math"
-    assert reference("/elsewhere/model") == "/elsewhere/model"
-
-
-def test_a_job_is_named_after_method_and_experts(models):
-    assert title(edited(default_recipe(models), models, experts=[0, 2]), models) == "TIES · one, three"
 
 
 # the widgets

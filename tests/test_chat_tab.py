@@ -1,0 +1,296 @@
+"""The Chat tab: the same question to several models, side by side, for this owner only."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+
+import gradio as gr
+import pytest
+
+from components import chat_events as events
+from components.backend import job_store
+from components.chat_models import COLUMNS, choices, default_keys, examples, is_demo, locate
+from components.chat_replies import PLAIN, UNEXPECTED
+from components.family import Family
+from components.merge_events import start_default
+from components.settings import Settings
+from merging.inference import LoadedModel, Sampling, stream
+
+ADA, BOB = "a" * 32, "b" * 32
+NUMBERS = (0.0, 1.0, 12, 0)
+SKIP = gr.skip()
+
+
+@pytest.fixture
+def models(family) -> Family:
+    return Family(str(family / "base"), tuple(str(family / name) for name in ("one", "two", "three")))
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    made = Settings(runs=tmp_path / "runs", demo=tmp_path / "demo", device="cpu", single_owner=False)
+    yield made
+    job_store(made).close()
+
+
+@pytest.fixture
+def merged(settings, models) -> str:
+    id = start_default(settings, models, ADA)[0]
+    job_store(settings).wait(ADA, id, 60)
+    return id
+
+
+def ask(settings, models, keys, prompt="abc", *, talk=None, numbers=NUMBERS, owner=ADA, session="s"):
+    """All that the page is sent while the models answer."""
+    talk = events.silence() if talk is None else talk
+    return list(events.ask(settings, session, prompt, models, owner, talk, *keys, *numbers))
+
+
+def parts(update: list) -> dict:
+    return {
+        "chats": [chat["value"] for chat in update[:COLUMNS]],
+        "notes": update[COLUMNS : 2 * COLUMNS],
+        "talk": update[2 * COLUMNS],
+        "question": update[2 * COLUMNS + 1],
+        "send": update[2 * COLUMNS + 2]["interactive"],
+        "stop": update[2 * COLUMNS + 3]["interactive"],
+    }
+
+
+def alone(folder, prompt="abc") -> str:
+    """What a model says by itself."""
+    return "".join(
+        stream(LoadedModel.load(folder), [{"role": "user", "content": prompt}], Sampling(max_new_tokens=12))
+    )
+
+
+def test_every_column_says_what_its_model_says_alone(settings, models, merged):
+    keys = [f"job:{merged}", "base", "expert:0", "expert:2"]
+    updates = [parts(update) for update in ask(settings, models, keys)]
+    folders = [job_store(settings).model(ADA, merged), models.base, models.experts[0], models.experts[2]]
+    last = updates[-1]
+    for column, folder in enumerate(folders):
+        question, answer = last["talk"][column]
+        assert question == {"role": "user", "content": "abc"}
+        assert answer == {"role": "assistant", "content": alone(folder)}
+        assert "tokens/s" in last["notes"][column]
+    assert [update["send"] for update in updates] == [False] * (len(updates) - 1) + [True]
+    assert [update["stop"] for update in updates] == [True] * (len(updates) - 1) + [False]
+    assert updates[0]["question"] == ""
+    assert len(updates) > 3, "the replies are streamed"
+
+
+def test_a_model_without_a_chat_template_says_so(settings, models):
+    last = parts(ask(settings, models, ["base", "", "", ""])[-1])
+    assert PLAIN in last["notes"][0]
+    assert last["chats"][1:] == [[], [], []]
+
+
+def test_the_conversation_goes_on(settings, models):
+    first = parts(ask(settings, models, ["base", "", "", ""])[-1])
+    second = parts(ask(settings, models, ["base", "", "", ""], "xyz", talk=first["talk"])[-1])
+    assert [said["role"] for said in second["talk"][0]] == ["user", "assistant", "user", "assistant"]
+
+
+def test_what_people_and_models_write_is_shown_as_text(settings, models):
+    last = parts(ask(settings, models, ["base", "", "", ""], "<img src=x> & b")[-1])
+    assert last["chats"][0][0]["content"] == "&lt;img src=x&gt; &amp; b"
+    assert last["talk"][0][0]["content"] == "<img src=x> & b"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "keys"), [("  ", ["base", "", "", ""]), (None, ["base"] * 4), ("abc", [""] * 4)]
+)
+def test_nothing_to_ask_or_nobody_to_ask_changes_nothing(settings, models, prompt, keys):
+    (update,) = ask(settings, models, keys, prompt)
+    assert update[:-2] == [SKIP] * (2 * COLUMNS + 2)
+    assert (update[-2]["interactive"], update[-1]["interactive"]) == (True, False)
+
+
+def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
+    running = events.ask(
+        settings, "s", "abc", models, ADA, events.silence(), "base", "", "", "", 0.0, 1.0, 60, 0
+    )
+    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    for update in running:
+        if update[0]["value"][1:]:
+            break
+    events.stop(gr.Request(session_hash="another page"))
+    assert not parts(update)["send"]
+    pressed = time.monotonic()
+    events.stop(gr.Request(session_hash="s"))
+    last = parts(list(running)[-1])
+    assert time.monotonic() - pressed < 1
+    assert 0 < len(last["talk"][0][1]["content"]) < 100
+    assert (last["send"], last["stop"]) == (True, False)
+    assert events._running == {}
+
+
+def slowly(model, messages, sampling, stop):
+    for _ in range(200):
+        if stop.wait(0.02):
+            return
+        yield "a"
+
+
+def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
+    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    running = events.ask(
+        settings, "s", "abc", models, ADA, events.silence(), "base", "expert:1", "", "", 0, 1, 60, 0
+    )
+    next(running)
+    next(running)
+    running.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "chat"]
+    assert events._running == {}
+
+
+def test_a_model_that_is_gone_says_so_and_the_others_answer(settings, models, merged):
+    keys = [f"job:{merged}", "base", "expert:9", ""]
+    job_store(settings).delete(ADA, merged)
+    last = parts(ask(settings, models, keys)[-1])
+    assert "no longer there" in last["notes"][0]
+    assert "no longer there" in last["notes"][2]
+    assert last["talk"][0] == last["talk"][2] == []
+    assert len(last["talk"][1]) == 2
+
+
+def test_an_unexpected_error_is_logged_and_told_plainly(settings, models, monkeypatch, caplog):
+    def broken(*_):
+        raise ZeroDivisionError("secret")
+        yield
+
+    monkeypatch.setattr("components.chat_replies.stream", broken)
+    last = parts(ask(settings, models, ["base", "", "", ""])[-1])
+    assert UNEXPECTED.split(";")[0] in last["notes"][0]
+    assert "secret" not in last["notes"][0]
+    assert "ZeroDivisionError" in caplog.text
+    assert last["send"]
+
+
+def test_a_conversation_that_is_too_long_is_explained(settings, models):
+    last = parts(ask(settings, models, ["base", "", "", ""], "a" * 80)[-1])
+    assert "reads at most 64" in last["notes"][0]
+    assert last["talk"][0] == []
+
+
+@pytest.mark.parametrize("numbers", [(99, 99, 10**9, -5), (-1, -1, -1, None), (0.5, 0.0, 0, 2**80)])
+def test_numbers_out_of_their_limits_are_brought_back(settings, models, numbers):
+    last = parts(ask(settings, models, ["base", "", "", ""], numbers=numbers)[-1])
+    assert len(last["talk"][0]) == 2
+
+
+def test_the_same_seed_answers_the_same(settings, models):
+    def say(seed):
+        return parts(ask(settings, models, ["base"] + [""] * 3, numbers=(1.5, 1.0, 20, seed))[-1])["talk"]
+
+    assert say(3) == say(3)
+    assert say(3) != say(4)
+
+
+# who can be asked
+
+
+def test_merges_come_first_and_the_parents_follow(settings, models, merged):
+    store = job_store(settings)
+    keys = [key for _, key in choices(store, ADA, models)]
+    assert keys == [f"job:{merged}", "base", "expert:0", "expert:1", "expert:2", ""]
+    assert default_keys(keys) == [f"job:{merged}", "expert:0", "expert:1", "expert:2"]
+    others = [key for _, key in choices(store, BOB, models)]
+    assert default_keys(others) == ["base", "expert:0", "expert:1", "expert:2"]
+    assert choices(store, ADA, Family(models.base, ()))[1:] == [("nobody", "")]
+
+
+@pytest.mark.parametrize(
+    "key", ["", None, 3, "expert:-1", "expert:3", "expert:x", "job:", "job:../..", "/etc", ["base"]]
+)
+def test_keys_that_name_no_model(settings, models, key):
+    assert locate(job_store(settings), ADA, models, key) is None
+
+
+def test_nobody_talks_to_another_owners_merge(settings, models, merged):
+    for owner in (BOB, "", None, "../" + ADA):
+        assert locate(job_store(settings), owner, models, f"job:{merged}") is None
+    last = parts(ask(settings, models, [f"job:{merged}", "", "", ""], owner=BOB)[-1])
+    assert "no longer there" in last["notes"][0]
+
+
+def refresh(settings, models, fresh, keys, *, first, talk=None) -> dict:
+    updates = events.refresh(settings, first, models, ADA, fresh, talk or events.silence(), *keys)
+    return {
+        "keys": [update["value"] for update in updates[:COLUMNS]],
+        "talk": updates[3 * COLUMNS],
+        "intro": updates[3 * COLUMNS + 1],
+    }
+
+
+def test_a_fresh_merge_takes_the_first_column(settings, models, merged):
+    before = ["base", "expert:0", "expert:1", "expert:2"]
+    said = [[{"role": "user", "content": str(number)}] for number in range(COLUMNS)]
+    after = refresh(settings, models, merged, before, first=True, talk=said)
+    assert after["keys"] == [f"job:{merged}", *before[1:]]
+    assert after["talk"] == [[], *said[1:]]
+    assert "No merge" not in after["intro"]
+    later = refresh(settings, models, merged, ["base", "base", "", ""], first=False)
+    assert later["keys"] == ["base", "base", "", ""], "only a fresh merge moves in by itself"
+
+
+def test_without_a_merge_the_page_says_what_to_do(settings, models):
+    page = refresh(settings, models, "", ["", "", "", ""], first=False)
+    assert page["keys"][0] == "base"
+    assert "make one under Merge" in page["intro"]
+
+
+def test_a_deleted_merge_leaves_its_column(settings, models, merged):
+    keys = [f"job:{merged}", "expert:0", "expert:1", "expert:2"]
+    job_store(settings).delete(ADA, merged)
+    assert refresh(settings, models, "", keys, first=True)["keys"] == ["base", *keys[1:]]
+
+
+def test_fewer_models_empty_the_columns_of_those_that_left(settings, models):
+    smaller = Family(models.base, models.experts[:1])
+    page = refresh(settings, smaller, "", ["base", "expert:0", "expert:1", "expert:2"], first=False)
+    assert page["keys"] == ["base", "expert:0", "", ""]
+
+
+def test_choosing_another_model_clears_its_column_only():
+    said = [[{"role": "user", "content": str(number)}] for number in range(COLUMNS)]
+    chat, note, talk = events.choose(2, "base", said)
+    assert (chat["value"], note) == ([], "")
+    assert talk == [said[0], said[1], [], said[3]]
+
+
+# the demo's questions
+
+
+@pytest.fixture
+def demo(settings, family):
+    """A demo folder with one task whose answer is what the base says."""
+    shutil.copytree(family / "base", settings.demo / "base")
+    shutil.copytree(family / "one", settings.demo / "one")
+    data = settings.demo / "data" / "task"
+    data.mkdir(parents=True)
+    right = alone(family / "base").strip()
+    (data / "validation.jsonl").write_text(f'{{"prompt": "abc", "answer": "{right}"}}\n')
+    return Family(str(settings.demo / "base"), (str(settings.demo / "one"),))
+
+
+def test_known_answers_are_judged(settings, demo):
+    assert [example.prompt for example in examples(settings.demo)] == ["abc"]
+    last = parts(ask(settings, demo, ["base", "expert:0", "", ""])[-1])
+    assert "badge-good" in last["notes"][0]
+    one = alone(demo.experts[0]).strip()
+    assert ("badge-good" in last["notes"][1]) == (one == examples(settings.demo)[0].answer)
+
+
+def test_the_limits_are_told_for_the_demo_only(settings, demo, models):
+    assert is_demo(settings, demo)
+    assert not is_demo(settings, models)
+    assert events.LIMITS in events.intro_html(settings, demo, merged=True)
+    assert events.intro_html(settings, models, merged=True) == ""
+
+
+def test_without_the_demo_there_are_no_examples(settings):
+    assert examples(settings.demo / "nowhere") == ()
