@@ -111,7 +111,7 @@ def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
 
 
 def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> list[Any]:
-    """Queue a merge: watched job, timer, progress, cancel, merge and default buttons, result."""
+    """Queue a merge: watched job, timer, progress, cancel, merge and default buttons, result and its buttons."""
     store, owner = job_store(settings), owner_id(settings, stored)
     checked = check(recipe)
     if checked.plan is None:
@@ -127,7 +127,8 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
     except MergingError as error:
         raise toast(str(error), "Not started") from None
     job = store.get(owner, id)
-    return [*_running(job, ready=True, can_default=True), result_html(job)]
+    hidden = [gr.update(visible=False) for _ in range(4)]
+    return [*_running(job, ready=True, can_default=True), result_html(job), *hidden]
 
 
 def cancel(settings: Settings, watched: str, stored: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def progress_html(job: Job | None) -> str:
         return _bar(title, 0.0, "reading headers")
     parts = [progress.stage, f"{progress.tensors_done}/{progress.tensors} tensors"]
     if progress.seconds > 0:
-        parts.append(f"{progress.bytes_per_second / 1e9:.2f} GB/s")
+        parts.append(f"{size(progress.bytes_per_second)}/s")
     if progress.seconds_left is not None:
         parts.append(f"{clock(progress.seconds_left)} left")
     return _bar(title, progress.share, " · ".join(html.escape(part) for part in parts))

@@ -183,7 +183,7 @@ def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared
     """Starting, watching, cancelling, and finding a job again after a reload."""
     running = [tab.watched, tab.timer, tab.progress, tab.cancel, tab.merge, tab.default]
     card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
-    started = [*running, tab.result]
+    started = [*running, tab.result, tab.next, tab.download, tab.reuse, tab.delete]
     tab.default.click(
         partial(events.start_default, settings), [shared.family, shared.owner], started, **PRIVATE
     )

@@ -290,7 +290,7 @@ def job(**changes) -> Job:
 def test_progress_has_real_units():
     running = Progress("merging", 128, 291, 31_000_000_000, 0.5, 10.0)
     text = progress_html(job().model_copy(update={"progress": running}))
-    for part in ("128/291 tensors", "3.10 GB/s", "0:10 left", 'value="0.5000"', "&lt;i&gt;T"):
+    for part in ("128/291 tensors", "3.1 GB/s", "0:10 left", 'value="0.5000"', "&lt;i&gt;T"):
         assert part in text
     assert "<i>" not in text
     waiting = job(state="queued").model_copy(update={"ahead": 2})

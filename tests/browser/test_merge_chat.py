@@ -75,6 +75,7 @@ def test_a_reply_can_be_stopped_and_the_chat_cleared(page):
     page.wait_for_function("document.querySelector('#chat-column-1').innerText.includes('tokens/s')")
     page.locator("#chat-stop").click()
     page.locator("#chat-send:enabled").wait_for()
+    page.wait_for_timeout(500)
     said = page.locator("#chat-column-1").inner_text()
     page.wait_for_timeout(500)
     assert page.locator("#chat-column-1").inner_text() == said
