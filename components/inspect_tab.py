@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ import merging
 from components import inspect_views as views
 from components.clickable_plot import clickable_plot, clicked_cell
 from components.family import Family
-from components.figures.metrics import METRICS
-from components.reports import Reports, report_key
+from components.figures.metrics import METRICS, row_name
+from components.inspect_views import Cell
+from components.reports import Reports, Stops, report_key
 from components.settings import Settings
 from components.shared import Shared
 from merging import MergingError
@@ -26,9 +28,12 @@ MOST_UNASKED = 1 << 30
 
 @dataclass(frozen=True)
 class InspectTab:
-    """The components of the tab; `report` holds the key of the report that is shown, `next` leads to Merge."""
+    """The components of the tab; `report` holds the key of the report that is shown, `cell` the chosen cell of its map,
+    `token` what stops a running measurement; `next` leads to Merge."""
 
     report: gr.State
+    cell: gr.State
+    token: gr.State
     status: gr.HTML
     measure: gr.Button
     stop: gr.Button
@@ -95,6 +100,8 @@ def build_inspect_tab() -> InspectTab:
         following = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
     return InspectTab(
         gr.State(""),
+        gr.State(None),
+        gr.State(""),
         status,
         measure,
         stop,
@@ -117,73 +124,68 @@ def build_inspect_tab() -> InspectTab:
 
 def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: a family is measured, its report shown, a cell of it chosen."""
-    reports = Reports()
+    reports, stops = Reports(), Stops()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    measured = [tab.status, tab.measure, tab.stop, tab.report]
-    choice = [tab.report, tab.metric, tab.everything, tab.block, tab.module]
-    cell = [tab.block, tab.module, tab.story, tab.figures, tab.histogram, tab.agreement]
+    measured = [tab.status, tab.measure, tab.stop, tab.token, tab.report]
+    choice = [tab.report, tab.metric, tab.everything, tab.cell]
+    named = [tab.report, tab.metric, tab.everything, tab.block, tab.module]
+    cell = [tab.cell, tab.block, tab.module, tab.story, tab.figures, tab.histogram, tab.agreement]
     map_views = [tab.map, tab.explanation, tab.table]
 
-    runs = [
-        gr.on(
-            [app.load, shared.family.change],
-            partial(measure, reports, settings),
-            shared.family,
-            measured,
-            **quiet,
-        ),
-        tab.measure.click(partial(measure, reports, settings, asked=True), shared.family, measured, **quiet),
-    ]
-    tab.stop.click(stopped, None, measured, cancels=runs, **quiet)
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
+    look = partial(measure, reports, stops, settings)
+    gr.on([app.load, shared.family.change], look, shared.family, measured, **latest)
+    tab.measure.click(partial(look, asked=True), shared.family, measured, **quiet)
+    tab.stop.click(stops.stop, tab.token, None, **quiet)
 
-    def pick(event: gr.EventData, key: str, metric: str, everything: bool) -> list[Any]:
-        return pick_cell(reports, event, key, metric, everything)
+    def pick(event: gr.EventData, key: str, everything: bool) -> list[Any]:
+        return pick_cell(reports, event, key, everything)
 
     whole = [tab.totals, tab.csv, *map_views, *cell]
     tab.report.change(partial(show_report, reports), choice, whole, **quiet)
     tab.everything.input(partial(show_report, reports), choice, whole, **quiet)
-    tab.metric.input(partial(show_metric, reports), choice, map_views, trigger_mode="always_last", **quiet)
-    tab.map.select(pick, [tab.report, tab.metric, tab.everything], cell, trigger_mode="always_last", **quiet)
+    tab.metric.input(partial(show_metric, reports), choice, map_views, **latest)
+    tab.map.select(pick, [tab.report, tab.everything], cell, **latest)
     gr.on(
-        [tab.block.input, tab.module.input], partial(choose_cell, reports), choice, [tab.map, *cell], **quiet
+        [tab.block.input, tab.module.input], partial(choose_cell, reports), named, [tab.map, *cell], **quiet
     )
 
 
-def measure(reports: Reports, settings: Settings, family: Family, asked: bool = False) -> Iterator[list[Any]]:
-    """Status line, which of the buttons Measure and Stop is there, and in the end the key of the report."""
+def measure(
+    reports: Reports, stops: Stops, settings: Settings, family: Family, asked: bool = False
+) -> Iterator[list[Any]]:
+    """Status line, which of the buttons Measure and Stop is there, the token that stops this measurement, and in the
+    end the key of the report."""
     shown, hidden = gr.update(visible=True), gr.update(visible=False)
     if not isinstance(family, Family) or not family.experts:
-        yield ["", hidden, hidden, ""]
+        yield ["", hidden, hidden, "", ""]
         return
     try:
         plan = merging.check(family.recipe())
         key = report_key(plan)
         if reports.get(key) is None and plan.bytes_to_read > MOST_UNASKED and not asked:
-            yield [views.ask_status(plan.bytes_to_read), shown, hidden, ""]
+            yield [views.ask_status(plan.bytes_to_read), shown, hidden, "", ""]
             return
         told = 0.0
-        for progress in reports.measure(plan, key, settings.device):
-            if progress.seconds - told > 0.3:
-                told = progress.seconds
-                yield [views.progress_status(progress), hidden, shown, gr.skip()]
-        yield ["", hidden, hidden, key]
+        with stops.running() as (token, stop), closing(reports.measure(plan, key, settings.device)) as steps:
+            for progress in steps:
+                if stop.is_set():
+                    yield [views.STOPPED, shown, hidden, "", ""]
+                    return
+                if progress.seconds - told > 0.3:
+                    told = progress.seconds
+                    yield [views.progress_status(progress), hidden, shown, token, gr.skip()]
+        yield ["", hidden, hidden, "", key]
     except MergingError as error:
-        yield [views.error_status(str(error)), hidden, hidden, ""]
+        yield [views.error_status(str(error)), hidden, hidden, "", ""]
     except OSError as error:
-        yield [views.error_status(f"The models could not be read: {error.strerror}."), shown, hidden, ""]
+        yield [views.error_status(f"The models could not be read: {error.strerror}."), shown, hidden, "", ""]
 
 
-def stopped() -> list[Any]:
-    """What to show after Stop."""
-    return [views.STOPPED, gr.update(visible=True), gr.update(visible=False), ""]
-
-
-def show_report(
-    reports: Reports, key: str, metric: str, everything: bool, block: str | None, module: str | None
-) -> list[Any]:
+def show_report(reports: Reports, key: str, metric: str, everything: bool, cell: Cell | None) -> list[Any]:
     """Everything under the status line."""
     report, everything = reports.get(key), bool(everything)
-    cell = views.settle(report, metric, everything, block, module)
+    cell = views.settle(report, metric, everything, *_names(cell))
     return [
         views.show_totals(report),
         views.show_csv(report, everything),
@@ -192,21 +194,18 @@ def show_report(
     ]
 
 
-def show_metric(
-    reports: Reports, key: str, metric: str, everything: bool, block: str | None, module: str | None
-) -> list[Any]:
+def show_metric(reports: Reports, key: str, metric: str, everything: bool, cell: Cell | None) -> list[Any]:
     """Another metric of the same report, with the same cell outlined."""
-    report = reports.get(key)
-    cell = views.settle(report, metric, bool(everything), block, module)
-    return views.show_map(report, metric, bool(everything), cell)
+    report, everything = reports.get(key), bool(everything)
+    return views.show_map(report, metric, everything, views.settle(report, metric, everything, *_names(cell)))
 
 
-def pick_cell(reports: Reports, event: gr.EventData, key: str, metric: str, everything: bool) -> list[Any]:
+def pick_cell(reports: Reports, event: gr.EventData, key: str, everything: bool) -> list[Any]:
     """The story of a clicked cell; nothing changes for a click that is not on a cell of this map."""
     report = reports.get(key)
     place = clicked_cell(event)
     cell = views.cell_at(report, bool(everything), *place) if report is not None and place else None
-    return views.show_cell(report, bool(everything), cell) if cell else [gr.skip()] * 6
+    return views.show_cell(report, bool(everything), cell) if cell else [gr.skip()] * 7
 
 
 def choose_cell(
@@ -216,3 +215,7 @@ def choose_cell(
     report, everything = reports.get(key), bool(everything)
     cell = views.settle(report, metric, everything, block, module)
     return [views.show_map(report, metric, everything, cell)[0], *views.show_cell(report, everything, cell)]
+
+
+def _names(cell: Cell | None) -> tuple[str | None, str | None]:
+    return (row_name(cell[0]), cell[1]) if cell is not None else (None, None)

@@ -23,7 +23,7 @@ from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
 from merging.inspection import TensorStatistics
 
-NO_MAP = (
+NO_MAP = "Nothing measured yet. Once the Models tab holds a base and an expert that fits it, their map appears here."
     "Nothing measured yet. Choose a base and at least one expert on the Models tab; the map appears here."
 )
 NO_PAIRS = "This map compares experts with each other. Add a second expert on the Models tab."
@@ -72,7 +72,7 @@ def show_totals(report: Report | None) -> str:
         cells.append(("sign conflict", _number(total.conflict(), 2), "0.5 by chance"))
     cells.append(("measured", count(total.elements), f"weights in {len(report.tensors)} tensors"))
     body = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{value}</dd><small>{html.escape(unit)}</small></div>"
+        f'<div><dt>{html.escape(name)}</dt><dd>{value}</dd><dd class="unit">{html.escape(unit)}</dd></div>'
         for name, value, unit in cells
     )
     return f'<dl class="tiles">{body}</dl>'
@@ -94,10 +94,10 @@ def show_map(report: Report | None, metric: str, everything: bool, cell: Cell | 
 
 
 def show_cell(report: Report | None, everything: bool, cell: Cell | None) -> list[Any]:
-    """The two dropdowns, and the story of one cell: heading, key figures, histogram, sign agreement."""
+    """The cell itself, its two dropdowns, and its story: heading, key figures, histogram, sign agreement."""
     if report is None or cell is None:
         empty = gr.update(choices=[], value=None)
-        return [empty, empty, f"<h2>One cell</h2><p>{NO_CELL}</p>", "", None, None]
+        return [None, empty, empty, f"<h2>One cell</h2><p>{NO_CELL}</p>", "", None, None]
     cells = report.cells(everything=everything)
     block, kind = cell
     statistics, names, where = cells[cell], expert_names(report), cell_name(block, kind)
@@ -105,6 +105,7 @@ def show_cell(report: Report | None, everything: bool, cell: Cell | None) -> lis
     blocks = [(f"block {row}" if row is not None else "outside", row_name(row)) for row in grid.rows]
     kinds = [column for column in grid.columns if (block, column) in cells]
     return [
+        cell,
         gr.update(choices=blocks, value=row_name(block)),
         gr.update(choices=kinds, value=kind),
         _heading(report, cell, statistics),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from merging import Checkpoint, Plan, Progress, Report
@@ -47,6 +49,29 @@ class Reports:
                 self.keep(key, event)
             else:
                 yield event
+
+
+class Stops:
+    """Running measurements that a visitor may stop, by a token each."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, threading.Event] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[tuple[str, threading.Event]]:
+        """A new token and what `stop` sets for it."""
+        token, event = secrets.token_hex(16), threading.Event()
+        self._running[token] = event
+        try:
+            yield token, event
+        finally:
+            del self._running[token]
+
+    def stop(self, token: object) -> None:
+        """Ask the measurement of a token to end; nothing happens if it has."""
+        event = self._running.get(token) if isinstance(token, str) else None
+        if event is not None:
+            event.set()
 
 
 def report_key(plan: Plan) -> str:

@@ -40,6 +40,10 @@ element.querySelector('button').addEventListener('click', () => {
   const dark = document.body.classList.toggle('dark');
   localStorage.setItem('mergescope-theme', dark ? 'dark' : 'light');
 });
+new MutationObserver(() => {
+  document.querySelectorAll('input.search-input:not([aria-label])')
+    .forEach((field) => field.setAttribute('aria-label', field.title));
+}).observe(document.body, {childList: true, subtree: true});
 """
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")

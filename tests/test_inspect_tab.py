@@ -13,7 +13,7 @@ from components.clickable_plot import clicked_cell, payload
 from components.family import Family
 from components.figures.metrics import METRICS
 from components.inspect_views import settle, show_cell, show_map
-from components.reports import Reports, report_key
+from components.reports import Reports, Stops, report_key
 from components.settings import Settings
 from components.shared import LOCAL_OWNER, owner_id
 
@@ -29,8 +29,8 @@ def settings(family, tmp_path):
 def kept(family):
     """Reports with that of the whole family, and its key."""
     reports = Reports()
-    *_, last = tab.measure(reports, Settings(device="cpu"), Family.demo(family, EXPERTS))
-    return reports, last[3]
+    *_, last = tab.measure(reports, Stops(), Settings(device="cpu"), Family.demo(family, EXPERTS))
+    return reports, last[4]
 
 
 def event(data: object) -> gr.EventData:
@@ -40,12 +40,12 @@ def event(data: object) -> gr.EventData:
 def test_a_family_is_measured_and_the_second_time_remembered(family, settings, monkeypatch):
     reports = Reports()
     chosen = Family.demo(family, EXPERTS)
-    *_, last = tab.measure(reports, settings, chosen)
-    report = reports.get(last[3])
+    *_, last = tab.measure(reports, Stops(), settings, chosen)
+    report = reports.get(last[4])
     assert report == merging.inspect(chosen.recipe())
     monkeypatch.setattr("components.reports.inspect_plan", lambda *a, **k: pytest.fail("measured twice"))
-    *_, again = tab.measure(reports, settings, chosen)
-    assert again[3] == last[3]
+    *_, again = tab.measure(reports, Stops(), settings, chosen)
+    assert again[4] == last[4]
 
 
 def test_the_key_follows_contents_and_names(family, tmp_path):
@@ -75,16 +75,18 @@ def test_reports_are_bounded_and_the_latest_used_stay():
 def test_a_large_family_is_read_only_when_asked(family, settings, monkeypatch):
     monkeypatch.setattr(tab, "MOST_UNASKED", 1000)
     chosen = Family.demo(family, EXPERTS)
-    (status, measure, stop, key) = next(tab.measure(Reports(), settings, chosen))
+    (status, measure, stop, _, key) = next(tab.measure(Reports(), Stops(), settings, chosen))
     assert "Measuring reads all of it" in status
     assert measure["visible"]
     assert not stop["visible"]
     assert key == ""
-    *_, last = tab.measure(Reports(), settings, chosen, asked=True)
-    assert last[3]
+    *_, last = tab.measure(Reports(), Stops(), settings, chosen, asked=True)
+    assert last[4]
 
 
-def test_progress_has_units_and_a_stop(family, settings, monkeypatch):
+@pytest.fixture
+def one_second_a_tensor(monkeypatch):
+    """Measurements that tell their progress after every tensor."""
     real = Reports.measure
 
     def slowly(self, plan, key, device):
@@ -92,33 +94,56 @@ def test_progress_has_units_and_a_stop(family, settings, monkeypatch):
             yield merging.Progress(**{**progress.__dict__, "seconds": progress.tensors_done})
 
     monkeypatch.setattr(Reports, "measure", slowly)
-    status, _, stop, _ = next(tab.measure(Reports(), settings, Family.demo(family, EXPERTS)))
+
+
+@pytest.mark.usefixtures("one_second_a_tensor")
+def test_progress_has_units_and_a_stop(family, settings):
+    status, _, stop, *_ = next(tab.measure(Reports(), Stops(), settings, Family.demo(family, EXPERTS)))
     assert "1 / 30 tensors" in status
     assert "/s" in status
     assert "left" in status
     assert stop["visible"]
 
 
+@pytest.mark.usefixtures("one_second_a_tensor")
+def test_stop_ends_the_reading_of_that_visitor_only(family, settings):
+    reports, stops = Reports(), Stops()
+    mine, other = (tab.measure(reports, stops, settings, Family.demo(family, EXPERTS)) for _ in range(2))
+    token = next(mine)[3]
+    assert next(other)[3] not in {"", token}
+    stops.stop(token)
+    (status, measure, stop, _, key) = next(mine)
+    assert "Stopped" in status
+    assert measure["visible"]
+    assert not stop["visible"]
+    assert key == ""
+    assert list(mine) == []
+    *_, last = other
+    assert reports.get(last[4]) is not None
+    for gone in (token, "unknown", None, ["x"]):
+        stops.stop(gone)
+
+
 def test_a_family_that_cannot_be_read_is_one_sentence(family, settings, tmp_path):
     broken = shutil.copytree(family, tmp_path / "broken")
     (broken / "two" / "model.safetensors").write_bytes(b"short")
-    (result,) = tab.measure(Reports(), settings, Family.demo(broken, EXPERTS))
+    (result,) = tab.measure(Reports(), Stops(), settings, Family.demo(broken, EXPERTS))
     assert 'role="alert"' in result[0]
     assert "Traceback" not in result[0]
-    assert result[3] == ""
+    assert result[4] == ""
 
 
 @pytest.mark.parametrize("odd", [Family("", ()), None, "family", 3])
 def test_nothing_chosen_is_quiet(settings, odd):
-    (result,) = tab.measure(Reports(), settings, odd)
+    (result,) = tab.measure(Reports(), Stops(), settings, odd)
     assert result[0] == ""
-    assert result[3] == ""
+    assert result[4] == ""
 
 
 def test_a_click_tells_the_story_of_that_cell(kept):
     reports, key = kept
-    result = tab.pick_cell(reports, event({"index": [2, 6]}), key, "change", False)
-    block, module, story, figures, histogram, agreement = result
+    result = tab.pick_cell(reports, event({"index": [2, 6]}), key, False)
+    _, block, module, story, figures, histogram, agreement = result
     assert (block["value"], module["value"]) == ("2", "down")
     assert "model.layers.2.mlp.down_proj.weight" in story
     assert "Block 2, down" in story
@@ -148,20 +173,20 @@ def test_a_click_tells_the_story_of_that_cell(kept):
 )
 def test_clicks_that_no_map_sends_change_nothing(kept, data):
     reports, key = kept
-    assert tab.pick_cell(reports, event(data), key, "change", False) == [gr.skip()] * 6
+    assert tab.pick_cell(reports, event(data), key, False) == [gr.skip()] * 7
 
 
 def test_a_click_on_a_gap_or_after_the_report_is_gone_changes_nothing(kept):
     reports, key = kept
     assert clicked_cell(event({"index": [0, 0]})) == (0, 0)
-    gap = tab.pick_cell(reports, event({"index": [0, 2]}), key, "change", True)
-    assert gap == [gr.skip()] * 6, "block 0 has no final norm"
-    assert tab.pick_cell(reports, event({"index": [0, 0]}), "unknown", "change", False) == [gr.skip()] * 6
+    gap = tab.pick_cell(reports, event({"index": [0, 2]}), key, True)
+    assert gap == [gr.skip()] * 7, "block 0 has no final norm"
+    assert tab.pick_cell(reports, event({"index": [0, 0]}), "unknown", False) == [gr.skip()] * 7
 
 
 def test_dropdowns_do_what_a_click_does(kept):
     reports, key = kept
-    clicked = tab.pick_cell(reports, event({"index": [1, 3]}), key, "change", False)
+    clicked = tab.pick_cell(reports, event({"index": [1, 3]}), key, False)
     chart, *chosen = tab.choose_cell(reports, key, "change", False, "1", "o")
     assert chosen == clicked
     assert chart["picked"] == [1, 3]
@@ -180,7 +205,7 @@ def test_a_cell_that_does_not_exist_gives_way_to_one_that_does(kept):
 
 def test_another_metric_keeps_the_outlined_cell(kept):
     reports, key = kept
-    chart, explanation, table = tab.show_metric(reports, key, "conflict", False, "2", "v")
+    chart, explanation, table = tab.show_metric(reports, key, "conflict", False, (2, "v"))
     assert chart["picked"] == [2, 2]
     assert "chance" in explanation
     assert table["headers"][2:] == ["all pairs", "one · two", "one · three", "two · three"]
@@ -188,16 +213,16 @@ def test_another_metric_keeps_the_outlined_cell(kept):
 
 def test_norms_and_embeddings_come_on_request(kept):
     reports, key = kept
-    short = tab.show_report(reports, key, "change", False, None, None)
-    full = tab.show_report(reports, key, "change", True, None, None)
-    assert len(full) == len(short) == 11
+    short = tab.show_report(reports, key, "change", False, None)
+    full = tab.show_report(reports, key, "change", True, (0, "gone"))
+    assert len(full) == len(short) == 12
     assert "embedding" not in str(short[2]["data"][0]["x"])
     assert "embedding" in str(full[2]["data"][0]["x"])
 
 
 def test_an_unknown_metric_shows_the_first(kept):
     reports, key = kept
-    chart, *_ = tab.show_metric(reports, key, "nonsense", False, "0", "q")
+    chart, *_ = tab.show_metric(reports, key, "nonsense", False, (0, "q"))
     assert chart["title"] == METRICS["change"].title
 
 

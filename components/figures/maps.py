@@ -87,7 +87,7 @@ def _trace(panel: Panel, number: int, hover_text: str, digits: int, *, numbered:
 def _arrange(shown: Sequence[Panel], across: int) -> dict[str, Any]:
     """Layout keys that place the small maps in rows of `across`: axes, names and the height of the whole."""
     grid = shown[0].grid
-    cell = max(12, min(28, 420 // len(grid.rows)))
+    cell = max(7, min(28, 420 // len(grid.rows)))
     ticks = TICKS if max(map(len, grid.columns)) <= 5 else 3 * TICKS
     step = TITLE + cell * len(grid.rows) + ticks
     lines = math.ceil(len(shown) / across)
