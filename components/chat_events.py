@@ -35,6 +35,7 @@ MERGE_FIRST = "No merge of yours yet: make one under Merge and it appears in the
 Talk = list[list[dict[str, str]]]
 
 _running: dict[str, threading.Event] = {}
+"""What stops the replies of each page that is being answered: one question at a time."""
 
 
 def silence() -> Talk:
@@ -113,8 +114,8 @@ def ask(
     """
     keys, numbers = rest[:COLUMNS], rest[COLUMNS:]
     prompt = (prompt or "").strip()[:LONGEST_PROMPT]
-    if not prompt or all(key == NOBODY for key in keys):
-        yield [*[gr.skip()] * (2 * COLUMNS + 2), *_buttons(running=False)]
+    if not prompt or all(key == NOBODY for key in keys) or session in _running:
+        yield [*[gr.skip()] * (2 * COLUMNS + 2), *_buttons(running=session in _running)]
         return
     asked = [
         [*said, {"role": "user", "content": prompt}] if key != NOBODY else []

@@ -167,6 +167,7 @@ def wire_chat_tab(app: gr.Blocks, tab: ChatTab, settings: Settings, shared: Shar
         [tab.question, *context],
         answers,
         concurrency_limit=4,
+        concurrency_id="chat",
         **PRIVATE,
     )
     for button in tab.examples:

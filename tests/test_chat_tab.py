@@ -147,6 +147,16 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
     assert events._running == {}
 
 
+def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
+    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    running = events.ask(settings, "s", "abc", models, ADA, events.silence(), "base", "", "", "", 0, 1, 60, 0)
+    next(running)
+    (update,) = ask(settings, models, ["base", "", "", ""], session="s")
+    assert update[:-2] == [SKIP] * (2 * COLUMNS + 2)
+    assert update[-1]["interactive"], "the first reply can still be stopped"
+    running.close()
+
+
 def test_a_model_that_is_gone_says_so_and_the_others_answer(settings, models, merged):
     keys = [f"job:{merged}", "base", "expert:9", ""]
     job_store(settings).delete(ADA, merged)
