@@ -24,8 +24,6 @@ from merging import Progress, Report
 from merging.inspection import TensorStatistics
 
 NO_MAP = "Nothing measured yet. Once the Models tab holds a base and an expert that fits it, their map appears here."
-    "Nothing measured yet. Choose a base and at least one expert on the Models tab; the map appears here."
-)
 NO_PAIRS = "This map compares experts with each other. Add a second expert on the Models tab."
 NO_CELL = "Click a cell of the map, or choose a block and a module."
 NO_CHANGE = "No expert changed these weights."
