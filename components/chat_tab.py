@@ -108,7 +108,6 @@ def _build_column(
             render_markdown=False,
             latex_delimiters=[],
             buttons=[],
-            placeholder="Nothing asked yet",
             elem_classes="ch-chat",
         )
         note = gr.HTML("")
