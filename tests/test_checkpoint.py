@@ -2,11 +2,11 @@ import json
 
 import pytest
 import torch
-from conftest import edit_config, save_llama
 from safetensors.torch import load_file, save_file
 
 from merging.checkpoint import Checkpoint, StateDict
 from merging.errors import CheckpointError
+from tests.conftest import edit_config, save_llama
 
 
 @pytest.fixture

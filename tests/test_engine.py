@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tune
 from safetensors.torch import load_file, save_file
 
 import merging
 from merging import Finished, MergingError, Progress
 from merging.engine import MemorySink, resolve_device, run_plan
+from tests.conftest import tune
 
 
 def weights(folder):

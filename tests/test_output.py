@@ -50,8 +50,9 @@ def test_a_tied_model_stays_tied(bf16_family, write_recipe, tmp_path):
 
 
 def test_gpt2_goes_the_same_way(tmp_path, write_recipe):
-    from conftest import tune
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    from tests.conftest import tune
 
     GPT2LMHeadModel(
         GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=16)

@@ -2,11 +2,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import edit_config, save_llama, tune
 from safetensors.torch import load_file, save_file
 
 import merging
 from merging import MergingError, PlanError
+from tests.conftest import edit_config, save_llama, tune
 
 
 def problems(recipe, out=None):

@@ -8,11 +8,11 @@ import time
 
 import pytest
 import torch
-from conftest import edit_config, save_llama
 
 from merging import MergingError
 from merging.errors import CheckpointError
 from merging.inference import LoadedModel, ModelCache, Sampling, stream
+from tests.conftest import edit_config, save_llama
 
 QUESTION = [{"role": "user", "content": "abc"}]
 
