@@ -11,6 +11,7 @@ import gradio as gr
 
 from components.chat_tab import CSS as CHAT_CSS
 from components.chat_tab import build_chat_tab, wire_chat_tab
+from components.clickable_plot import HEAD as CHART_HEAD
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.merge_tab import CSS as MERGE_CSS
 from components.merge_tab import build_merge_tab, wire_merge_tab
@@ -57,7 +58,7 @@ def main() -> None:
         server_port=settings.port,
         theme=build_theme(),
         css=CSS + MERGE_CSS + CHAT_CSS,
-        head=HEAD,
+        head=HEAD + CHART_HEAD,
         footer_links=[],
         show_error=False,
         max_file_size="5mb",

@@ -17,6 +17,8 @@ import plotly
 from components.figures.chart import Chart
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+HEAD = f'<script src="gradio_api/file={PLOTLY_JS}"></script>'
+"""Give it to the page's head as well: then the script is there before the first chart."""
 _HERE = Path(__file__).parent
 _SCRIPT = (_HERE / "clickable_plot.js").read_text(encoding="utf-8")
 
@@ -41,7 +43,7 @@ def clickable_plot(*, empty: str, name: str, **options: Any) -> gr.HTML:
     return gr.HTML(
         html_template=_TEMPLATE,
         js_on_load=_SCRIPT,
-        head=f'<script src="gradio_api/file={PLOTLY_JS}"></script>',
+        head=HEAD,
         apply_default_css=False,
         empty=html.escape(empty),
         file=name,
