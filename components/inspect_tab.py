@@ -55,17 +55,27 @@ class InspectTab:
 
 def build_inspect_tab() -> InspectTab:
     """Build the tab; it fills itself once the page has loaded."""
+    parts: dict[str, Any] = {"report": gr.State(""), "cell": gr.State(None), "token": gr.State("")}
     with gr.Row(elem_classes="section-head"):
         gr.HTML(
             "<h2>Where did the experts change, and where do they fight?</h2>"
             "<p>Every weight of base and experts is read once. Nothing is merged yet.</p>"
         )
-        measure = gr.Button("Measure now", variant="primary", scale=0, min_width=140, visible=False)
-        stop = gr.Button("Stop", scale=0, min_width=100, visible=False)
-    status = gr.HTML(elem_classes="status")
-    totals = gr.HTML()
+        parts["measure"] = gr.Button("Measure now", variant="primary", scale=0, min_width=140, visible=False)
+        parts["stop"] = gr.Button("Stop", scale=0, min_width=100, visible=False)
+    parts["status"] = gr.HTML(elem_classes="status")
+    parts["totals"] = gr.HTML()
+    _build_map(parts)
+    _build_story(parts)
+    with gr.Row(elem_classes="actions"):
+        parts["next"] = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
+    return InspectTab(**parts)
+
+
+def _build_map(parts: dict[str, Any]) -> None:
+    """What to show, the map, its explanation, its table."""
     with gr.Row(elem_classes="controls"):
-        metric = gr.Radio(
+        parts["metric"] = gr.Radio(
             [(entry.label, entry.key) for entry in METRICS.values()],
             value=FIRST_METRIC,
             label="What to show",
@@ -73,53 +83,30 @@ def build_inspect_tab() -> InspectTab:
             scale=5,
             min_width=300,
         )
-        everything = gr.Checkbox(label="Norms and embeddings", scale=0, min_width=210)
-    plot = clickable_plot(empty=views.NO_MAP, name="mergescope-map", elem_id="map")
+        parts["everything"] = gr.Checkbox(label="Norms and embeddings", scale=0, min_width=210)
+    parts["map"] = clickable_plot(empty=views.NO_MAP, name="mergescope-map", elem_id="map")
     with gr.Accordion("What am I looking at?", open=False, elem_classes="explain"):
-        explanation = gr.HTML()
+        parts["explanation"] = gr.HTML()
     with gr.Accordion("The map as a table", open=False, elem_classes="explain"):
-        table = gr.Dataframe(
-            headers=["block", "module"],
-            interactive=False,
-            show_search="filter",
-            elem_id="map-table",
-            wrap=False,
+        parts["table"] = gr.Dataframe(
+            headers=["block", "module"], interactive=False, show_search="filter", elem_id="map-table"
         )
-    csv = gr.HTML(elem_id="csv")
+    parts["csv"] = gr.HTML(elem_id="csv")
+
+
+def _build_story(parts: dict[str, Any]) -> None:
+    """One cell: its name, the two dropdowns that choose it, its figures and charts."""
+    empty = views.NO_CELL
     with gr.Row(elem_classes="section-head story-head"):
-        story = gr.HTML(f"<h2>One cell</h2><p>{views.NO_CELL}</p>", elem_id="story")
-        block = gr.Dropdown([], label="Block", scale=0, min_width=150, filterable=False)
-        module = gr.Dropdown([], label="Module", scale=0, min_width=150, filterable=False)
-    figures = gr.HTML(elem_id="cell-figures")
+        parts["story"] = gr.HTML(f"<h2>One cell</h2><p>{empty}</p>", elem_id="story")
+        parts["block"] = gr.Dropdown([], label="Block", scale=0, min_width=150, filterable=False)
+        parts["module"] = gr.Dropdown([], label="Module", scale=0, min_width=150, filterable=False)
+    parts["figures"] = gr.HTML(elem_id="cell-figures")
     with gr.Row(elem_classes="pair"):
         with gr.Column(min_width=320):
-            histogram = clickable_plot(empty=views.NO_CELL, name="mergescope-changes", elem_id="histogram")
+            parts["histogram"] = clickable_plot(empty=empty, name="mergescope-changes", elem_id="histogram")
         with gr.Column(min_width=320):
-            agreement = clickable_plot(empty=views.NO_CELL, name="mergescope-signs", elem_id="agreement")
-    with gr.Row(elem_classes="actions"):
-        following = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
-    return InspectTab(
-        gr.State(""),
-        gr.State(None),
-        gr.State(""),
-        status,
-        measure,
-        stop,
-        totals,
-        metric,
-        everything,
-        plot,
-        explanation,
-        block,
-        module,
-        story,
-        figures,
-        histogram,
-        agreement,
-        table,
-        csv,
-        following,
-    )
+            parts["agreement"] = clickable_plot(empty=empty, name="mergescope-signs", elem_id="agreement")
 
 
 def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:

@@ -61,10 +61,11 @@ def _facts_html(facts: Facts) -> str:
     return f'<dl class="facts">{body}</dl>'
 
 
-def estimate_html(plan: Plan | None, memory: int, experts: int, listed: int) -> str:
+def estimate_html(plan: Plan | None, listed: int) -> str:
     """The line under the cards: what a merge of this family costs."""
     if plan is None:
         return '<p class="estimate-none">No family yet: it takes a base and at least one expert that fits it.</p>'
+    experts = len(plan.experts)
     counted = f"{experts} of {listed} experts" if listed != experts else f"{experts} experts"
     if experts == listed == 1:
         counted = "1 expert"
@@ -72,7 +73,7 @@ def estimate_html(plan: Plan | None, memory: int, experts: int, listed: int) -> 
         ("family", f"base + {counted}"),
         ("result on disk", size(plan.bytes_to_write)),
         ("read for one merge", size(plan.bytes_to_read)),
-        ("memory, at most about", size(memory)),
+        ("memory, about", size(plan.memory)),
     ]
     body = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in cells)
     return f'<dl class="tiles">{body}</dl>'

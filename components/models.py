@@ -14,7 +14,6 @@ from components.settings import Settings
 from merging import Checkpoint, MergingError, Plan
 from merging.anatomy import blocks, locate
 from merging.compatibility import compare
-from merging.engine import KEEP_BYTES
 
 DEMO = "demo:"
 LONG_EXPERT = "math-long"
@@ -192,17 +191,3 @@ def plan_family(family: Family) -> Plan:
         MergingError: the family cannot be merged.
     """
     return merging.check(family.recipe())
-
-
-def memory_bound(plan: Plan) -> int:
-    """Bytes that a merge by any method may need at once, estimated from the plan's pieces."""
-    sources = len(plan.experts) + 1
-    largest = max(
-        (
-            (stop - start) * tensor.info.row_elements * 4 * sources
-            for tensor in plan.tensors
-            for start, stop in tensor.row_blocks
-        ),
-        default=0,
-    )
-    return 4 * largest + min(KEEP_BYTES, 4 * plan.parameters * sources)

@@ -18,7 +18,6 @@ from components.models import (
     choose,
     demo_rows,
     has_long_expert,
-    memory_bound,
     plan_family,
 )
 from components.settings import Settings
@@ -156,12 +155,12 @@ def judge(settings: Settings, shown: int, *typed: str) -> list[Any]:
 def _estimate(choice: Choice) -> str:
     listed = sum(not card.empty for card in choice.experts)
     if not choice.family.experts:
-        return estimate_html(None, 0, 0, listed)
+        return estimate_html(None, listed)
     try:
         plan = plan_family(choice.family)
     except MergingError:
-        return estimate_html(None, 0, 0, listed)
-    return estimate_html(plan, memory_bound(plan), len(choice.family.experts), listed)
+        return estimate_html(None, listed)
+    return estimate_html(plan, listed)
 
 
 def add_expert(shown: int, *typed: str) -> list[Any]:
