@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
-from merging.errors import MergingError, PlanError
+from merging.errors import MergingError, ParameterError, PlanError
 from merging.events import Event, Finished
 from merging.inspection import Report, inspect_plan
 from merging.methods import Profile, get_method
 from merging.output import write_merge
 from merging.plan import Plan, make_plan, plan_sources
-from merging.recipe import ModelEntry, Recipe
+from merging.recipe import ModelEntry, Recipe, read_text
+from merging.values import value_problem
 
 
 def check(recipe: Recipe | str | Path, out: str | Path | None = None) -> Plan:
@@ -37,12 +39,7 @@ def check(recipe: Recipe | str | Path, out: str | Path | None = None) -> Plan:
 def plan_file(path: str | Path, out: Path | None = None) -> Plan:
     """`check` for a recipe file."""
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        Recipe.load(path)
-        raise
-    recipe, problems = Recipe.parse(text, name=str(path), folder=path.parent)
+    recipe, problems = Recipe.parse(read_text(path), name=str(path), folder=path.parent)
     if recipe is None:
         raise PlanError(problems)
     return make_plan(recipe, out=out, earlier=problems)
@@ -103,40 +100,59 @@ def merge_state_dicts(
             takes one value or one for each model.
 
     Returns:
-        Merged tensors in the base's dtype (the first model's without a base).
+        Merged tensors in the base's dtype (the first model's without a base); under `profile="mergekit"` in the dtype
+        that base and models promote to.
 
     Raises:
         MergingError: unknown method or parameter, values out of range, tensors that do not fit.
     """
     if importance is not None:
         raise MergingError("importance: no method here uses it yet; leave it out.")
-    chosen = get_method(method)
-    if "lambda_" in parameters:
-        parameters["lambda"] = parameters.pop("lambda_")
-    if weight is not None:
-        parameters["weight"] = weight
-    own: list[dict[str, Any]] = [{} for _ in models]
-    for name in chosen.per_model() & parameters.keys():
-        value = parameters[name]
-        if isinstance(value, torch.Tensor):
-            value = value.tolist()
-        if isinstance(value, Sequence):
-            if len(value) != len(models):
-                raise MergingError(
-                    f"{name}: {len(value)} values for {len(models)} models; give one for each."
-                )
-            for entry, number in zip(own, value, strict=True):
-                entry[name] = number
-            del parameters[name]
-    entries = [ModelEntry(model=f"model {number}", parameters=values) for number, values in enumerate(own, 1)]
-    recipe = Recipe(
-        merge_method=method, models=tuple(entries), parameters=parameters, profile=profile, seed=seed
-    )
+    models = list(models)
+    recipe = _recipe_in_memory(len(models), method, profile, seed, _spelled(parameters, weight))
     sources = [
-        (entry, StateDict(tensors, entry.model)) for entry, tensors in zip(entries, models, strict=True)
+        (entry, StateDict(tensors, entry.model)) for entry, tensors in zip(recipe.models, models, strict=True)
     ]
     plan = plan_sources(recipe, StateDict(base, "base") if base is not None else None, sources)
     sink = MemorySink([tensor.info for tensor in plan.tensors])
     for _ in run_plan(plan, sink, device="cpu"):
         pass
     return sink.tensors
+
+
+def _spelled(parameters: dict[str, Any], weight: Any) -> dict[str, Any]:
+    """The parameters by their YAML names, arrays and tensors as lists."""
+    if "lambda" in parameters and "lambda_" in parameters:
+        raise MergingError("lambda: given twice, as lambda and as lambda_; give it once.")
+    spelled = {"lambda" if name == "lambda_" else name: value for name, value in parameters.items()}
+    if weight is not None:
+        spelled["weight"] = weight
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in spelled.items()}
+
+
+def _recipe_in_memory(
+    count: int, method: str, profile: Profile, seed: int, parameters: dict[str, Any]
+) -> Recipe:
+    """A recipe over `count` nameless models; a sequence for a per-model parameter is one value for each of them."""
+    own: list[dict[str, Any]] = [{} for _ in range(count)]
+    shared = dict(parameters)
+    for name in get_method(method).per_model() & parameters.keys():
+        value = parameters[name]
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            if len(value) != count:
+                raise MergingError(f"{name}: {len(value)} values for {count} models; give one for each.")
+            for entry, number in zip(own, shared.pop(name), strict=True):
+                entry[name] = number
+    for name, value in [*shared.items(), *(item for entry in own for item in entry.items())]:
+        if problem := value_problem(value):
+            raise ParameterError(f"{name}: {problem}.")
+    entries = [ModelEntry(model=f"model {number}", parameters=values) for number, values in enumerate(own, 1)]
+    try:
+        return Recipe(
+            merge_method=method, models=tuple(entries), parameters=shared, profile=profile, seed=seed
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ParameterError(
+            f"{first['loc'][0]}: {first['input']!r} is not possible; {first['msg']}."
+        ) from None

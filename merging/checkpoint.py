@@ -81,6 +81,15 @@ class Checkpoint:
             CheckpointError: nothing there, a format we refuse (pickle, GGUF, quantised), or a damaged file.
         """
         path = Path(path)
+        try:
+            return cls._open(path)
+        except OSError as error:
+            raise CheckpointError(f"{str(path)[:300]}: cannot be read ({error.strerror}).") from None
+        except ValueError:
+            raise CheckpointError(f"{str(path)[:300]!r}: cannot be the name of a folder.") from None
+
+    @classmethod
+    def _open(cls, path: Path) -> Checkpoint:
         if path.is_file() and path.suffix == ".safetensors":
             return cls(path, *read_header(path))
         if not path.is_dir():
@@ -107,7 +116,8 @@ class Checkpoint:
     @property
     def architecture(self) -> str | None:
         """The transformers class that runs the model, such as `LlamaForCausalLM`."""
-        return (self.config.get("architectures") or [None])[0]
+        listed = self.config.get("architectures")
+        return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else None
 
     @property
     def tied(self) -> bool:
@@ -115,7 +125,7 @@ class Checkpoint:
         has_embedding = any(name in self._stored for name in EMBEDDING_NAMES)
         # transformers ties by default: a config that is silent and a checkpoint without a head is tied as well
         declared = self.config.get("tie_word_embeddings", HEAD_NAME not in self._stored)
-        return bool(self.config) and has_embedding and bool(declared)
+        return bool(self.config) and has_embedding and declared is True
 
     @property
     def parameters(self) -> int:
@@ -132,10 +142,16 @@ class Checkpoint:
         if not file.is_file():
             return None
         content = read_json(file)
-        stored = (content.get("model") or {}).get("vocab") or {}
-        if isinstance(stored, list):  # Unigram: pairs of token and score, the id is the position
-            stored = {token: number for number, (token, _) in enumerate(stored)}
-        return {**stored, **{token["content"]: token["id"] for token in content.get("added_tokens") or []}}
+        try:
+            stored = (content.get("model") or {}).get("vocab") or {}
+            if isinstance(stored, list):  # Unigram: pairs of token and score, the id is the position
+                stored = {token: number for number, (token, _) in enumerate(stored)}
+            added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+            return {str(token): int(number) for token, number in {**stored, **added}.items()}
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise CheckpointError(
+                f"{file}: its vocabulary is malformed. Copy the file from the model again."
+            ) from None
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -205,6 +221,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise CheckpointError(f"{path}: cannot be read; its permissions do not allow it.") from None
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: missing. A model folder needs this file; copy it from the model."
@@ -223,7 +241,7 @@ def _read_shards(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(f"{index}: has no weight_map. Download it again.")
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
-    for shard in dict.fromkeys(weight_map.values()):
+    for shard in {str(value): value for value in weight_map.values()}.values():
         if (
             not isinstance(shard, str)
             or shard in {"", ".", ".."}

@@ -44,9 +44,6 @@ def main() -> None:
     except MergingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("cancelled; nothing was written", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.command()
@@ -149,7 +146,16 @@ def evaluate(
 
 
 def _follow(events: Iterator[Any], as_json: bool) -> Any:
-    """Show progress until the last event, and return that one."""
+    """Show progress until the last event, and return that one. An interrupt closes the events, which undoes all."""
+    try:
+        return _show(events, as_json)
+    except KeyboardInterrupt:
+        events.close()  # type: ignore[attr-defined]
+        print("cancelled; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _show(events: Iterator[Any], as_json: bool) -> Any:
     if as_json or not sys.stderr.isatty():
         for event in events:
             if as_json and isinstance(event, Finished):

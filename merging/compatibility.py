@@ -12,8 +12,8 @@ from merging.checkpoint import Checkpoint, TensorSource
 from merging.errors import OutputError
 from merging.header import MERGEABLE
 from merging.methods import Method
-from merging.recipe import ModelEntry, Recipe
-from merging.writer import ensure_replaceable
+from merging.recipe import ModelEntry, Recipe, path_exists
+from merging.writer import ensure_replaceable, hidden_names
 
 BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 """Tensors that old checkpoints store though they are no weights; an extra one does no harm."""
@@ -42,7 +42,7 @@ def compare(base: TensorSource, model: TensorSource, label: str) -> tuple[list[s
     problems: list[str] = []
     warnings: list[str] = []
     if isinstance(base, Checkpoint) and isinstance(model, Checkpoint):
-        if base.architecture != model.architecture:
+        if base.architecture and model.architecture and base.architecture != model.architecture:
             problems.append(
                 f"{label}: is a {model.architecture}, the base is a {base.architecture}; only models of one architecture "
                 "can be merged. Choose a fine-tune of this base."
@@ -144,10 +144,14 @@ def _compare_vocabularies(base: Checkpoint, model: Checkpoint, label: str) -> tu
 
 def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
     """Why `out` cannot be the output folder: it is an input, holds one, lies in one, or holds foreign files."""
-    target = out.resolve()
+    try:
+        target = Path(os.path.realpath(out))
+    except (OSError, ValueError):
+        return [f"{str(out)[:200]}: cannot be the name of a folder; choose another."]
     for folder in inputs:
         source = folder.resolve()
-        if target == source or target in source.parents or source in target.parents:
+        taken = (target, *hidden_names(target))
+        if source in target.parents or any(one == source or one in source.parents for one in taken):
             return [
                 f"{out}: the output would overwrite or enclose the input {folder}; choose another folder."
             ]
@@ -159,27 +163,35 @@ def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
 
 
 def recipe_problems(
-    recipe: Recipe, method: type[Method], base: TensorSource | None, entries: Sequence[ModelEntry]
+    recipe: Recipe,
+    method: type[Method],
+    base: TensorSource | None,
+    entries: Sequence[ModelEntry],
+    earlier: Sequence[str] = (),
 ) -> Iterator[str]:
     """What a recipe lacks, or has too much of, for its method."""
     if method.needs_base and recipe.base_model is None and base is None:
         yield f"base_model: missing. {method.title} works on changes from a base; name the model all others were tuned from."
-    if not recipe.models:
+    if not recipe.models and not any(problem.startswith("models") for problem in earlier):
         yield "models: missing. List at least one model to merge."
-    elif not entries and base is not None:
+    elif (
+        method.needs_base
+        and recipe.models
+        and all(entry.model == recipe.base_model for entry in recipe.models)
+    ):
         yield "models: only the base is listed. Add a model that was tuned from it."
     if method.experts_wanted is not None and len(recipe.models) and len(entries) > method.experts_wanted:
         yield (
             f"models: {method.title} takes the base and exactly {method.experts_wanted} other model, not {len(entries)}; "
             "remove some, or choose another method."
         )
-    if recipe.profile == "mergekit" and method.name == "linear" and recipe.base_model is not None:
-        listed = {entry.model for entry in recipe.models}
-        if recipe.base_model not in listed:
-            yield (
-                "base_model: linear counts it as one more model; list it under 'models' with its weight, or remove "
-                "base_model."
-            )
+    listed = {entry.model for entry in entries}
+    base_counts = recipe.profile == "mergekit" and not method.needs_base and recipe.base_model is not None
+    if base_counts and recipe.base_model not in listed:
+        yield (
+            f"base_model: {method.name} counts it as one more model; list it under 'models' with its weight, or remove "
+            "base_model."
+        )
 
 
 def tokenizer_problems(
@@ -221,11 +233,11 @@ def memory_problem(needed: int) -> list[str]:
 def disk_problem(out: Path, needed: int) -> list[str]:
     """Too little free space for `needed` bytes where `out` will lie."""
     folder = out.absolute()
-    while not folder.exists():
+    while not path_exists(folder):
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed + (32 << 20) > free:
         return [
-            f"{out}: the result needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; make room."
+            f"{out}: the result needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; make room."
         ]
     return []

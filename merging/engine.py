@@ -165,7 +165,13 @@ class _Run:
                 self.bytes_read += rows.nbytes
                 if tensor.info.dtype not in MERGEABLE:
                     self._require_equal(tensor, rows, start, stop)
-                sink.write(name, rows.to(tensor.info.torch_dtype), start)
+                rows = rows.to(tensor.info.torch_dtype)
+                if rows.is_floating_point() and not bool(torch.isfinite(rows).all()):
+                    raise MergingError(
+                        f"'{name}': copied from {self.plan.reference.label}, and not finite as {tensor.info.dtype}. Set "
+                        "out_dtype: float32, or use an intact model."
+                    )
+                sink.write(name, rows, start)
                 self.bytes_written += rows.nbytes
                 self.work_done += rows.numel()
                 self.tensors_done["merging"] += stop == tensor.info.rows
@@ -297,10 +303,14 @@ def _square(values: torch.Tensor) -> float:
 def _not_finite(plan: Plan, info: TensorInfo, piece: Piece, rows: torch.Tensor) -> str:
     bad = int((~torch.isfinite(rows)).sum())
     text = f"'{info.name}': {bad:,} of {rows.numel():,} merged values are not finite"
-    inputs = [("the base", piece.base), *zip(plan.names, piece.models, strict=True)]
-    for label, values in inputs:
-        if values is not None and (count := int((~torch.isfinite(values)).sum())):
+    for label, source in [("the base", plan.base), *zip(plan.names, plan.experts, strict=True)]:
+        if source is None:
+            continue
+        stored = source.read(info.name, piece.start, piece.stop)
+        if count := int((~torch.isfinite(stored)).sum()):
             return (
                 f"{text}, because {label} holds {count:,} NaN or infinite values there. Use an intact model."
             )
+        if plan.work_dtype is not None and not bool(torch.isfinite(stored.to(plan.work_dtype)).all()):
+            return f"{text}, because {label} does not fit {plan.recipe.dtype} there. Set dtype: float32."
     return f"{text}: too large for {info.dtype}. Lower λ or the weights, or set out_dtype: float32."

@@ -24,6 +24,8 @@ from merging.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors library's own limit."""
 
+MOST_DIMENSIONS = 8
+
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -84,20 +86,24 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         CheckpointError: truncated or oversized header, broken JSON, unknown or quantised dtype, byte ranges that
             overlap, leave the file, or do not fit shape and dtype.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise CheckpointError(
-                f"{path}: only {size} bytes, too short for a safetensors file; download it again."
-            )
-        length = int.from_bytes(prefix, "little")
-        if length > min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(
-                f"{path}: claims a header of {length:,} bytes in a file of {size:,}; "
-                "it is cut off or no safetensors file: download it again."
-            )
-        raw = file.read(length)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix, raw = file.read(8), b""
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) == 8 and length <= min(MAX_HEADER_BYTES, size - 8):
+                raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    if len(prefix) < 8:
+        raise CheckpointError(
+            f"{path}: only {size} bytes, too short for a safetensors file; download it again."
+        )
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(
+            f"{path}: claims a header of {length:,} bytes in a file of {size:,}; "
+            "it is cut off or no safetensors file: download it again."
+        )
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -105,6 +111,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: its header is no table of tensors; download it again.")
     metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: the metadata in its header is no table; the file is damaged.")
     data_start = 8 + length
     tensors = [_entry(path, name, entry, data_start, size) for name, entry in content.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
@@ -113,7 +121,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raise CheckpointError(
                 f"{path}: the bytes of '{before.name}' and '{after.name}' overlap; the file is damaged."
             )
-    return {tensor.name: tensor for tensor in tensors}, {str(k): str(v) for k, v in dict(metadata).items()}
+    return {tensor.name: tensor for tensor in tensors}, {
+        str(key): str(value) for key, value in metadata.items()
+    }
 
 
 def _entry(path: Path, name: str, entry: Any, data_start: int, size: int) -> TensorInfo:
@@ -124,8 +134,12 @@ def _entry(path: Path, name: str, entry: Any, data_start: int, size: int) -> Ten
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed.") from None
     if not whole:
-        raise CheckpointError(f"{path}: shape or offsets of '{name}' are not whole numbers from 0 up.")
-    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: shape or offsets of {name!r} are not whole numbers from 0 up.")
+    if len(shape) > MOST_DIMENSIONS or not name.isprintable():
+        raise CheckpointError(
+            f"{path}: {name[:80]!r} with {len(shape)} dimensions is no tensor of a model; file refused."
+        )
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: '{name}' is stored as {dtype}, which cannot be merged. "
             "Use the model's unquantised weights (float32, float16 or bfloat16)."

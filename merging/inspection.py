@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from merging import engine, ops
 from merging.anatomy import Place, kinds, locate
+from merging.errors import OutputError
 from merging.events import Progress
 from merging.pieces import Piece
 from merging.plan import Plan
@@ -206,13 +209,25 @@ class Report:
             "bin_edges": bin_edges(),
             "tensors": {name: asdict(statistics) for name, statistics in self.tensors.items()},
         }
-        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        try:
+            Path(path).write_text(json.dumps(_without_nan(content), allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{path}: the report cannot be written ({error.strerror}).") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         tensors = {name: TensorStatistics(**statistics) for name, statistics in content["tensors"].items()}
         return cls(content["base"], tuple(content["experts"]), tensors)
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON knows no NaN: a number that is none becomes null."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _is_main(place: Place) -> bool:

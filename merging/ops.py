@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
+TINY_SUM = 1e-8
+CANCELLED = 1e-6
+"""A sum of weights smaller than this share of their magnitudes is float32 rounding, not a divisor."""
 Counting = Literal["nearest", "floor"]
 
 
@@ -50,8 +54,19 @@ def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor) -> torch.Tens
 
 
 def shares(weight: torch.Tensor, normalize: bool, like: torch.Tensor) -> torch.Tensor:
-    """The experts' weights, divided by their sum if `normalize`, shaped to broadcast against `like`."""
-    return per_expert(weight / weight.sum() if normalize else weight, like)
+    """The experts' weights, divided by their sum if `normalize`, shaped to broadcast against `like`.
+
+    A sum that cancels to nothing divides by 1.
+    """
+    total = sum_experts(weight)
+    divide = normalize and float(total.abs()) >= TINY_SUM
+    return per_expert(weight / total if divide else weight, like)
+
+
+def cancel(weights: Sequence[float]) -> bool:
+    """Whether weights add up to nothing in float32, though they are not all zero or though they are."""
+    values = torch.tensor(weights, dtype=torch.float32)
+    return float(sum_experts(values).abs()) <= max(TINY_SUM, CANCELLED * float(values.abs().sum()))
 
 
 def elect_sign(votes: torch.Tensor, how: Literal["total", "frequency"], if_zero: float) -> torch.Tensor:

@@ -22,11 +22,11 @@ from merging.compatibility import (
 )
 from merging.errors import CheckpointError, ParameterError, PlanError
 from merging.header import DTYPE_NAMES, DTYPES, MERGEABLE, TensorInfo
-from merging.methods import Method, get_method
-from merging.recipe import ModelEntry, Recipe
+from merging.methods import METHODS, Method, Scope, get_method
+from merging.recipe import ModelEntry, Recipe, path_exists
 from merging.settings import Settings
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 2 << 20
 """Float32 bytes of one piece over base and experts: what fits a cache fixes the grid, never the number of workers."""
 KEEP_BYTES = 256 << 20
 """A scope whose float32 inputs are smaller than this is read once and kept between its scans."""
@@ -34,6 +34,10 @@ SCRATCH = 4
 """Merging a piece takes at most about so many times its float32 bytes (measured for TIES)."""
 
 DTYPE_WORDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+GroupKey = tuple[Scope, str]
+"""What is ranked together: ("tensor", its name), ("layer", the block's number) or ("model", "")."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class TensorPlan:
     """Name, shape and dtype in the output."""
     method: Method | None
     """None: the base's tensor is copied."""
-    group: str
-    """The name of the scope it is ranked in."""
+    group: GroupKey
+    """The scope it is ranked in."""
     row_blocks: tuple[tuple[int, int], ...]
 
 
@@ -67,9 +71,9 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     @cached_property
-    def groups(self) -> dict[str, list[TensorPlan]]:
+    def groups(self) -> dict[GroupKey, list[TensorPlan]]:
         """The tensors that are ranked together, by scope name, in plan order."""
-        groups: dict[str, list[TensorPlan]] = {}
+        groups: dict[GroupKey, list[TensorPlan]] = {}
         for tensor in self.tensors:
             groups.setdefault(tensor.group, []).append(tensor)
         return groups
@@ -89,11 +93,12 @@ class Plan:
     def memory(self) -> int:
         """Bytes the tensors of a merge need at once, at most; torch itself comes on top."""
         sources = len(self.experts) + 1
-        largest = max(
+        pieces = [
             (stop - start) * tensor.info.row_elements * 4 * sources
             for tensor in self.tensors
-            for start, stop in tensor.row_blocks or [(0, 0)]
-        )
+            for start, stop in tensor.row_blocks
+        ]
+        largest = max(pieces, default=0)
         return SCRATCH * largest + 2 * min(KEEP_BYTES, 4 * self.parameters * sources)
 
     @property
@@ -143,24 +148,31 @@ def plan_sources(
     except ParameterError as error:
         problems.append(str(error))
     if method is not None:
-        problems += recipe_problems(recipe, method, base, [entry for entry, _ in experts])
+        problems += recipe_problems(recipe, method, base, [entry for entry, _ in experts], problems)
     reference = base or (experts[0][1] if experts else None)
     entries = [entry for entry, _ in experts]
-    problems += tokenizer_problems(recipe, reference, experts)
-    for entry, source in experts:
-        if reference is not None and source is not reference:
-            found, noted = compare(reference, source, entry.model)
-            problems += found
-            warnings += noted
+    try:
+        problems += tokenizer_problems(recipe, reference, experts)
+        for entry, source in experts:
+            if reference is not None and source is not reference:
+                found, noted = compare(reference, source, entry.model)
+                problems += found
+                warnings += noted
+    except CheckpointError as error:
+        problems.append(str(error))
     if isinstance(reference, Checkpoint) and not reference.config:
         warnings.append(f"{reference.label}: has no config.json, so the result will be weights without one.")
     settings = Settings(recipe, method, entries) if method else None
     if settings is not None:
         problems += settings.problems
+    if reference is not None and not reference.tensors:
+        problems.append(f"{reference.label}: holds no tensors.")
     if reference is None or settings is None:
         raise PlanError(
             problems or ["the recipe names no model that can be opened; list models under 'models'."]
         )
+    if any(tensor.dtype == "F64" for tensor in reference.tensors.values()):
+        warnings.append(f"{reference.label}: its float64 tensors are merged in float32.")
     tensors = _plan_tensors(recipe, reference, experts, settings, problems)
     plan = Plan(
         recipe=recipe,
@@ -196,13 +208,22 @@ def _open_models(
         return opened[reference]
 
     base = open_model(recipe.base_model) if recipe.base_model is not None else None
-    keep_base = recipe.merge_method == "linear"
+    keep_base = recipe.merge_method in METHODS and not METHODS[recipe.merge_method].needs_base
     experts: list[tuple[ModelEntry, TensorSource]] = []
+    seen: list[Path] = []
     for entry in recipe.models:
         source = open_model(entry.model)
         if source is None or (base is not None and not keep_base and _same(source.path, base.path)):
             continue
+        if any(_same(source.path, path) for path in seen):
+            problems.append(
+                f"models: {entry.model} is listed twice; list it once with the sum of the weights."
+            )
+        seen.append(source.path)
         experts.append((entry, source))
+    counts = keep_base and recipe.profile == "mergekit" and "weight" in recipe.parameters
+    if counts and base is not None and recipe.base_model and not any(_same(base.path, path) for path in seen):
+        experts.append((ModelEntry(model=recipe.base_model), base))
     return base, experts
 
 
@@ -212,9 +233,9 @@ def _same(one: Path, other: Path) -> bool:
 
 def _open(recipe: Recipe, reference: str) -> Checkpoint:
     path = recipe.locate(reference)
-    if not path.exists():
+    if not path_exists(path):
         model, _, adapter = reference.partition("+")
-        if adapter and recipe.locate(model).exists():
+        if adapter and path_exists(recipe.locate(model)):
             raise CheckpointError(
                 f"{reference}: adapters ('+{adapter}') are not supported yet; merge it into its base first."
             )
@@ -239,21 +260,10 @@ def _plan_tensors(
     for name, info in reference.tensors.items():
         matching = {glob for glob in recipe.exclude if fnmatchcase(name, glob)}
         unused -= matching
-        place = locate(name)
-        if matching or info.dtype not in MERGEABLE:
-            method, group = None, name
-        else:
-            position = (
-                numbers.index(place.block) / (len(numbers) - 1)
-                if place.block is not None and len(numbers) > 1
-                else 0.0
-            )
-            if place.block is not None and len(numbers) == 1:
-                position = 1.0
-            method = settings.for_tensor(name, position)
-            scope = getattr(method, "scope", "tensor")
-            group = {"model": "model", "layer": f"block {place.block}"}.get(scope, name)
-            group = name if scope == "layer" and place.block is None else group
+        method = None
+        if not matching and info.dtype in MERGEABLE:
+            method = settings.for_tensor(name, _position(name, numbers))
+        group = _group(name, getattr(method, "scope", "tensor"))
         inputs = [source.tensors[name] for _, source in experts if name in source.tensors]
         out = replace(info, dtype=_out_dtype(recipe, info, inputs), file=None, start=0)
         planned.append(TensorPlan(out, method, group, _row_blocks(info, len(experts) + 1)))
@@ -264,11 +274,26 @@ def _plan_tensors(
     return planned
 
 
+def _position(name: str, numbers: Sequence[int]) -> float:
+    """Where a tensor's block lies among all blocks, from 0 to 1; outside the blocks 0, in a single block 1."""
+    block = locate(name).block
+    if block is None:
+        return 0.0
+    return numbers.index(block) / (len(numbers) - 1) if len(numbers) > 1 else 1.0
+
+
+def _group(name: str, scope: Scope) -> GroupKey:
+    block = locate(name).block
+    if scope == "model":
+        return "model", ""
+    return ("layer", str(block)) if scope == "layer" and block is not None else ("tensor", name)
+
+
 def _mixed_scopes(planned: Sequence[TensorPlan]) -> Iterator[str]:
     """Tensors ranked together must be ranked by the same rule."""
-    rules: dict[str, object] = {}
+    rules: dict[GroupKey, object] = {}
     for tensor in planned:
-        if tensor.method is None or tensor.group == tensor.info.name:
+        if tensor.method is None or tensor.group[0] == "tensor":
             continue
         rule = tensor.method.model_dump(exclude={"weight", "lambda_", "normalize"})
         if rules.setdefault(tensor.group, rule) != rule:
@@ -293,5 +318,7 @@ def _out_dtype(recipe: Recipe, info: TensorInfo, inputs: Sequence[TensorInfo]) -
 
 
 def _row_blocks(info: TensorInfo, sources: int) -> tuple[tuple[int, int], ...]:
+    if info.elements == 0:
+        return ((0, info.rows),)
     rows = max(1, PIECE_BYTES // max(1, info.row_elements * 4 * sources))
     return tuple((start, min(start + rows, info.rows)) for start in range(0, info.rows, rows))

@@ -5,6 +5,7 @@ What mergekit runs and we do not is refused by name; a key neither knows is an e
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ NOT_YET = {
 }
 IGNORED_PARAMETERS = {"int8_mask"}
 """mergekit's parameters that change no number of ours; accepted so that old recipes run."""
+
+MOST_VALUES = 20_000
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -79,11 +82,7 @@ class Recipe(BaseModel):
             RecipeError: no file, no YAML, or keys that are unknown, malformed or not supported, all in one text.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}).") from None
-        return cls.from_yaml(text, name=str(path), folder=path.parent)
+        return cls.from_yaml(read_text(path), name=str(path), folder=path.parent)
 
     @classmethod
     def from_yaml(cls, text: str, *, name: str = "recipe", folder: Path | None = None) -> Recipe:
@@ -100,8 +99,12 @@ class Recipe(BaseModel):
         """As much of a recipe as makes sense, and a sentence for each thing that does not."""
         try:
             content = yaml.load(text, _Loader)
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError, TypeError) as error:
             return None, [_yaml_problem(error)]
+        if _too_large(content):
+            return None, [
+                f"it holds, or its aliases expand to, more than {MOST_VALUES:,} values; write it plainly."
+            ]
         if not isinstance(content, dict):
             return None, [
                 "a recipe is a table of keys such as merge_method, base_model and models; this is none."
@@ -134,40 +137,84 @@ class Recipe(BaseModel):
 
     def locate(self, reference: str) -> Path:
         """The folder a model reference means: from the working folder, else beside the recipe."""
-        path = Path(reference).expanduser()
-        if not path.is_absolute() and not path.exists() and self._folder is not None:
+        try:
+            path = Path(reference).expanduser()
+        except RuntimeError:
+            path = Path(reference)
+        if not path.is_absolute() and not path_exists(path) and self._folder is not None:
             beside = self._folder / path
-            if beside.exists():
+            if path_exists(beside):
                 return beside
         return path
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases (they can blow up a small file) and without repeated keys (one would silently win)."""
+def read_text(path: Path) -> str:
+    """A recipe file's text.
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed", problem_mark=self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
+    Raises:
+        RecipeError: no such file, or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+
+
+def path_exists(path: Path) -> bool:
+    """Whether there is such a path; a name that cannot be one does not exist."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key cannot be repeated (one would silently win) and 1e-3 is a number, as in YAML 1.2."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"'{key_node.value}' appears twice", problem_mark=key_node.start_mark
                 )
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _too_large(content: Any) -> bool:
+    """Whether walking the content meets too many values; aliases count wherever they are used."""
+    count, waiting = 0, [content]
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            return True
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
 
 
 def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"not valid YAML{where}: {getattr(error, 'problem', None) or 'nested too deeply'}."
+    reason = (
+        "nested too deeply"
+        if isinstance(error, RecursionError)
+        else "a value or character that is not allowed"
+    )
+    return f"not valid YAML{where}: {getattr(error, 'problem', None) or reason}."
 
 
 def _without_unsupported(content: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -179,7 +226,8 @@ def _without_unsupported(content: dict[Any, Any]) -> tuple[dict[str, Any], list[
             problems.append(f"unknown key '{key}'.{did_you_mean(str(key), [*Recipe.model_fields, *NOT_YET])}")
         elif value is not None:
             kept[key] = value
-    tables = [kept, *(entry for entry in _entries(kept.get("models")) if isinstance(entry, dict))]
+    parts = [part for key in ("models", "overrides") for part in _entries(kept.get(key))]
+    tables = [kept, *(part for part in parts if isinstance(part, dict))]
     for table in tables:
         if isinstance(table.get("parameters"), dict):
             table["parameters"] = {

@@ -15,7 +15,7 @@ from merging.values import Scalar, resolve
 class Settings:
     """Answers which `Method` instance a tensor gets. Levels, strongest first: overrides, model entry, recipe, profile.
 
-    `problems` lists unknown and misplaced parameters; `problems_found` those that appear while tensors are asked for.
+    `problems` lists unknown and misplaced parameters; `problems_found` fills as tensors are asked for their values.
     """
 
     def __init__(self, recipe: Recipe, method: type[Method], entries: Sequence[ModelEntry]):
@@ -30,7 +30,7 @@ class Settings:
     def for_tensor(self, name: str, position: float) -> Method | None:
         """The method for one tensor; None, with a problem noted, where its values are not allowed."""
         values = self.values(name, position)
-        key = tuple(sorted(values.items()))
+        key = tuple(sorted((name, repr(value)) for name, value in values.items()))
         if key not in self._cache:
             self._cache[key] = self._configure(name, values)
         return self._cache[key]
@@ -85,8 +85,7 @@ class Settings:
         try:
             method = self.method.configure(self.recipe.profile, values)
         except ParameterError as error:
-            where = "" if not self._cache else f" (at '{name}')"
-            self.problems_found.append(f"{self.method.name}: {error}{where}")
+            self.problems_found.append(f"{self.method.name}: {error}")
             return None
         self.problems_found += [f"{self.method.name}: {text}." for text in method.problems(len(self.entries))]
         return method
@@ -100,6 +99,8 @@ class Settings:
         problems = []
         for where, model, parameters in levels:
             for name in parameters:
+                if name == "rescale" and parameters[name] is False:
+                    continue
                 if name not in known:
                     problems.append(
                         f"{where}: {self.method.name} has no parameter '{name}'.{did_you_mean(name, known)} "

@@ -75,9 +75,8 @@ class Cut:
         keep = magnitude > bits
         for expert, allowed in enumerate(self.allowance.get(piece.key, ())):
             if allowed:
-                tied = magnitude[expert] == bits[expert]
-                order = tied.flatten().cumsum(0, dtype=torch.int32).reshape(tied.shape)
-                keep[expert] |= tied & (order <= allowed)
+                tied = (magnitude[expert] == bits[expert]).flatten().nonzero()[:allowed, 0]
+                keep[expert].view(-1)[tied] = True
         return keep
 
 
@@ -135,7 +134,7 @@ class LargestCut:
         found = []
         for expert, chosen in enumerate(self.bins):
             row = magnitude[expert].flatten()
-            self.zeros[expert] += int((row == 0).sum())
+            self.zeros[expert] += row.numel() - int(row.count_nonzero())
             if self.trivial[expert]:
                 row = row[:0]
             elif chosen is not None:

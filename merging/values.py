@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+LARGEST = 10**18
 Scalar = float | int | bool | str
 ParameterValue = Any
 """A scalar, a list of scalars (gradient), or a list of `{filter, value}`; `value_problem` says if it is none of these."""
@@ -11,8 +12,11 @@ ParameterValue = Any
 
 def value_problem(value: Any) -> str | None:
     """What is wrong with the shape of a parameter's value; None if it can be resolved."""
+    if isinstance(value, dict):
+        value = [value]
     if isinstance(value, Scalar):
-        return None
+        too_large = isinstance(value, int) and abs(value) > LARGEST
+        return "a number too large for any parameter" if too_large else None
     if not isinstance(value, list) or not value:
         return f"{value!r} is neither a value, a list of values, nor a list of filter and value"
     if all(isinstance(item, dict) for item in value):
@@ -26,7 +30,7 @@ def value_problem(value: Any) -> str | None:
                 return problem
         return None
     if all(isinstance(item, Scalar) for item in value):
-        return None
+        return next(filter(None, map(value_problem, value)), None)
     return f"{value!r} mixes values and filters, or nests lists"
 
 
@@ -37,6 +41,8 @@ def resolve(value: ParameterValue, tensor: str, position: float) -> Scalar | Non
     gradient: numbers are interpolated linearly, bools and strings taken at int(position·(length − 1)). Filters are
     substrings of the tensor's name, `*` or none matches all, the first match wins.
     """
+    if isinstance(value, dict):
+        value = [value]
     if not isinstance(value, list):
         return value
     if isinstance(value[0], dict):

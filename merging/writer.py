@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +18,7 @@ from merging.errors import OutputError
 from merging.header import TensorInfo, build_header, write_at
 
 SHARD_BYTES = 5_000_000_000
+LOCK = ".lock"
 MARKER = "mergescope.yaml"
 """The recipe inside a folder we wrote; only such a folder, or an empty one, is replaced."""
 
@@ -38,38 +40,56 @@ class CheckpointWriter:
         metadata: Mapping[str, str] | None = None,
         shard_bytes: int = SHARD_BYTES,
     ):
-        self.out = Path(out).absolute()
-        self.partial = self.out.parent / f".{self.out.name}.partial"
-        self._replaced = self.out.parent / f".{self.out.name}.replaced"
+        self.out = Path(os.path.abspath(out))
+        self.partial, self._replaced = hidden_names(self.out)
         self._descriptors: list[int] = []
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         ensure_replaceable(self.out)
-        try:
+        with self._explained("cannot be written"):
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_folder()
-            self._layout(tensors, {"format": "pt", **(metadata or {})}, shard_bytes)
+        try:
+            with self._explained("cannot be written"):
+                self._layout(tensors, {"format": "pt", **(metadata or {})}, shard_bytes)
+        except BaseException:
+            self.abort()
+            raise
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise OutputError(f"{self.out}: cannot be written ({error.strerror}).") from None
+            raise OutputError(f"{self.out}: {what} ({error.strerror}).") from None
 
     def _take_folder(self) -> int:
+        busy = OutputError(f"{self.out}: another merge is writing it right now; wait, or choose another.")
+        lock_file = self.partial / LOCK
+        if self.partial.is_symlink() or (self.partial.exists() and not lock_file.is_file()):
+            raise OutputError(f"{self.partial}: is in the way of writing {self.out.name}; move it elsewhere.")
         self.partial.mkdir(exist_ok=True)
-        lock = os.open(self.partial / ".lock", os.O_CREAT | os.O_RDWR)
+        lock = os.open(lock_file, os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if os.fstat(lock).st_ino != lock_file.stat().st_ino:
+                raise busy
+        except (BlockingIOError, FileNotFoundError, OutputError):
             os.close(lock)
-            raise OutputError(
-                f"{self.out}: another merge is writing it right now; wait, or choose another."
-            ) from None
+            raise busy from None
         for leftover in self.partial.iterdir():
-            if leftover.name != ".lock":
+            if leftover.name != LOCK:
                 _remove(leftover)
-        if self._replaced.exists():  # a crash between the two renames of a commit
-            if self.out.exists():
-                _remove(self._replaced)
-            else:
-                self._replaced.rename(self.out)
+        self._mend_crash()
         return lock
+
+    def _mend_crash(self) -> None:
+        """Finish what a process left that died between the two renames of a commit."""
+        if not (self._replaced / MARKER).is_file() or self._replaced.is_symlink():
+            return
+        if self.out.exists():
+            _remove(self._replaced)
+        else:
+            self._replaced.rename(self.out)
 
     def _layout(self, tensors: Iterable[TensorInfo], metadata: Mapping[str, str], shard_bytes: int) -> None:
         shards = _split(tensors, shard_bytes)
@@ -96,32 +116,41 @@ class CheckpointWriter:
         assert tensor.torch_dtype == rows.dtype, f"{name}: announced {tensor.dtype}, given {rows.dtype}"
         values = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         offset = tensor.start + start * tensor.row_elements * tensor.torch_dtype.itemsize
-        try:
+        with self._explained(f"writing '{name}' failed"):
             write_at(descriptor, values, offset)
-        except OSError as error:
-            raise OutputError(f"{self.out}: writing '{name}' failed ({error.strerror}).") from None
 
     def add_text(self, name: str, text: str) -> None:
-        (self.partial / name).write_text(text, encoding="utf-8")
+        with self._explained(f"writing {name} failed"):
+            (self.partial / name).write_text(text, encoding="utf-8")
 
     def add_file(self, source: Path) -> None:
-        shutil.copyfile(source, self.partial / source.name)
+        with self._explained(f"writing {source.name} failed"):
+            shutil.copyfile(source, self.partial / source.name)
 
     def commit(self) -> Path:
-        """Make everything durable and let it appear as `out`, replacing an earlier result of ours."""
-        try:
-            for descriptor in self._descriptors:
-                os.fsync(descriptor)
+        """Make everything durable and let it appear as `out`, replacing an earlier result of ours.
+
+        The lock is held until the folder has its final name, so no other writer can take it in between.
+        """
+        ensure_replaceable(self.out)
+        with self._explained("cannot be completed"):
             self._close_files()
-            (self.partial / ".lock").unlink()
-            if self.out.exists():
+            for file in (*self.partial.iterdir(), self.partial):
+                _sync(file)
+            earlier = self.out.exists()
+            if earlier:
                 self.out.rename(self._replaced)
-            self.partial.rename(self.out)
-        except OSError as error:
-            raise OutputError(f"{self.out}: cannot be completed ({error.strerror}).") from None
+            try:
+                self.partial.rename(self.out)
+            except OSError:
+                if earlier:
+                    self._replaced.rename(self.out)
+                raise
+            (self.out / LOCK).unlink()
+            _sync(self.out.parent)
         os.close(self._lock)
-        if self._replaced.exists():
-            _remove(self._replaced)
+        if earlier:
+            shutil.rmtree(self._replaced, ignore_errors=True)
         return self.out
 
     def abort(self) -> None:
@@ -141,10 +170,19 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.commit()
-        else:
+        if kind is not None:
             self.abort()
+            return
+        try:
+            self.commit()
+        except BaseException:
+            self.abort()
+            raise
+
+
+def hidden_names(out: Path) -> tuple[Path, Path]:
+    """Where a result is written before it is complete, and where an earlier one waits while it is replaced."""
+    return out.parent / f".{out.name}.partial", out.parent / f".{out.name}.replaced"
 
 
 def ensure_replaceable(out: Path) -> None:
@@ -153,10 +191,15 @@ def ensure_replaceable(out: Path) -> None:
     Raises:
         OutputError: `out` is a file, or a folder with content and without our recipe in it.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: is a file or link; choose the name of a new folder.")
-    if out.is_dir() and not (out / MARKER).is_file() and any(out.iterdir()):
-        raise OutputError(f"{out}: holds files that Mergescope did not write; choose a new or empty folder.")
+    try:
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            raise OutputError(f"{out}: is a file or link; choose the name of a new folder.")
+        if out.is_dir() and not (out / MARKER).is_file() and any(out.iterdir()):
+            raise OutputError(
+                f"{out}: holds files that Mergescope did not write; choose a new or empty folder."
+            )
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be used ({error.strerror}); choose another folder.") from None
 
 
 def _split(tensors: Iterable[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:
@@ -177,3 +220,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from merging import METHODS  # noqa: E402
 
+
 def table() -> str:
     """Two tables: what each method is for, then every parameter with both profiles' defaults."""
     lines = ["| method | when to use it | source |", "|---|---|---|"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -59,14 +61,90 @@ def test_what_the_cast_loses_is_counted(family, tmp_path, write_recipe):
 
 @pytest.mark.parametrize("keys", [{}, {"dtype": "float16"}, {"dtype": "float32", "out_dtype": "bfloat16"}])
 def test_work_and_output_dtypes_of_the_mergekit_profile(family, write_recipe, tmp_path, keys):
-    out = merging.merge(write_recipe(family, "task_arithmetic", ["one"], **keys), tmp_path / "out")
+    parameters = {"weight": 0.5}
+    out = merging.merge(
+        write_recipe(family, "task_arithmetic", parameters=parameters, **keys), tmp_path / "out"
+    )
     work = getattr(torch, keys.get("dtype", "float32"))
     final = getattr(torch, keys.get("out_dtype", keys.get("dtype", "float32")))
-    base, one = weights(family / "base"), weights(family / "one")
+    base, *models = [weights(family / name) for name in ("base", "one", "two")]
     for name, value in weights(out).items():
         rounded = base[name].to(work).float()
-        expected = rounded + (one[name].to(work).float() - rounded)
-        assert torch.equal(value, expected.to(final)), name
+        deltas = [model[name].to(work).float() - rounded for model in models]
+        assert torch.equal(value, (rounded + (0.5 * deltas[0] + 0.5 * deltas[1])).to(final)), name
+
+
+def test_rounding_to_the_work_dtype_is_seen_in_the_result(family, write_recipe, tmp_path):
+    keys = {"parameters": {"weight": 0.5}, "out_dtype": "float32"}
+    coarse = merging.merge(
+        write_recipe(family, "task_arithmetic", dtype="bfloat16", **keys), tmp_path / "coarse"
+    )
+    fine = merging.merge(write_recipe(family, "task_arithmetic", dtype="float32", **keys), tmp_path / "fine")
+    assert any(not torch.equal(value, weights(fine)[name]) for name, value in weights(coarse).items())
+
+
+def test_inputs_of_several_dtypes_promote(family, bf16_family, tmp_path, write_recipe):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "base").symlink_to(family / "base")
+    tensors = {name: value.half() for name, value in weights(family / "one").items()}
+    shutil.copytree(family / "one", tmp_path / "f" / "one")
+    save_file(tensors, tmp_path / "f" / "one" / "model.safetensors")
+    assert merging.check(write_recipe(tmp_path / "f", "ties", ["one"])).tensors[0].info.dtype == "F32"
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "base").symlink_to(tmp_path / "f" / "one")
+    (tmp_path / "g" / "one").symlink_to(family / "one")
+    assert merging.check(write_recipe(tmp_path / "g", "ties", ["one"])).tensors[0].info.dtype == "F32"
+    paper = merging.check(write_recipe(tmp_path / "g", "ties", ["one"], profile="paper"))
+    assert paper.tensors[0].info.dtype == "F16"
+
+
+def test_an_excluded_tensor_must_fit_the_output_dtype(family, write_recipe, tmp_path):
+    shutil.copytree(family, tmp_path / "f")
+    tensors = weights(tmp_path / "f" / "base")
+    tensors["model.norm.weight"][0] = 1e30
+    save_file(tensors, tmp_path / "f" / "base" / "model.safetensors")
+    recipe = write_recipe(tmp_path / "f", "ties", exclude=["*"], out_dtype="float16")
+    with pytest.raises(MergingError, match=r"'model\.norm\.weight': copied from base, and not finite as F16"):
+        merging.merge(recipe, tmp_path / "out")
+
+
+def test_an_input_that_overflows_the_work_dtype(family, write_recipe, tmp_path):
+    shutil.copytree(family, tmp_path / "f")
+    tensors = weights(tmp_path / "f" / "base")
+    tensors["model.norm.weight"][0] = 1e30
+    save_file(tensors, tmp_path / "f" / "base" / "model.safetensors")
+    with pytest.raises(MergingError, match="does not fit float16 there"):
+        merging.merge(write_recipe(tmp_path / "f", "ties", dtype="float16"), tmp_path / "out")
+
+
+def test_tensor_names_cannot_be_taken_for_scopes():
+    base = {"model": torch.arange(3), "block 0": torch.zeros(2), "w": torch.zeros(2)}
+    expert = {"model": torch.arange(3), "block 0": torch.ones(2), "w": torch.ones(2)}
+    merged = merging.merge_state_dicts(base, [expert], "ties", density=1.0)
+    assert merged["w"].tolist() == merged["block 0"].tolist() == [1.0, 1.0]
+
+
+def test_linear_gives_a_single_weighted_models_bits():
+    generator = torch.Generator().manual_seed(0)
+    one, two = ({"a": torch.randn(1000, generator=generator)} for _ in range(2))
+    one["a"][0], two["a"][0] = 1e8, 1e-3
+    assert torch.equal(merging.merge_state_dicts(None, [one, two], "linear", weight=[0, 1])["a"], two["a"])
+    huge = {"a": torch.tensor([3e38])}
+    assert merging.merge_state_dicts(None, [huge, {"a": -huge["a"]}], "linear")["a"].item() == 0
+
+
+@pytest.mark.parametrize("weight", [[1, -1], [0.1, 0.2, -0.3], [1e-9, -1e-9]])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+def test_weights_that_cancel(method, weight):
+    models = [{"a": torch.full((4,), float(number + 1))} for number in range(len(weight))]
+    base = {"a": torch.zeros(4)}
+    with pytest.raises(MergingError, match=r"add up to 0|cancel"):
+        merging.merge_state_dicts(base, models, method, weight=weight, normalize=True)
+    if method != "linear":
+        merged = merging.merge_state_dicts(
+            base, models, method, weight=weight, normalize=True, profile="mergekit"
+        )
+        assert torch.isfinite(merged["a"]).all()
 
 
 def test_excluded_tensors_keep_the_bases_bits(family, write_recipe, tmp_path):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import combinations
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import merging
 from merging import Report
 from merging.anatomy import locate
-from merging.inspection import bin_edges
+from merging.engine import watch
+from merging.inspection import ChangeWatch, bin_edges
 
 EXPERTS = ("one", "two", "three")
 
@@ -87,21 +90,45 @@ def test_row_blocks_change_nothing(case, bf16_family, write_recipe, monkeypatch)
         assert found.change == pytest.approx(blocks.tensors[name].change)
 
 
-def test_experts_equal_to_the_base(family, write_recipe):
-    (other,) = [
-        merging.inspect(write_recipe(family, "linear", ["base", "base"], base_model=str(family / "base")))
-    ]
-    assert other.experts == (str(family / "base"),) * 2
-    import shutil
-
-    copy = family.parent / "copies"
-    shutil.rmtree(copy, ignore_errors=True)
+def test_experts_equal_to_the_base(family, tmp_path, write_recipe):
     for name in ("base", "same", "too"):
-        shutil.copytree(family / "base", copy / name)
-    report = merging.inspect(write_recipe(copy, "ties", ["same", "too"]))
+        shutil.copytree(family / "base", tmp_path / "copies" / name)
+    report = merging.inspect(write_recipe(tmp_path / "copies", "ties", ["same", "too"]))
     assert report.total.relative_change(0) == 0
     assert report.total.conflict() is None
     assert report.total.cosine(0) is None
+
+
+def test_nan_is_saved_as_null(family, tmp_path, write_recipe):
+    for name in ("base", "one"):
+        shutil.copytree(family / name, tmp_path / "f" / name)
+    tensors = load_file(tmp_path / "f" / "one" / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, tmp_path / "f" / "one" / "model.safetensors")
+    merging.inspect(write_recipe(tmp_path / "f", "ties", ["one"])).save(tmp_path / "report.json")
+    content = json.loads(
+        (tmp_path / "report.json").read_text(), parse_constant=lambda word: pytest.fail(word)
+    )
+    assert content["tensors"]["model.norm.weight"]["change"] == [None]
+
+
+def test_two_watches_combine_to_one(family, write_recipe):
+    plan = merging.check(write_recipe(family, "ties", EXPERTS))
+    whole, parts = ChangeWatch(), [ChangeWatch(), ChangeWatch()]
+
+    class Dealer:
+        def __init__(self):
+            self.number = 0
+
+        def update(self, piece):
+            whole.update(piece)
+            parts[self.number % 2].update(piece)
+            self.number += 1
+
+    for _ in watch(plan, Dealer()):
+        pass
+    parts[1].combine(parts[0])
+    assert parts[1].result() == whole.result()
 
 
 def test_saved_and_loaded(case, tmp_path):

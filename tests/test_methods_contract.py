@@ -16,7 +16,7 @@ EXPERTS = 3
 def options_for(method):
     """A small density, so that trimming methods trim."""
     fields = METHODS[method].parameters()
-    return {"density": 0.4} if "density" in fields else {}
+    return {name: value for name, value in {"density": 0.4, "t": 0.3}.items() if name in fields}
 
 
 def neutral(method):

@@ -50,7 +50,17 @@ def test_dump_and_load_give_the_same_recipe(tmp_path):
         ("- a\n- b", "table of keys"),
         ("merge_method: [", "line"),
         ("merge_method: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("a: &x [1]\nb: *x", "aliases"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+            "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]",
+            "more than 20,000 values",
+        ),
+        ("a: &a [*a]", "values"),
+        ("merge_method: ties\n? [a]\n: 1", "a key must be a word"),
+        ("seed: 2001-13-45", "not valid YAML"),
+        ("merge_method: \x00", "not allowed"),
+        ("merge_method: ties\noverrides: [{tensors: a, parameters: {weight: [[1]]}}]", "parameter weight"),
+        ("merge_method: ties\nparameters: {weight: 1" + "0" * 400 + "}", "too large"),
         ("merge_method: ties\nmerge_method: slerp", "appears twice"),
         ("", "table of keys"),
         ("[" * 5000, "YAML"),
@@ -59,6 +69,14 @@ def test_dump_and_load_give_the_same_recipe(tmp_path):
 def test_mistakes_are_named(text, says):
     with pytest.raises(RecipeError, match=says.replace("(", r"\(")):
         Recipe.from_yaml(text)
+
+
+def test_numbers_and_anchors_as_people_write_them():
+    recipe = Recipe.from_yaml(
+        "merge_method: ties\nparameters: &p {weight: 1e-3, density: -2E+1}\nmodels: [{model: a, parameters: *p}]"
+    )
+    assert recipe.parameters == {"weight": 0.001, "density": -20.0}
+    assert recipe.models[0].parameters == recipe.parameters
 
 
 def test_all_mistakes_at_once():

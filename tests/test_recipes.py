@@ -9,11 +9,16 @@ import merging
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda f: f.stem
+)
 def test_shipped_recipes_run(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     out = merging.merge(recipe, tmp_path / "out")
-    assert merging.Checkpoint.open(out).parameters == merging.Checkpoint.open(ROOT / "examples" / "demo" / "base").parameters
+    assert (
+        merging.Checkpoint.open(out).parameters
+        == merging.Checkpoint.open(ROOT / "examples" / "demo" / "base").parameters
+    )
 
 
 def test_a_shipped_merge_answers(tmp_path, monkeypatch):

@@ -128,3 +128,70 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         CheckpointWriter(tmp_path / "file" / "out", LAYOUT)
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
+    writer = CheckpointWriter(tmp_path / "out", LAYOUT)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("text")
+    with pytest.raises(OutputError, match="did not write"), writer:
+        pass
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "text"
+    assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_foreign_hidden_folder_is_not_emptied(tmp_path, link):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "chapter.tex").write_text("text")
+    if link:
+        (tmp_path / ".out.partial").symlink_to(tmp_path / "foreign")
+    else:
+        (tmp_path / "foreign").rename(tmp_path / ".out.partial")
+    with pytest.raises(OutputError, match="in the way"):
+        CheckpointWriter(tmp_path / "out", LAYOUT)
+    assert (tmp_path / ".out.partial" / "chapter.tex").exists()
+
+
+def test_a_foreign_replaced_folder_is_kept(tmp_path):
+    (tmp_path / ".out.replaced").mkdir()
+    (tmp_path / ".out.replaced" / "chapter.tex").write_text("text")
+    with CheckpointWriter(tmp_path / "out", LAYOUT):
+        pass
+    assert (tmp_path / ".out.replaced" / "chapter.tex").exists()
+
+
+def test_a_writer_cannot_take_a_folder_that_is_being_renamed(tmp_path, monkeypatch):
+    """The second writer starts exactly when the first has synced everything and is about to rename."""
+    first = CheckpointWriter(tmp_path / "out", LAYOUT)
+    for name, value in VALUES.items():
+        first.write(name, value)
+    tried = []
+    from merging import writer as module
+
+    def sync_and_intrude(path, original=module._sync):
+        original(path)
+        if path == first.partial:
+            with pytest.raises(OutputError, match="another merge"):
+                CheckpointWriter(tmp_path / "out", LAYOUT)
+            tried.append(path)
+
+    monkeypatch.setattr(module, "_sync", sync_and_intrude)
+    first.commit()
+    assert tried
+    assert same(load_file(tmp_path / "out" / "model.safetensors"))
+
+
+def test_a_full_disk_is_one_sentence_and_no_litter(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("merging.writer.write_at", full)
+    with pytest.raises(OutputError, match="No space left"):
+        CheckpointWriter(tmp_path / "out", LAYOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_with_dots_are_made_plain_first(tmp_path):
+    write(tmp_path / "new" / ".." / "out")
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]

@@ -94,7 +94,7 @@ class Method(BaseModel):
                 sentences.append(
                     f"{cls.name} has no parameter '{name}'.{did_you_mean(name, known)} It has: {', '.join(known)}."
                 )
-            elif problem["type"] not in {"tuple_type", "is_instance_of"}:
+            elif problem["type"] != "tuple_type" and not isinstance(problem["input"], tuple):
                 message = problem["msg"].removeprefix("Input ").removesuffix(".")
                 sentences.append(f"{name}: {problem['input']!r} {message}.")
         return sentences
@@ -128,6 +128,21 @@ class Method(BaseModel):
         return piece.apply(change if scale == 1 else change * scale)
 
 
+ZeroDivisor = Literal["error", "one"]
+
+
+def zero_divisor() -> Any:
+    """The field for what happens where the weights to divide by add up to 0."""
+    return parameter("error", "", "Where the weights to divide by add up to 0: refuse, or divide by 1.")
+
+
+def mean_problem(weights: tuple[float, ...]) -> list[str]:
+    """Why there is no mean with these weights: a sentence, or nothing."""
+    if not ops.cancel(weights):
+        return []
+    return ["the weights add up to 0, so their average does not exist; change one or set normalize: false"]
+
+
 METHODS: dict[str, type[Method]] = {}
 """Every merge method by its YAML name, in the order they are presented."""
 
@@ -143,8 +158,8 @@ def get_method(name: str) -> type[Method]:
     Raises:
         ParameterError: no such method, with a suggestion.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ParameterError(
-            f"There is no merge method '{name}'.{did_you_mean(name, list(METHODS))} Known: {', '.join(METHODS)}."
+            f"There is no merge method '{name}'.{did_you_mean(str(name), list(METHODS))} Known: {', '.join(METHODS)}."
         )
     return METHODS[name]

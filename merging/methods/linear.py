@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 
 from merging import ops
-from merging.methods.base import Method, Number, parameter, register
+from merging.methods.base import Method, Number, mean_problem, parameter, register
 from merging.pieces import Piece
 
 
@@ -20,6 +20,7 @@ class Linear(Method):
     title: ClassVar[str] = "Linear (model soup)"
     when_to_use: ClassVar[str] = "Models tuned from one base for similar tasks; the baseline to beat."
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.05482"
+    elementwise: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
 
     weight: Number | tuple[Number, ...] = parameter(
@@ -28,21 +29,15 @@ class Linear(Method):
     normalize: bool = parameter(True, "", "Divide by the sum of the weights.")
 
     def problems(self, experts: int) -> list[str]:
-        if self.normalize and sum(self.for_experts("weight", experts)) == 0:
-            return [
-                "the weights add up to 0, so their average does not exist; change one or set normalize: false"
-            ]
-        return []
-
-    def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
-        return ops.shares(piece.weight, self.normalize, piece.deltas)
+        return mean_problem(self.for_experts("weight", experts)) if self.normalize else []
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
-        """An average is taken from the first model on, θ_1 + Σ share·(θ_t − θ_1): equal models come out unchanged."""
+        """Models of weight 0 take no part; where all others are equal, an average is exactly their value."""
+        models = piece.models[piece.weight != 0]
+        weight = piece.weight[piece.weight != 0]
+        if len(models) == 0:
+            return torch.zeros_like(piece.models[0])
+        merged = ops.weighted_sum(ops.shares(weight, self.normalize, models), models)
         if not self.normalize:
-            return super().merge(piece, known)
-        first, others = piece.models[0], piece.models[1:]
-        if len(others) == 0:
-            return first
-        change = ops.weighted_sum(self.coefficients(piece, known)[1:], others - first)
-        return torch.where(change == 0, first, first + change)
+            return merged
+        return torch.where((models == models[0]).all(0), models[0], merged)

@@ -36,7 +36,7 @@ class Slerp(Method):
     t: Share = parameter(0.5, "t", "Position on the way: 0 is the base, 1 the other model.")
 
     def survey(self, group: Group) -> Survey:
-        """The factors of base and model, from the angle between them in float64."""
+        """The factors of base and model, from the angle between them in float64; None where they are parallel."""
         products: torch.Tensor = yield InnerProducts()
         norms = [math.sqrt(float(products[i, i])) for i in (0, 1)]
         dot = float(products[0, 1])
@@ -44,14 +44,14 @@ class Slerp(Method):
             dot /= norm if norm > TINY_NORM else 1.0
         dot = min(1.0, max(-1.0, dot))
         if abs(dot) > PARALLEL:
-            return 1 - self.t, self.t
+            return None
         angle = math.acos(dot)
         return math.sin((1 - self.t) * angle) / math.sin(angle), math.sin(self.t * angle) / math.sin(angle)
 
-    def merge(self, piece: Piece, known: tuple[float, float]) -> torch.Tensor:
+    def merge(self, piece: Piece, known: tuple[float, float] | None) -> torch.Tensor:
         assert piece.base is not None
-        if known == (1.0, 0.0):
-            return piece.base
-        if known == (0.0, 1.0):
-            return piece.models[0]
+        if self.t in (0, 1):
+            return piece.models[0] if self.t else piece.base
+        if known is None:
+            return piece.apply(self.t * piece.deltas[0])
         return known[0] * piece.base + known[1] * piece.models[0]

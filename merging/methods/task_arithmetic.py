@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 
 from merging import ops
-from merging.methods.base import Method, Number, parameter, register
+from merging.methods.base import Method, Number, ZeroDivisor, mean_problem, parameter, register, zero_divisor
 from merging.pieces import Piece
 
 
@@ -22,7 +22,7 @@ class TaskArithmetic(Method):
         "Experts whose changes hardly overlap; the simplest way to keep all of every change."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2212.04089"
-    MERGEKIT: ClassVar[dict[str, Any]] = {"lambda": 1.0}
+    MERGEKIT: ClassVar[dict[str, Any]] = {"lambda": 1.0, "zero_divisor": "one"}
 
     weight: Number | tuple[Number, ...] = parameter(
         1.0, "w", "How much of this expert's change is added.", per_model=True
@@ -32,12 +32,11 @@ class TaskArithmetic(Method):
         False, "", "Divide by the sum of the weights: an average of changes, not a sum."
     )
 
+    zero_divisor: ZeroDivisor = zero_divisor()
+
     def problems(self, experts: int) -> list[str]:
-        if self.normalize and sum(self.for_experts("weight", experts)) == 0:
-            return [
-                "the weights add up to 0, so their average does not exist; change one or set normalize: false"
-            ]
-        return []
+        divides = self.normalize and self.zero_divisor == "error"
+        return mean_problem(self.for_experts("weight", experts)) if divides else []
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
         return ops.shares(piece.weight, self.normalize, piece.deltas)

@@ -7,9 +7,23 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from merging import ops
-from merging.methods.base import Group, Method, Number, Scope, Share, Survey, parameter, register
+from merging.methods.base import (
+    Group,
+    Method,
+    Number,
+    Scope,
+    Share,
+    Survey,
+    ZeroDivisor,
+    parameter,
+    register,
+    zero_divisor,
+)
 from merging.pieces import Piece
 from merging.statistics import Attained, Cut, SignBalance, largest_cut
+
+MOST_MIXED = 12
+"""Experts up to which every subset of weights of both signs is tried for a sum of 0."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Ties(Method):
         "elect_on": "weighted",
         "zero_sum": "plus",
         "count": "floor",
+        "zero_divisor": "one",
     }
 
     weight: Number | tuple[Number, ...] = parameter(
@@ -68,14 +83,21 @@ class Ties(Method):
     )
     count: ops.Counting = parameter("nearest", "", "How density times elements becomes a whole number.")
 
+    zero_divisor: ZeroDivisor = zero_divisor()
+
     def problems(self, experts: int) -> list[str]:
+        if not self.normalize or self.zero_divisor == "one":
+            return []
         weights = [weight for weight in self.for_experts("weight", experts) if weight]
-        if self.normalize and self.elect_on == "delta" and experts <= 12:
-            for size in range(2, len(weights) + 1):
-                for some in combinations(weights, size):
-                    if sum(some) == 0:
-                        text = " and ".join(f"{weight:g}" for weight in some)
-                        return [f"the weights {text} cancel, so the mean over these experts does not exist"]
+        if len({weight > 0 for weight in weights}) < 2:
+            return []
+        if len(weights) > MOST_MIXED:
+            return [f"weights of both signs are only possible for up to {MOST_MIXED} experts"]
+        for size in range(2, len(weights) + 1):
+            for some in combinations(weights, size):
+                if ops.cancel(some):
+                    text = " and ".join(f"{weight:g}" for weight in some)
+                    return [f"the weights {text} cancel, so the mean over these experts does not exist"]
         return []
 
     def survey(self, group: Group) -> Survey:
