@@ -199,7 +199,9 @@ def ensure_replaceable(out: Path) -> None:
                 f"{out}: holds files that Mergescope did not write; choose a new or empty folder."
             )
     except OSError as error:
-        raise OutputError(f"{out}: cannot be used ({error.strerror}); choose another folder.") from None
+        raise OutputError(
+            f"{str(out)[:300]}: cannot be used ({error.strerror}); choose another folder."
+        ) from None
 
 
 def _split(tensors: Iterable[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:
