@@ -142,7 +142,10 @@ def _repeated(path: str, base: str | None, listed: Sequence[str]) -> str | None:
 
 
 def _fit(base: Checkpoint, model: Checkpoint, name: str) -> tuple[list[str], list[str]]:
-    problems, warnings = compare(base, model, name)
+    try:
+        problems, warnings = compare(base, model, name)
+    except MergingError as error:
+        problems, warnings = [str(error)], []
 
     def plain(sentence: str) -> str:
         sentence = sentence.removeprefix(f"{name}: ")

@@ -76,7 +76,18 @@ def test_figures_know_no_gradio(file):
 
 def test_engine_order():
     """engine -> plan -> recipe -> methods -> statistics -> ops; no arrow points back."""
-    order = ["ops", "pieces", "statistics", "methods", "values", "recipe", "sources", "settings", "plan", "engine"]
+    order = [
+        "ops",
+        "pieces",
+        "statistics",
+        "methods",
+        "values",
+        "recipe",
+        "sources",
+        "settings",
+        "plan",
+        "engine",
+    ]
     for position, name in enumerate(order):
         folder = ROOT / "merging" / name
         sources = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]

@@ -171,3 +171,11 @@ def test_sizes():
     assert size(2_000_000) == "2.00 MB"
     assert size(14_500_000_000) == "14.5 GB"
     assert size(10) == "10 bytes"
+
+
+def test_a_damaged_tokenizer_is_a_problem_on_the_card(tmp_path):
+    for name in ("base", "math"):
+        shutil.copytree(Settings().demo / name, tmp_path / name)
+    (tmp_path / "math" / "tokenizer.json").write_text('{"model": {"vocab": 5}}')
+    choice = choose(Settings(), str(tmp_path / "base"), [str(tmp_path / "math")])
+    assert "vocabulary is malformed" in choice.experts[0].problems[0]
