@@ -16,11 +16,12 @@ from vocabulary import ADJECTIVES, COUNTABLE, NOUNS, draw_word, pig_latin, plura
 
 @dataclass(frozen=True)
 class Draw:
-    """How the next instance is drawn: its size, and how often a word is invented."""
+    """How the next instance is drawn: its size, how often a word is invented, whether the wording varies."""
 
     rng: Random
     hard: bool
     invented: float = 0.0
+    reworded: bool = False
 
 
 Generator = Callable[[Draw], tuple[str, str]]
@@ -75,12 +76,14 @@ def _subtract(draw: Draw) -> tuple[str, str]:
 
 def _add_words(draw: Draw) -> tuple[str, str]:
     a, b = _two_numbers(draw)
-    return f"{in_words(a)} plus {in_words(b)}", in_words(a + b)
+    wording = draw.rng.choice(("plus", "and", "added to")) if draw.reworded else "plus"
+    return f"{in_words(a)} {wording} {in_words(b)}", in_words(a + b)
 
 
 def _subtract_words(draw: Draw) -> tuple[str, str]:
     b, a = sorted(_two_numbers(draw))
-    return f"{in_words(a)} minus {in_words(b)}", in_words(a - b)
+    wording = draw.rng.choice(("minus", "less", "take away")) if draw.reworded else "minus"
+    return f"{in_words(a)} {wording} {in_words(b)}", in_words(a - b)
 
 
 def _add_three(draw: Draw) -> tuple[str, str]:

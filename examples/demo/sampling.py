@@ -14,7 +14,7 @@ from problems import TASKS, Draw
 EXPERT_TASKS = ("math", "code", "words")
 HELD_OUT_TASK = "compare"
 SPLITS = {"test": 300, "validation": 200, "calibration": 64}
-TEST_HARD_SHARE = 0.7
+TEST_HARD_SHARE = 0.75
 INVENTED_SHARE = 0.5
 
 Problem = tuple[str, str]
@@ -27,15 +27,16 @@ def is_held_out(prompt: str) -> bool:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often each task is drawn, and the share of hard instances in each."""
+    """How often each task is drawn, the share of hard instances in each, and whether wordings vary."""
 
     shares: dict[str, float]
     hard: dict[str, float]
+    reworded: bool = False
 
     @classmethod
-    def of(cls, tasks: tuple[str, ...], hard: float) -> Mixture:
+    def of(cls, tasks: tuple[str, ...], hard: float, reworded: bool = False) -> Mixture:
         """The given tasks in equal shares, all with the same share of hard instances."""
-        return cls(dict.fromkeys(tasks, 1.0), dict.fromkeys(tasks, hard))
+        return cls(dict.fromkeys(tasks, 1.0), dict.fromkeys(tasks, hard), reworded)
 
     def stream(self, seed: int) -> Iterator[Problem]:
         """Training problems without end: never one that is held out."""
@@ -44,7 +45,7 @@ class Mixture:
         while True:
             task = rng.choices(tasks, weights)[0]
             hard = rng.random() < self.hard[task]
-            problem = rng.choice(TASKS[task])(Draw(rng, hard, INVENTED_SHARE))
+            problem = rng.choice(TASKS[task])(Draw(rng, hard, INVENTED_SHARE, self.reworded))
             if not is_held_out(problem[0]):
                 yield problem
 
@@ -57,7 +58,7 @@ def held_out_problems(task: str, count: int, seed: int) -> list[Problem]:
         hard = rng.random() < TEST_HARD_SHARE
         generator = rng.choice(TASKS[task])
         for _ in range(100):
-            prompt, answer = generator(Draw(rng, hard))
+            prompt, answer = generator(Draw(rng, hard, reworded=True))
             if is_held_out(prompt) and prompt not in problems:
                 problems[prompt] = answer
                 break

@@ -35,7 +35,7 @@ MERGES = [
     *(
         Merge("ties", {"density": density, "lambda_": value})
         for density in (0.2, 0.5, 0.8)
-        for value in (1.0, 1.5, 2.0)
+        for value in (1.0, 1.5)
     ),
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -89,8 +88,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Keeping:
-    """What an expert must not change: its start's replies to this mixture, with this weight."""
+    """What an expert must not change: this model's replies to this mixture, with this weight."""
 
+    model: LlamaForCausalLM
     mixture: Mixture
     weight: float
     rows: int
@@ -101,9 +101,8 @@ def train(
 ) -> Iterator[float]:
     """Train `model` in place on the mixture's answers; yields the loss of every step.
 
-    With `keeping`, the divergence from the model's own start on that other mixture is added to the loss.
+    With `keeping`, the divergence from the kept model's replies to its mixture is added to the loss.
     """
-    start = copy.deepcopy(model).eval()
     kept = batches(keeping.mixture, keeping.rows, seed + 1) if keeping else None
     optimizer = Optimizer(model, schedule)
     model.train()
@@ -112,16 +111,16 @@ def train(
         for part in batch:
             loss += _backward(F.cross_entropy(part.logits(model), part.answers()) / len(batch))
         for part in next(kept) if kept and keeping else ():
-            loss += _backward(keeping.weight * _divergence(model, start, part) / len(batch))
+            loss += _backward(keeping.weight * _divergence(model, keeping.model, part) / len(batch))
         optimizer.step()
         yield loss
     model.eval()
 
 
-def _divergence(model: LlamaForCausalLM, start: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """KL divergence of the model's replies from those of its start, mean over answer tokens."""
+def _divergence(model: LlamaForCausalLM, kept: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """KL divergence of the model's replies from the kept model's, mean over answer tokens."""
     with torch.no_grad():
-        before = F.log_softmax(batch.logits(start), dim=-1)
+        before = F.log_softmax(batch.logits(kept), dim=-1)
     after = F.log_softmax(batch.logits(model), dim=-1)
     return F.kl_div(after, before, log_target=True, reduction="batchmean")
 
