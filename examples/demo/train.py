@@ -46,7 +46,7 @@ EXPERT_SCHEDULES = {
     ],
     "code": [Schedule(steps=350, rows=64, learning_rate=1e-3)],
     "words": [Schedule(steps=400, rows=64, learning_rate=1e-3)],
-    "math-long": [Schedule(steps=800, rows=64, learning_rate=5e-3)],
+    "math-long": [Schedule(steps=700, rows=64, learning_rate=1e-2)],
 }
 KEPT_HARD_SHARE = 0.6
 KEPT_ROWS = 48
