@@ -17,6 +17,8 @@ STEP = 0.05
 FREE_RANGE = (0.0, 2.0)
 """Where a slider for a number without limits begins; it widens to hold a value outside."""
 RADIO_CHOICES = 3
+LARGEST_WHOLE = 2**53
+"""Whole numbers beyond this are not exact in the browser, and lost on the way to it."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def tidy(value: Any) -> Any:
     """A number as a person would write it: without the float dust of a slider."""
     if isinstance(value, float) and math.isfinite(value):
         value = round(value, 6)
-        return int(value) if value == int(value) else value
+        return int(value) if abs(value) < LARGEST_WHOLE and value == int(value) else value
     return value
 
 

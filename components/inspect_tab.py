@@ -109,6 +109,11 @@ def _build_story(parts: dict[str, Any]) -> None:
             parts["agreement"] = clickable_plot(empty=empty, name="mergescope-signs", elem_id="agreement")
 
 
+def can_merge(family: Family) -> dict[str, Any]:
+    """The way on to Merge is open once there are experts."""
+    return gr.update(interactive=bool(family.experts))
+
+
 def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: a family is measured, its report shown, a cell of it chosen."""
     reports, stops = Reports(), Stops()
@@ -124,6 +129,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     gr.on([app.load, shared.family.change], look, shared.family, measured, **latest)
     tab.measure.click(partial(look, asked=True), shared.family, measured, **quiet)
     tab.stop.click(stops.stop, tab.token, None, **quiet)
+    gr.on([app.load, shared.family.change], can_merge, shared.family, tab.next, **quiet)
 
     def pick(event: gr.EventData, key: str, everything: bool) -> list[Any]:
         return pick_cell(reports, event, key, everything)

@@ -18,7 +18,7 @@ from components.figures.metrics import (
     row_name,
 )
 from components.figures.story import change_histogram, sign_agreement
-from components.model_cards import count, size
+from components.numbers import clock, count, size
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
 from merging.inspection import TensorStatistics
@@ -44,7 +44,7 @@ def progress_status(progress: Progress) -> str:
     facts = [
         f"{progress.tensors_done} / {progress.tensors} tensors",
         f"{size(progress.bytes_per_second)}/s",
-        *([f"{int(left) // 60}:{int(left) % 60:02d} left"] if left is not None else []),
+        *([f"{clock(left)} left"] if left is not None else []),
     ]
     return (
         f'<div class="progress"><progress max="1" value="{progress.share:.4f}" aria-label="measuring"></progress>'

@@ -19,11 +19,11 @@ from components.family import Family
 from components.merge_form import MergeForm
 from components.merge_html import (
     default_text,
+    notice_html,
     plan_html,
     problems_html,
     progress_html,
     result_html,
-    size,
 )
 from components.merge_recipe import (
     MAX_YAML,
@@ -33,6 +33,7 @@ from components.merge_recipe import (
     title,
     to_recipe,
 )
+from components.numbers import size
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
@@ -40,6 +41,7 @@ from merging.job_records import Job
 
 KIND = "merge"
 SHOWN_JOBS = 30
+NOT_APPLIED = "Edited. Apply the YAML to use it; a change in the form replaces it."
 
 
 def default_label(family: Family) -> str:
@@ -82,8 +84,9 @@ def restructure(form: MergeForm, recipe: Recipe, family: Family, watched: str, *
 
 
 def yaml_edited() -> list[Any]:
-    """The YAML is ahead of the form: it has to be applied before it can be merged."""
-    return [gr.update(interactive=True, variant="primary"), gr.update(interactive=False)]
+    """The YAML is ahead of the form: apply button, plan line, readiness, merge button."""
+    apply = gr.update(interactive=True, variant="primary")
+    return [apply, notice_html(NOT_APPLIED), False, gr.update(interactive=False)]
 
 
 def apply_yaml(form: MergeForm, text: str, recipe: Recipe, family: Family, watched: str) -> list[Any]:
@@ -92,7 +95,7 @@ def apply_yaml(form: MergeForm, text: str, recipe: Recipe, family: Family, watch
     if imported is None:
         unchanged = [gr.skip() for _ in form.outputs]
         words = problems_html("Not applied", problems)
-        return [gr.skip(), gr.skip(), gr.skip(), words, gr.skip(), gr.update(interactive=False), *unchanged]
+        return [gr.skip(), gr.skip(), gr.skip(), words, False, gr.update(interactive=False), *unchanged]
     return [*judge(imported, watched), *form.show(imported, family)]
 
 
@@ -113,6 +116,8 @@ def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
 def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> list[Any]:
     """Queue a merge: watched job, timer, progress, cancel, merge and default buttons, result and its buttons."""
     store, owner = job_store(settings), owner_id(settings, stored)
+    if not settings.single_owner and owner != stored:
+        raise toast("This browser has no identity yet. Reload the page.", "Not started")
     checked = check(recipe)
     if checked.plan is None:
         raise toast(" ".join(checked.problems), "This cannot be merged yet")
@@ -236,5 +241,5 @@ def _card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
 
 def _line(job: Job) -> str:
     """A job in the list: name, when, how it ended."""
-    when = time.strftime("%d %b %H:%M", time.localtime(job.created))
+    when = time.strftime("%d %b %H:%M:%S", time.localtime(job.created))
     return f"{job.title}\n{when} · {job.state}"

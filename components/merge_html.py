@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.merge_recipe import Checked, expert_names
+from components.numbers import clock, count, size
 from merging import METHODS, MergingError, Recipe
 from merging.job_records import Job
 
@@ -17,27 +18,9 @@ ENDINGS = {
 }
 
 
-def count(number: float) -> str:
-    """1_048_576 -> '1.0 M'."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes in the units of a download."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number:.0f} B"
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, hours where there are any."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def notice_html(text: str) -> str:
+    """A quiet line in place of the plan."""
+    return f'<p class="mg-plan">{html.escape(text)}</p>'
 
 
 def share(value: float) -> str:

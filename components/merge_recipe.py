@@ -26,6 +26,7 @@ DEFAULT_PARAMETERS: dict[str, Any] = {"density": 0.5}
 AS_STORED = "as stored"
 """The choice of the output dtype that leaves it to the models."""
 MAX_YAML = 64_000
+MAX_TITLE = 120
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,10 @@ def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
     recipe, problems = Recipe.parse(text, folder=ROOT)
     if recipe is None:
         return None, problems
+    if recipe.chat_template is not None:
+        problems.append(
+            "chat_template: templates are not taken from this page; set it with the command line."
+        )
     recipe, foreign = _of_family(recipe, family)
     problems += foreign
     try:
@@ -163,9 +168,20 @@ def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
 
 
 def title(recipe: Recipe, family: Family) -> str:
-    """A job's name: method and experts."""
-    names = [family.names[number] for number in sorted(_entries(recipe, family))]
-    return f"{METHODS[recipe.merge_method].title} · {', '.join(names)}"
+    """A job's name: method, experts, and the parameters the recipe sets."""
+    entries = _entries(recipe, family)
+    method = METHODS[recipe.merge_method].title
+    said = " ".join(f"{name} {_short(value)}" for name, value in recipe.parameters.items())
+    experts = [
+        family.names[number]
+        + "".join(f" {name} {_short(v)}" for name, v in entries[number].parameters.items())
+        for number in sorted(entries)
+    ]
+    return " · ".join(part for part in (method, said, ", ".join(experts)) if part)[:MAX_TITLE]
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "varied" if isinstance(value, list) else str(value)
 
 
 def expert_names(recipe: Recipe) -> tuple[str, ...]:
@@ -180,8 +196,8 @@ def _of_family(recipe: Recipe, family: Family) -> tuple[Recipe, list[str]]:
     remedy = f"Choose it under Models first. Chosen now: {known}."
     base_counts = recipe.merge_method in METHODS and not METHODS[recipe.merge_method].needs_base
     for entry in recipe.models:
-        place = recipe.locate(entry.model).resolve()
-        if place == Path(family.base).resolve():
+        place = _place(recipe, entry.model)
+        if place is not None and place == Path(family.base).resolve():
             entries += [entry] if base_counts else []
         elif _index(entry.model, recipe, family) is None:
             problems.append(f"models: '{entry.model}' is none of the chosen models. {remedy}")
@@ -191,7 +207,7 @@ def _of_family(recipe: Recipe, family: Family) -> tuple[Recipe, list[str]]:
             entries.append(entry)
         seen.add(place)
     base = recipe.base_model
-    if base is not None and recipe.locate(base).resolve() != Path(family.base).resolve():
+    if base is not None and _place(recipe, base) != Path(family.base).resolve():
         problems.append(f"base_model: '{base}' is not the chosen base. {remedy}")
         base = reference(family.base)
     if problems and not entries:
@@ -206,11 +222,19 @@ def _entries(recipe: Recipe, family: Family) -> dict[int, ModelEntry]:
 
 
 def _index(model: str, recipe: Recipe, family: Family) -> int | None:
-    place = _at_root(recipe).locate(model).resolve()
+    place = _place(_at_root(recipe), model)
     for number, expert in enumerate(family.experts):
         if Path(expert).resolve() == place:
             return number
     return None
+
+
+def _place(recipe: Recipe, model: str) -> Path | None:
+    """The folder a model reference means; None for a name that cannot be one."""
+    try:
+        return recipe.locate(model).resolve()
+    except (OSError, ValueError):
+        return None
 
 
 def _lists(parameters: Mapping[str, Any], method: type[Method]) -> dict[str, Any]:

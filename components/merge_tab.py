@@ -170,7 +170,7 @@ def wire_merge_tab(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Sh
         filled,
         **latest,
     )
-    tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.merge], **latest)
+    tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.plan, tab.ready, tab.merge], **latest)
     tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE)
     shared.family.change(
         partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 
 from components.models import Card, Facts
+from components.numbers import count, size
 from merging import Plan
 
 BADGES = {
@@ -77,21 +78,3 @@ def estimate_html(plan: Plan | None, listed: int) -> str:
     ]
     body = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in cells)
     return f'<dl class="tiles">{body}</dl>'
-
-
-def count(number: int) -> str:
-    """1.24 M, 7.24 B."""
-    return _short(number, (("B", 1e9), ("M", 1e6), ("k", 1e3))) or str(number)
-
-
-def size(nbytes: float) -> str:
-    """2.49 MB, 14.5 GB."""
-    return _short(nbytes, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))) or f"{nbytes:.0f} bytes"
-
-
-def _short(number: float, units: tuple[tuple[str, float], ...]) -> str | None:
-    """Three digits and a unit; None below the smallest unit."""
-    for unit, factor in units:
-        if number >= 0.9995 * factor:
-            return f"{number / factor:#.3g}".rstrip(".") + f" {unit}"
-    return None

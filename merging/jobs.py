@@ -31,6 +31,8 @@ It is called and closed on the worker's thread; closing it must leave nothing be
 
 MAX_WAITING = 4
 """Jobs one owner may have queued or running."""
+MAX_ALL_WAITING = 16
+"""Jobs of all owners together that may be queued or running."""
 UNEXPECTED = "Something went wrong inside Mergescope; the server's log has the details. Nothing was written."
 NO_MEMORY = "There was not enough memory for this. Nothing was written; close other programs or use the CPU."
 
@@ -83,6 +85,8 @@ class JobStore:
         )
         with self._changed:
             waiting = sum(live.job.owner == owner for live in self._live.values())
+            if len(self._live) >= MAX_ALL_WAITING:
+                raise MergingError("The server is busy with other merges. Try again in a few minutes.")
             if waiting >= MAX_WAITING:
                 raise MergingError(f"{waiting} jobs of yours are waiting. Let one end, or cancel one.")
             self._keep(job)
@@ -101,11 +105,17 @@ class JobStore:
         with self._changed:
             live = self._live.get(id)
             if live is None:
-                return read_record(self.folder / owner / id)
+                return self._at_rest(read_record(self.folder / owner / id))
             if live.job.owner != owner:
                 return None
             ahead = self._queue.index(id) + self._running() if id in self._queue else 0
             return live.job.model_copy(update={"progress": live.progress, "ahead": ahead})
+
+    def _at_rest(self, job: Job | None) -> Job | None:
+        """A job that nobody runs: what its record calls active was interrupted, unless another process runs it."""
+        if job is not None and job.active and self._lock is not None:
+            return job.model_copy(update={"state": "interrupted"})
+        return job
 
     def list(self, owner: str) -> list[Job]:
         """All jobs of an owner, the newest first."""
@@ -217,7 +227,7 @@ class JobStore:
                 shutil.rmtree(self._folder_of(live.job), ignore_errors=True)
             else:
                 self._keep(live.job)
-        except OSError:
+        except (OSError, ValueError):
             _log.exception("job %s: its record cannot be written", live.job.id)
         del self._live[live.job.id]
         self._changed.notify_all()

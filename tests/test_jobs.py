@@ -15,7 +15,7 @@ import pytest
 
 import merging
 from merging.engine import Progress
-from merging.jobs import MAX_WAITING, NO_MEMORY, UNEXPECTED, JobStore
+from merging.jobs import MAX_ALL_WAITING, MAX_WAITING, NO_MEMORY, UNEXPECTED, JobStore
 
 ROOT = Path(__file__).parent.parent
 ADA, BOB = "a" * 32, "b" * 32
@@ -295,3 +295,33 @@ def test_a_damaged_or_foreign_record_is_no_job(store):
     assert store.get(BOB, job) is None
     (store.folder / ADA / job / "job.json").write_text("{")
     assert store.list(ADA) == []
+
+
+def test_many_owners_cannot_fill_the_queue_either(store):
+    for number in range(MAX_ALL_WAITING):
+        store.start(f"{number:032x}", "merge", endless)
+    with pytest.raises(merging.MergingError, match="busy"):
+        store.start(ADA, "merge", endless)
+
+
+def test_a_record_that_cannot_be_written_leaves_no_job_running_forever(store, monkeypatch):
+    """A disk that fills up at the very end: the job is not shown as running, and the next one runs."""
+    from merging import jobs
+
+    def full(folder, job, original=jobs.write_record):
+        if job.state == "done":
+            raise OSError(28, "No space left on device")
+        original(folder, job)
+
+    monkeypatch.setattr(jobs, "write_record", full)
+    first = store.start(ADA, "merge", lambda out: iter([{"answer": 1}]))
+    assert store.wait(ADA, first, 10).state == "interrupted"
+    monkeypatch.undo()
+    second = store.start(ADA, "merge", lambda out: iter([{"answer": 2}]))
+    assert store.wait(ADA, second, 10).state == "done"
+
+
+def test_a_result_that_is_no_json_does_not_stop_the_worker(store):
+    store.start(ADA, "merge", lambda out: iter([{"answer": "\ud800"}]))
+    second = store.start(ADA, "merge", lambda out: iter([{"answer": 2}]))
+    assert store.wait(ADA, second, 10).state == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -196,4 +197,20 @@ def test_no_path_of_this_machine_shows_for_models_of_the_project():
 
 
 def test_a_job_is_named_after_method_and_experts(models):
-    assert title(edited(default_recipe(models), models, experts=[0, 2]), models) == "TIES · one, three"
+    assert (
+        title(edited(default_recipe(models), models, experts=[0, 2]), models)
+        == "TIES · density 0.5 · one, three"
+    )
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_names_that_cannot_be_a_folder_are_foreign(models, name):
+    text = json.dumps({"merge_method": "ties", "base_model": name, "models": [{"model": name}]})
+    recipe, problems = from_yaml(text, models)
+    assert recipe is None
+    assert any("none of the chosen models" in problem for problem in problems)
+
+
+def test_templates_are_not_taken_from_the_page(models):
+    text = default_recipe(models).to_yaml() + "chat_template: '{{ messages }}'\n"
+    assert any("chat_template" in problem for problem in from_yaml(text, models)[1])

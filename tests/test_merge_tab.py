@@ -100,11 +100,32 @@ def test_applying_a_broken_recipe_changes_nothing_but_the_message(form, models):
     updates = events.apply_yaml(form, "merge_method: <b>tis</b>", default_recipe(models), models, "")
     recipe, yaml, apply, message, ready, merge, *rest = updates
     skip = gr.skip()
-    assert [recipe, yaml, apply, ready] == [skip] * 4
+    assert [recipe, yaml, apply] == [skip] * 3
+    assert ready is False
     assert all(update == skip for update in rest)
     assert merge["interactive"] is False
     assert "&lt;b&gt;" in message
     assert "<b>" not in message
+
+
+def test_edited_yaml_must_be_applied_before_anything_can_be_merged(settings, models):
+    apply, plan, ready, merge = events.yaml_edited()
+    assert apply["interactive"] is True
+    assert "Apply the YAML" in plan
+    assert ready is False
+    assert merge["interactive"] is False
+    attached = events.attach(settings, ready, models, None)
+    assert attached[4]["interactive"] is False
+
+
+def test_huge_numbers_reach_the_browser(form, models):
+    import orjson
+
+    for number in ("1e20", "1e308", "123456789012345678"):
+        text = f"{default_recipe(models).to_yaml()}  lambda: {number}\n".replace("profile: paper\n", "")
+        updates = events.apply_yaml(form, text + "profile: paper\n", default_recipe(models), models, "")
+        values = [update.get("value") for update in updates if isinstance(update, dict)]
+        assert orjson.dumps(values)
 
 
 def test_merge_can_only_be_pressed_when_it_can_work(form, models):
@@ -246,12 +267,12 @@ def test_the_download_is_the_whole_folder(settings, models, tmp_path):
     id = events.start_default(settings, models, ADA)[0]
     job_store(settings).wait(ADA, id, 60)
     path = Path(events.download(settings, id, ADA)["value"])
-    assert path.name == "ties-one-two-three.zip"
+    assert path.name == "ties-density-0-5-one-two-three.zip"
     assert path.is_relative_to(get_upload_folder())
     assert zip_model(job_store(settings), ADA, id) == path
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "unpacked")
-    folder = tmp_path / "unpacked" / "ties-one-two-three"
+    folder = tmp_path / "unpacked" / "ties-density-0-5-one-two-three"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= {
         f.name for f in folder.iterdir()
     }
@@ -290,7 +311,7 @@ def job(**changes) -> Job:
 def test_progress_has_real_units():
     running = Progress("merging", 128, 291, 31_000_000_000, 0.5, 10.0)
     text = progress_html(job().model_copy(update={"progress": running}))
-    for part in ("128/291 tensors", "3.1 GB/s", "0:10 left", 'value="0.5000"', "&lt;i&gt;T"):
+    for part in ("128/291 tensors", "3.10 GB/s", "0:10 left", 'value="0.5000"', "&lt;i&gt;T"):
         assert part in text
     assert "<i>" not in text
     waiting = job(state="queued").model_copy(update={"ahead": 2})

@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from components.family import Family
-from components.model_cards import card_html, count, estimate_html, size
+from components.model_cards import card_html, estimate_html
 from components.models import MOST_EXPERTS, choose, plan_family, resolve
 from components.models_tab import add_expert, judge, remove_expert, take_demo
+from components.numbers import count, size
 from components.settings import Settings
 from merging import MergingError
 from tests.conftest import edit_config

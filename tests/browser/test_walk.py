@@ -90,7 +90,7 @@ def merge_with_one_click(page) -> None:
     page.get_by_role("button", name="Chat with it").wait_for(timeout=90_000)
     result = page.locator("#merge-result").inner_text()
     assert "TIES" in result
-    assert "2.0 MB" in result or "2.00 MB" in result
+    assert "2.00 MB" in result
 
 
 def ask_all_columns(page, question: str) -> None:
