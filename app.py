@@ -43,7 +43,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_models_tab(app, models, settings, shared)
         wire_inspect_tab(app, inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared)
-        wire_chat_tab(app, chat, settings, shared, merge.fresh)
+        wire_chat_tab(app, chat, settings, shared, merge.fresh, merge.shown, merge.next)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")

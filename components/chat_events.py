@@ -15,7 +15,17 @@ from typing import Any
 import gradio as gr
 
 from components.backend import job_store, model_cache
-from components.chat_models import COLUMNS, NOBODY, choices, default_keys, examples, is_demo, locate
+from components.chat_models import (
+    COLUMNS,
+    NOBODY,
+    choices,
+    examples,
+    fill,
+    is_demo,
+    locate,
+    to_front,
+    without_the_gone,
+)
 from components.chat_replies import Reply, answer_together
 from components.family import Family
 from components.settings import Settings
@@ -50,49 +60,119 @@ def intro_html(settings: Settings, family: Family, *, merged: bool) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def refresh(
-    settings: Settings, fresh_first: bool, family: Family, stored: Any, fresh: str, talk: Talk, *keys: str
-) -> list[Any]:
-    """Who can be asked now: dropdowns, chats, their notes, conversations, introduction, example buttons.
+def refresh(settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]) -> list[Any]:
+    """Who can be asked now; a column whose model is gone gets another.
 
-    With `fresh_first` the newest merge takes the first column. A column whose model is gone gets another.
+    Returns:
+        Dropdowns, chats, their notes, conversations, chosen keys, introduction, example buttons.
     """
-    store, owner = job_store(settings), owner_id(settings, stored)
-    options = choices(store, owner, family)
-    available = [key for _, key in options]
-    defaults = default_keys(available)
+
+    def arrange(available: Sequence[str]) -> list[str]:
+        return fill(without_the_gone(chosen, available), available)
+
+    return _page(settings, family, stored, talk, chosen, arrange)
+
+
+def take_family(
+    settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]
+) -> list[Any]:
+    """Other models were chosen: merges and models that have been asked stay, the rest is filled anew.
+
+    Returns:
+        As `refresh`.
+    """
+
+    def arrange(available: Sequence[str]) -> list[str]:
+        stay = [key.startswith("job:") or bool(said) for key, said in zip(chosen, talk, strict=True)]
+        columns = [
+            key if there and key in available else None for key, there in zip(chosen, stay, strict=True)
+        ]
+        return fill(columns, available)
+
+    return _page(settings, family, stored, talk, chosen, arrange)
+
+
+def take_fresh(
+    settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str], fresh: str
+) -> list[Any]:
+    """The newest merge takes the first column unless it has one already.
+
+    Returns:
+        As `refresh`.
+    """
     merged = f"job:{fresh}"
-    chosen = list(keys)
-    if all(key == NOBODY or key not in available for key in chosen) or not chosen:
-        chosen = list(defaults)
-    for column, key in enumerate(chosen):
-        if key not in available:
-            chosen[column] = next((d for d in defaults if d not in chosen), NOBODY)
-    if fresh_first and merged in available and merged not in chosen:
-        before, chosen[0] = chosen[0], merged
-        if before.startswith("expert:") and NOBODY in chosen:
-            chosen[chosen.index(NOBODY)] = before
-    talk = [said if now == old else [] for said, now, old in zip(talk, chosen, keys, strict=True)]
+
+    def arrange(available: Sequence[str]) -> list[str]:
+        keys = fill(without_the_gone(chosen, available), available)
+        if merged not in available or merged in keys:
+            return keys
+        before = keys[0]
+        keys[0] = merged
+        if before.startswith("expert:") and NOBODY in keys:
+            keys[keys.index(NOBODY)] = before
+        return keys
+
+    return _page(settings, family, stored, talk, chosen, arrange)
+
+
+def take_merge(
+    settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str], id: str
+) -> list[Any]:
+    """A certain merge of this owner takes the first column; nothing changes where the id names none.
+
+    Returns:
+        As `refresh`.
+    """
+    merged = f"job:{id}"
+
+    def arrange(available: Sequence[str]) -> list[str]:
+        keys = fill(without_the_gone(chosen, available), available)
+        return to_front(keys, merged) if merged in available else keys
+
+    return _page(settings, family, stored, talk, chosen, arrange)
+
+
+def _page(
+    settings: Settings,
+    family: Family,
+    stored: Any,
+    talk: Talk,
+    before: Sequence[str],
+    arrange: Callable[[Sequence[str]], list[str]],
+) -> list[Any]:
+    """The tab after `arrange` chose among the keys that are available; a conversation moves with its model."""
+    options = choices(job_store(settings), owner_id(settings, stored), family)
+    available = [key for _, key in options]
+    chosen = arrange(available)
+    talk = [_said_to(key, column, talk, before) for column, key in enumerate(chosen)]
     demo = is_demo(settings, family)
     return [
         *(gr.update(choices=options, value=key) for key in chosen),
         *_chats(talk, chosen),
-        *_cleared(talk, chosen, keys),
+        *_cleared(chosen, before),
         talk,
+        chosen,
         intro_html(settings, family, merged=any(key.startswith("job:") for key in available)),
         *(gr.update(visible=demo) for _ in examples(settings.demo)),
     ]
 
 
-def choose(column: int, key: str, talk: Talk) -> list[Any]:
-    """Another model in one column: its chat, its note, the conversations."""
+def _said_to(key: str, column: int, talk: Talk, before: Sequence[str]) -> list[dict[str, str]]:
+    if before[column] == key:
+        return talk[column]
+    return talk[before.index(key)] if key != NOBODY and key in before else []
+
+
+def choose(column: int, key: str, talk: Talk, chosen: Sequence[str]) -> list[Any]:
+    """Another model in one column: its chat, its note, the conversations, the chosen keys."""
     talk = [[] if number == column else said for number, said in enumerate(talk)]
-    return [gr.update(value=[], visible=key != NOBODY), "", talk]
+    chosen = [key if number == column else other for number, other in enumerate(chosen)]
+    return [gr.update(value=[], visible=key != NOBODY), "", talk, chosen]
 
 
-def clear(*keys: str) -> list[Any]:
+def clear(chosen: Sequence[str]) -> list[Any]:
     """Forget what was said: chats, notes, conversations."""
-    return [*_chats(silence(), keys), *[""] * COLUMNS, silence()]
+    return [*_chats(silence(), chosen), *[""] * COLUMNS, silence()]
 
 
 def stop(request: gr.Request) -> None:
@@ -103,16 +183,22 @@ def stop(request: gr.Request) -> None:
 
 
 def ask(
-    settings: Settings, session: str, prompt: str, family: Family, stored: Any, talk: Talk, *rest: Any
+    settings: Settings,
+    session: str,
+    prompt: str,
+    family: Family,
+    stored: Any,
+    talk: Talk,
+    keys: Sequence[str],
+    *numbers: Any,
 ) -> Iterator[list[Any]]:
     """Put one question to the models of all columns and stream what they say.
 
-    `rest` is the keys of the columns, then temperature, top-p, length and seed.
+    `numbers` are temperature, top-p, length and seed.
 
     Yields:
         Chats, notes, conversations, question field, send and stop buttons.
     """
-    keys, numbers = rest[:COLUMNS], rest[COLUMNS:]
     prompt = (prompt or "").strip()[:LONGEST_PROMPT]
     if not prompt or all(key == NOBODY for key in keys) or session in _running:
         yield [*[gr.skip()] * (2 * COLUMNS + 2), *_buttons(running=session in _running)]
@@ -184,8 +270,9 @@ def _chats(talk: Talk, keys: Sequence[str]) -> list[Any]:
     return [gr.update(value=told, visible=key != NOBODY) for told, key in zip(shown, keys, strict=True)]
 
 
-def _cleared(talk: Talk, chosen: Sequence[str], keys: Sequence[str]) -> list[Any]:
-    return [gr.skip() if now == old else "" for now, old in zip(chosen, keys, strict=True)]
+def _cleared(chosen: Sequence[str], before: Sequence[str]) -> list[Any]:
+    """The notes: empty where a column has another model now."""
+    return [gr.skip() if now == old else "" for now, old in zip(chosen, before, strict=True)]
 
 
 def _notes(replies: dict[int, Reply], expected: str | None = None) -> list[str]:

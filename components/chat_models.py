@@ -1,12 +1,15 @@
 """Who can be asked in the Chat tab, and the demo's example questions.
 
-A model is named by a key: `job:ID` for a merge of this owner, `base`, or `expert:NUMBER`.
+A model is named by a key: `job:ID` for a merge of this owner, and `base:HASH` or `expert:HASH` for a model of the
+family, with a hash of its folder: another model never has the same key.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,9 +39,23 @@ def choices(store: JobStore, owner: str, family: Family) -> list[tuple[str, str]
         if job.state == "done" and store.model(owner, job.id) is not None:
             when = time.strftime("%H:%M", time.localtime(job.created))
             merges.append((f"{job.title} ({when})", f"job:{job.id}"))
-    parents = [(family.base_name, "base")] if family.experts else []
-    parents += [(name, f"expert:{number}") for number, name in enumerate(family.names)]
-    return [*merges, *parents, ("nobody", NOBODY)]
+    return [*merges, *_named(family), ("nobody", NOBODY)]
+
+
+def _named(family: Family) -> list[tuple[str, str]]:
+    """Label and key of the base and the experts; none of a family that has no experts yet."""
+    if not family.experts:
+        return []
+    experts = zip(family.names, family.experts, strict=True)
+    return [
+        (family.base_name, parent_key("base", family.base)),
+        *((name, parent_key("expert", expert)) for name, expert in experts),
+    ]
+
+
+def parent_key(kind: str, folder: str) -> str:
+    """The key of a `base` or an `expert` in `folder`."""
+    return f"{kind}:{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12]}"
 
 
 def locate(store: JobStore, owner: str, family: Family, key: object) -> Path | None:
@@ -46,20 +63,48 @@ def locate(store: JobStore, owner: str, family: Family, key: object) -> Path | N
     kind, _, rest = key.partition(":") if isinstance(key, str) else ("", "", "")
     if kind == "job":
         return store.model(owner, rest)
-    if key == "base" and family.experts:
-        return Path(family.base)
-    if kind == "expert" and rest.isdecimal() and int(rest) < len(family.experts):
-        return Path(family.experts[int(rest)])
-    return None
+    if not family.experts:
+        return None
+    models = [("base", family.base), *(("expert", expert) for expert in family.experts)]
+    return next((Path(folder) for kind, folder in models if parent_key(kind, folder) == key), None)
 
 
-def default_keys(available: list[str]) -> list[str]:
+def default_keys(available: Sequence[str]) -> list[str]:
     """The newest merge and the experts; the base where no merge is there yet."""
+    return fill([None] * COLUMNS, available)
+
+
+def fill(columns: Sequence[str | None], available: Sequence[str]) -> list[str]:
+    """Put a model that is in no column yet where `columns` has None; nobody where none is left.
+
+    The newest merge comes first unless a merge is there already, then the experts, and the base last or, without any
+    merge, first.
+    """
     merges = [key for key in available if key.startswith("job:")][:1]
-    experts = [key for key in available if key.startswith("expert:")]
-    others = [key for key in available if key == "base"]
-    chosen = [*(merges or others), *experts, *(others if merges else [])][:COLUMNS]
-    return chosen + [NOBODY] * (COLUMNS - len(chosen))
+    if any(key and key.startswith("job:") for key in columns):
+        preferred = [*_of_kind("expert", available), *_of_kind("base", available)]
+    elif merges:
+        preferred = [*merges, *_of_kind("expert", available), *_of_kind("base", available)]
+    else:
+        preferred = [*_of_kind("base", available), *_of_kind("expert", available)]
+    spare = iter([key for key in preferred if key not in columns])
+    return [next(spare, NOBODY) if key is None else key for key in columns]
+
+
+def _of_kind(kind: str, keys: Sequence[str]) -> list[str]:
+    return [key for key in keys if key.startswith(f"{kind}:")]
+
+
+def without_the_gone(chosen: Sequence[str], available: Collection[str]) -> list[str | None]:
+    """The columns with None where the model is gone; None everywhere once nobody would be left."""
+    kept = [key if key in available else None for key in chosen]
+    return kept if any(kept) else [None] * COLUMNS
+
+
+def to_front(chosen: Sequence[str], key: str) -> list[str]:
+    """The columns with `key` in the first; where it was before comes what was first."""
+    swapped = [chosen[0] if other == key else other for other in chosen]
+    return [key, *swapped[1:]]
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private
 
 @dataclass(frozen=True)
 class ChatTab:
-    """The components of the tab; `talk` holds what was said in every column."""
+    """The components of the tab; `talk` holds what was said in every column, `chosen` each column's key."""
 
     intro: gr.HTML
     question: gr.Textbox
@@ -36,6 +36,7 @@ class ChatTab:
     notes: tuple[gr.HTML, ...]
     sampling: tuple[gr.components.Component, ...]
     talk: gr.State
+    chosen: gr.State
 
 
 def build_chat_tab(settings: Settings) -> ChatTab:
@@ -87,6 +88,7 @@ def build_chat_tab(settings: Settings) -> ChatTab:
         notes,
         sampling,
         gr.State(events.silence),
+        gr.State(keys),
     )
 
 
@@ -151,42 +153,48 @@ def _build_sampling() -> tuple[gr.components.Component, ...]:
         )
 
 
-def wire_chat_tab(app: gr.Blocks, tab: ChatTab, settings: Settings, shared: Shared, fresh: gr.State) -> None:
-    """Connect the tab's events. `fresh` holds the id of the owner's newest finished merge."""
+def wire_chat_tab(
+    app: gr.Blocks,
+    tab: ChatTab,
+    settings: Settings,
+    shared: Shared,
+    fresh: gr.State,
+    shown: gr.State,
+    open: gr.Button,
+) -> None:
+    """Connect the tab's events.
+
+    `fresh` holds the id of the owner's newest finished merge, `shown` that of the merge which `open` brings here.
+    """
     told = [*tab.chats, *tab.notes, tab.talk]
-    context = [shared.family, shared.owner, tab.talk, *tab.models, *tab.sampling]
+    _wire_asking(tab, settings, shared, told)
+    tab.clear.click(events.clear, tab.chosen, told, **PRIVATE)
+    for column, model in enumerate(tab.models):
+        model.input(
+            partial(events.choose, column),
+            [model, tab.talk, tab.chosen],
+            [tab.chats[column], tab.notes[column], tab.talk, tab.chosen],
+            **PRIVATE,
+        )
+    known = [shared.family, shared.owner, tab.talk, tab.chosen]
+    page = [*tab.models, *told, tab.chosen, tab.intro, *tab.examples]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
+    gr.on([app.load, shared.owner.change], partial(events.refresh, settings), known, page, **latest)
+    shared.family.change(partial(events.take_family, settings), known, page, **latest)
+    fresh.change(partial(events.take_fresh, settings), [*known, fresh], page, **latest)
+    open.click(partial(events.take_merge, settings), [*known, shown], page, **PRIVATE)
+
+
+def _wire_asking(tab: ChatTab, settings: Settings, shared: Shared, told: list[Any]) -> None:
+    """Sending a question or an example, and ending the replies."""
+    context = [shared.family, shared.owner, tab.talk, tab.chosen, *tab.sampling]
     answers = [*told, tab.question, tab.send, tab.stop]
+    options: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "chat", **PRIVATE}
 
     def ask(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         yield from events.ask(settings, request.session_hash or "", *values)
 
-    gr.on(
-        [tab.send.click, tab.question.submit],
-        ask,
-        [tab.question, *context],
-        answers,
-        concurrency_limit=4,
-        concurrency_id="chat",
-        **PRIVATE,
-    )
+    gr.on([tab.send.click, tab.question.submit], ask, [tab.question, *context], answers, **options)
     for button in tab.examples:
-        button.click(ask, [button, *context], answers, concurrency_limit=4, concurrency_id="chat", **PRIVATE)
+        button.click(ask, [button, *context], answers, **options)
     tab.stop.click(events.stop, None, None, queue=False, **PRIVATE)
-    tab.clear.click(events.clear, list(tab.models), told, **PRIVATE)
-    for column, model in enumerate(tab.models):
-        model.input(
-            partial(events.choose, column),
-            [model, tab.talk],
-            [tab.chats[column], tab.notes[column], tab.talk],
-            **PRIVATE,
-        )
-    known = [shared.family, shared.owner, fresh, tab.talk, *tab.models]
-    shown = [*tab.models, *told, tab.intro, *tab.examples]
-    fresh.change(partial(events.refresh, settings, True), known, shown, **PRIVATE)
-    gr.on(
-        [app.load, shared.owner.change, shared.family.change],
-        partial(events.refresh, settings, False),
-        known,
-        shown,
-        **PRIVATE,
-    )

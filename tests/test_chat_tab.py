@@ -11,7 +11,7 @@ import pytest
 
 from components import chat_events as events
 from components.backend import job_store
-from components.chat_models import COLUMNS, choices, default_keys, examples, is_demo, locate
+from components.chat_models import COLUMNS, choices, default_keys, examples, is_demo, locate, parent_key
 from components.chat_replies import PLAIN, UNEXPECTED
 from components.family import Family
 from components.merge_events import start_default
@@ -42,10 +42,19 @@ def merged(settings, models) -> str:
     return id
 
 
+def keys_of(models, names) -> list[str]:
+    """The keys of models by their names; what is no name of the family stays as it is."""
+    known = {
+        name: parent_key("expert", folder) for name, folder in zip(models.names, models.experts, strict=True)
+    }
+    known["base"] = parent_key("base", models.base)
+    return [known.get(name, name) for name in names]
+
+
 def ask(settings, models, keys, prompt="abc", *, talk=None, numbers=NUMBERS, owner=ADA, session="s"):
     """All that the page is sent while the models answer."""
     talk = events.silence() if talk is None else talk
-    return list(events.ask(settings, session, prompt, models, owner, talk, *keys, *numbers))
+    return list(events.ask(settings, session, prompt, models, owner, talk, keys_of(models, keys), *numbers))
 
 
 def parts(update: list) -> dict:
@@ -67,7 +76,7 @@ def alone(folder, prompt="abc") -> str:
 
 
 def test_every_column_says_what_its_model_says_alone(settings, models, merged):
-    keys = [f"job:{merged}", "base", "expert:0", "expert:2"]
+    keys = [f"job:{merged}", "base", "one", "three"]
     updates = [parts(update) for update in ask(settings, models, keys)]
     folders = [job_store(settings).model(ADA, merged), models.base, models.experts[0], models.experts[2]]
     last = updates[-1]
@@ -111,7 +120,17 @@ def test_nothing_to_ask_or_nobody_to_ask_changes_nothing(settings, models, promp
 
 def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
     running = events.ask(
-        settings, "s", "abc", models, ADA, events.silence(), "base", "", "", "", 0.0, 1.0, 60, 0
+        settings,
+        "s",
+        "abc",
+        models,
+        ADA,
+        events.silence(),
+        keys_of(models, ["base", "", "", ""]),
+        0.0,
+        1.0,
+        60,
+        0,
     )
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     for update in running:
@@ -138,7 +157,17 @@ def slowly(model, messages, sampling, stop):
 def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     running = events.ask(
-        settings, "s", "abc", models, ADA, events.silence(), "base", "expert:1", "", "", 0, 1, 60, 0
+        settings,
+        "s",
+        "abc",
+        models,
+        ADA,
+        events.silence(),
+        keys_of(models, ["base", "two", "", ""]),
+        0,
+        1,
+        60,
+        0,
     )
     next(running)
     next(running)
@@ -149,7 +178,19 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
 
 def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
-    running = events.ask(settings, "s", "abc", models, ADA, events.silence(), "base", "", "", "", 0, 1, 60, 0)
+    running = events.ask(
+        settings,
+        "s",
+        "abc",
+        models,
+        ADA,
+        events.silence(),
+        keys_of(models, ["base", "", "", ""]),
+        0,
+        1,
+        60,
+        0,
+    )
     next(running)
     (update,) = ask(settings, models, ["base", "", "", ""], session="s")
     assert update[:-2] == [SKIP] * (2 * COLUMNS + 2)
@@ -158,7 +199,7 @@ def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
 
 
 def test_a_model_that_is_gone_says_so_and_the_others_answer(settings, models, merged):
-    keys = [f"job:{merged}", "base", "expert:9", ""]
+    keys = [f"job:{merged}", "base", "expert:000000000000", ""]
     job_store(settings).delete(ADA, merged)
     last = parts(ask(settings, models, keys)[-1])
     assert "no longer there" in last["notes"][0]
@@ -206,10 +247,10 @@ def test_the_same_seed_answers_the_same(settings, models):
 def test_merges_come_first_and_the_parents_follow(settings, models, merged):
     store = job_store(settings)
     keys = [key for _, key in choices(store, ADA, models)]
-    assert keys == [f"job:{merged}", "base", "expert:0", "expert:1", "expert:2", ""]
-    assert default_keys(keys) == [f"job:{merged}", "expert:0", "expert:1", "expert:2"]
+    assert keys == keys_of(models, [f"job:{merged}", "base", "one", "two", "three", ""])
+    assert default_keys(keys) == keys_of(models, [f"job:{merged}", "one", "two", "three"])
     others = [key for _, key in choices(store, BOB, models)]
-    assert default_keys(others) == ["base", "expert:0", "expert:1", "expert:2"]
+    assert default_keys(others) == keys_of(models, ["base", "one", "two", "three"])
     assert choices(store, ADA, Family(models.base, ()))[1:] == [("nobody", "")]
 
 
@@ -227,49 +268,119 @@ def test_nobody_talks_to_another_owners_merge(settings, models, merged):
     assert "no longer there" in last["notes"][0]
 
 
-def refresh(settings, models, fresh, keys, *, first, talk=None) -> dict:
-    updates = events.refresh(settings, first, models, ADA, fresh, talk or events.silence(), *keys)
+def page(settings, models, keys, *more, event=events.refresh, talk=None) -> dict:
+    """What an event makes of the tab, with the short names of the models."""
+    updates = event(settings, models, ADA, talk or events.silence(), keys, *more)
+    names = dict(zip(keys_of(models, ["base", *models.names]), ["base", *models.names], strict=True))
+    chosen = updates[3 * COLUMNS + 1]
+    assert [update["value"] for update in updates[:COLUMNS]] == chosen
     return {
-        "keys": [update["value"] for update in updates[:COLUMNS]],
+        "keys": [names.get(key, key) for key in chosen],
+        "chosen": chosen,
         "talk": updates[3 * COLUMNS],
-        "intro": updates[3 * COLUMNS + 1],
+        "chats": [update["value"] for update in updates[COLUMNS : 2 * COLUMNS]],
+        "intro": updates[3 * COLUMNS + 2],
     }
 
 
-def test_a_fresh_merge_takes_the_first_column(settings, models, merged):
-    before = ["base", "expert:0", "expert:1", "expert:2"]
-    said = [[{"role": "user", "content": str(number)}] for number in range(COLUMNS)]
-    after = refresh(settings, models, merged, before, first=True, talk=said)
-    assert after["keys"] == [f"job:{merged}", *before[1:]]
+@pytest.fixture
+def said() -> list:
+    """Another question in every column."""
+    return [[{"role": "user", "content": str(number)}] for number in range(COLUMNS)]
+
+
+def test_a_fresh_merge_takes_the_first_column(settings, models, merged, said):
+    before = keys_of(models, ["base", "one", "two", "three"])
+    after = page(settings, models, before, merged, event=events.take_fresh, talk=said)
+    assert after["keys"] == [f"job:{merged}", "one", "two", "three"]
     assert after["talk"] == [[], *said[1:]]
     assert "No merge" not in after["intro"]
-    later = refresh(settings, models, merged, ["base", "base", "", ""], first=False)
+    later = page(settings, models, keys_of(models, ["base", "base", "", ""]))
     assert later["keys"] == ["base", "base", "", ""], "only a fresh merge moves in by itself"
 
 
+def test_a_certain_merge_takes_the_first_column(settings, models, merged, said):
+    newer = start_default(settings, models, ADA)[0]
+    job_store(settings).wait(ADA, newer, 60)
+    before = keys_of(models, [f"job:{newer}", "one", "two", "three"])
+    after = page(settings, models, before, merged, event=events.take_merge, talk=said)
+    assert after["keys"] == [f"job:{merged}", "one", "two", "three"]
+    assert after["talk"] == [[], *said[1:]]
+    elsewhere = keys_of(models, ["base", "one", f"job:{merged}", ""])
+    moved = page(settings, models, elsewhere, merged, event=events.take_merge, talk=[*said[:3], []])
+    assert moved["keys"] == [f"job:{merged}", "one", "base", ""]
+    assert moved["talk"] == [said[2], said[1], said[0], []], "what was said moves along"
+
+
+@pytest.mark.parametrize("id", ["", "../..", "0" * 32, None, ["x"]])
+def test_an_id_that_names_no_merge_changes_no_column(settings, models, merged, id):
+    before = keys_of(models, ["base", "one", "two", "three"])
+    assert page(settings, models, before, id, event=events.take_merge)["keys"] == [
+        "base",
+        "one",
+        "two",
+        "three",
+    ]
+
+
+def test_another_owners_merge_takes_no_column(settings, models, merged):
+    before = keys_of(models, ["base", "one", "two", "three"])
+    updates = events.take_merge(settings, models, BOB, events.silence(), before, merged)
+    assert updates[3 * COLUMNS + 1] == before
+
+
 def test_without_a_merge_the_page_says_what_to_do(settings, models):
-    page = refresh(settings, models, "", ["", "", "", ""], first=False)
-    assert page["keys"][0] == "base"
-    assert "make one under Merge" in page["intro"]
+    shown = page(settings, models, ["", "", "", ""])
+    assert shown["keys"] == ["base", "one", "two", "three"]
+    assert "make one under Merge" in shown["intro"]
 
 
 def test_a_deleted_merge_leaves_its_column(settings, models, merged):
-    keys = [f"job:{merged}", "expert:0", "expert:1", "expert:2"]
+    keys = keys_of(models, [f"job:{merged}", "one", "two", "three"])
     job_store(settings).delete(ADA, merged)
-    assert refresh(settings, models, "", keys, first=True)["keys"] == ["base", *keys[1:]]
+    after = page(settings, models, keys, "", event=events.take_fresh)
+    assert after["keys"] == ["base", "one", "two", "three"]
 
 
-def test_fewer_models_empty_the_columns_of_those_that_left(settings, models):
+# another family
+
+
+def test_another_model_in_the_same_place_has_not_heard_the_talk(settings, models, said):
+    before = keys_of(models, ["base", "one", "two", "three"])
+    other = Family(models.base, (models.experts[2], models.experts[1]))
+    after = page(settings, other, before, event=events.take_family, talk=said)
+    assert after["keys"] == ["base", "", "two", "three"]
+    assert after["talk"] == [said[0], [], said[2], said[3]]
+    assert after["chats"] == after["talk"]
+
+
+def test_a_family_typed_model_by_model_fills_the_columns(settings, models, merged):
+    demo = keys_of(models, [f"job:{merged}", "one", "two", "three"])
+    base, *experts = (models.base, *models.experts)
+    shown = page(settings, Family(experts[0], ()), demo, event=events.take_family)
+    assert shown["keys"] == [f"job:{merged}", "", "", ""]
+    shown = page(settings, Family(base, ()), shown["chosen"], event=events.take_family)
+    for count, names in enumerate((["one", "base", ""], ["one", "two", "base"], ["one", "two", "three"]), 1):
+        typed = Family(base, tuple(experts[:count]))
+        shown = page(settings, typed, shown["chosen"], event=events.take_family)
+        assert shown["keys"] == [f"job:{merged}", *names]
+
+
+def test_fewer_models_leave_columns_and_more_fill_them(settings, models):
+    all_four = keys_of(models, ["base", "one", "two", "three"])
     smaller = Family(models.base, models.experts[:1])
-    page = refresh(settings, smaller, "", ["base", "expert:0", "expert:1", "expert:2"], first=False)
-    assert page["keys"] == ["base", "expert:0", "", ""]
+    assert page(settings, smaller, all_four, event=events.take_family)["keys"] == ["base", "one", "", ""]
+    few = keys_of(models, ["base", "one", "", ""])
+    after = page(settings, models, few, event=events.take_family)
+    assert after["keys"] == ["base", "one", "two", "three"]
 
 
-def test_choosing_another_model_clears_its_column_only():
-    said = [[{"role": "user", "content": str(number)}] for number in range(COLUMNS)]
-    chat, note, talk = events.choose(2, "base", said)
+def test_choosing_another_model_clears_its_column_only(models, said):
+    before = keys_of(models, ["base", "one", "two", "three"])
+    chat, note, talk, chosen = events.choose(2, "other", said, before)
     assert (chat["value"], note) == ([], "")
     assert talk == [said[0], said[1], [], said[3]]
+    assert chosen == [*before[:2], "other", before[3]]
 
 
 # the demo's questions
@@ -289,7 +400,7 @@ def demo(settings, family):
 
 def test_known_answers_are_judged(settings, demo):
     assert [example.prompt for example in examples(settings.demo)] == ["abc"]
-    last = parts(ask(settings, demo, ["base", "expert:0", "", ""])[-1])
+    last = parts(ask(settings, demo, ["base", "one", "", ""])[-1])
     assert "badge-good" in last["notes"][0]
     one = alone(demo.experts[0]).strip()
     assert ("badge-good" in last["notes"][1]) == (one == examples(settings.demo)[0].answer)
