@@ -19,6 +19,22 @@ SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
 
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken", "*.model")
+
+_LOADING = {"trust_remote_code": False, "local_files_only": True}
+
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "*.tiktoken",
+    "*.model",
+)
+
 _LOADING = threading.Lock()
 """transformers' lazy imports and its loading change global state, so one thread loads at a time."""
 
@@ -44,6 +60,8 @@ class LoadedModel:
         folder = Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"There is no model folder at {folder}.")
+        if not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
+            raise CheckpointError(f"The model in {folder} has no tokenizer: add its tokenizer.json.")
         with _LOADING:
             return cls._load(folder, device)
 
@@ -54,12 +72,23 @@ class LoadedModel:
         dtype = "float32" if device == "cpu" else "auto"
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, **SAFE_LOADING
+            model: Any
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE_LOADING
             )
-        except (OSError, ValueError, KeyError, ImportError) as cause:
-            raise CheckpointError(f"The model in {folder} cannot be loaded: {cause}") from cause
-        return cls(model.to(device).eval(), tokenizer, folder, device)
+            model = model.to(device).eval()
+        except torch.OutOfMemoryError as cause:
+            raise CheckpointError(
+                f"The model in {folder} does not fit into the memory of {device}."
+            ) from cause
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
+            raise CheckpointError(f"The model in {folder} cannot be loaded: {_reason(cause)}") from cause
+        if missing := sorted(info["missing_keys"]):
+            raise CheckpointError(
+                f"The model in {folder} cannot be loaded: config.json asks for weights that are not there "
+                f"({len(missing)}, such as {missing[0]})."
+            )
+        return cls(model, tokenizer, folder, device)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation that awaits its next reply.
@@ -98,6 +127,14 @@ class LoadedModel:
     def context(self) -> int | None:
         """How many tokens a conversation may have; None where the config does not say."""
         return getattr(self.model.config, "max_position_embeddings", None)
+
+
+def _reason(error: Exception) -> str:
+    """Why a model cannot be loaded: one sentence, or the first line of what transformers says."""
+    text = str(error).strip()
+    if isinstance(error, RuntimeError) and "mismatch" in text:
+        return "the shapes of its weights are not those that config.json names."
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from merging.errors import CheckpointError
 from merging.inference import LoadedModel
+from tests.conftest import edit_config
 
 DEMO_BASE = Path(__file__).parent.parent / "examples" / "demo" / "base"
 
@@ -63,3 +65,40 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"not to be opened")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         LoadedModel.load(tmp_path)
+
+
+@pytest.fixture
+def folder(family: Path, tmp_path: Path) -> Path:
+    """A copy of a good model, to be damaged."""
+    return Path(shutil.copytree(family / "one", tmp_path / "damaged"))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        LoadedModel.load(folder)
+    return str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_says_what_to_add(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    assert refusal(folder) == f"The model in {folder} has no tokenizer: add its tokenizer.json."
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"hidden_size": 64}, "the shapes of its weights are not those that config.json names"),
+        (
+            {"num_hidden_layers": 4},
+            "config.json asks for weights that are not there (9, such as model.layers.3.",
+        ),
+        ({"model_type": "never-heard-of"}, "never-heard-of"),
+    ],
+)
+def test_a_config_that_contradicts_the_weights_is_one_sentence(
+    folder: Path, change: dict, reason: str
+) -> None:
+    edit_config(folder, **change)
+    said = refusal(folder)
+    assert reason in said
+    assert "\n" not in said
