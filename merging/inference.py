@@ -21,20 +21,6 @@ GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken", "*.model")
 
-_LOADING = {"trust_remote_code": False, "local_files_only": True}
-
-GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-    "*.tiktoken",
-    "*.model",
-)
-
 _LOADING = threading.Lock()
 """transformers' lazy imports and its loading change global state, so one thread loads at a time."""
 
@@ -72,10 +58,10 @@ class LoadedModel:
         dtype = "float32" if device == "cpu" else "auto"
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
-            model: Any
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE_LOADING
             )
+            model, info = loaded
             model = model.to(device).eval()
         except torch.OutOfMemoryError as cause:
             raise CheckpointError(
