@@ -171,8 +171,8 @@ def choose(column: int, key: str, talk: Talk, chosen: Sequence[str]) -> list[Any
 
 
 def clear(chosen: Sequence[str]) -> list[Any]:
-    """Forget what was said: chats, notes, conversations."""
-    return [*_chats(silence(), chosen), *[""] * COLUMNS, silence()]
+    """Forget what was said: chats, notes, conversations, and the button that did it."""
+    return [*_chats(silence(), chosen), *[""] * COLUMNS, silence(), gr.update(interactive=False)]
 
 
 def stop(request: gr.Request) -> None:
@@ -197,11 +197,11 @@ def ask(
     `numbers` are temperature, top-p, length and seed.
 
     Yields:
-        Chats, notes, conversations, question field, send and stop buttons.
+        Chats, notes, conversations, question field, buttons to send, stop and clear.
     """
-    prompt = (prompt or "").strip()[:LONGEST_PROMPT]
-    if not prompt or all(key == NOBODY for key in keys) or session in _running:
-        yield [*[gr.skip()] * (2 * COLUMNS + 2), *_buttons(running=session in _running)]
+    prompt = (prompt or "").strip()
+    if session in _running or not _can_be_asked(prompt, keys):
+        yield [gr.skip()] * (2 * COLUMNS + 5)
         return
     asked = [
         [*said, {"role": "user", "content": prompt}] if key != NOBODY else []
@@ -217,7 +217,7 @@ def ask(
         for _ in answer_together(list(replies.values()), _sampling(*numbers), halt):
             shown = [_answered(said, replies.get(column)) for column, said in enumerate(asked)]
             kept = [
-                before if column in replies and replies[column].error else now
+                before if column in replies and replies[column].failed else now
                 for column, (before, now) in enumerate(zip(talk, shown, strict=True))
             ]
             yield [*_chats(shown, keys), *_notes(replies), kept, gr.skip(), *_buttons(running=True)]
@@ -226,7 +226,28 @@ def ask(
         if _running.get(session) is halt:
             del _running[session]
     notes = _notes(replies, answers.get(prompt))
-    yield [*_chats(shown, keys), *notes, kept, gr.skip(), *_buttons(running=False)]
+    question = prompt if all(reply.failed for reply in replies.values()) else gr.skip()
+    yield [*_chats(shown, keys), *notes, kept, question, *_buttons(running=False)]
+
+
+def _can_be_asked(prompt: str, keys: Sequence[str]) -> bool:
+    """Whether there is a question that fits and somebody to ask; says what is missing."""
+    if len(prompt) > LONGEST_PROMPT:
+        gr.Warning(
+            f"The question has {len(prompt):,} characters, and at most {LONGEST_PROMPT:,} can be asked. Shorten it.",
+            title="Too long",
+        )
+        return False
+    if prompt and all(key == NOBODY for key in keys):
+        gr.Warning("Choose a model in one of the columns first.", title="Nobody to ask")
+        return False
+    return bool(prompt)
+
+
+def typed(prompt: str, request: gr.Request) -> dict[str, Any]:
+    """The send button: enabled while there is a question and none is being answered."""
+    ready = bool((prompt or "").strip()) and (request.session_hash or "") not in _running
+    return gr.update(interactive=ready)
 
 
 def _loaders(
@@ -259,7 +280,7 @@ def _sampling(temperature: float, top_p: float, length: float, seed: float | Non
 
 
 def _answered(said: list[dict[str, str]], reply: Reply | None) -> list[dict[str, str]]:
-    if reply is None or reply.error or not (reply.text or reply.ended):
+    if reply is None or reply.failed or not (reply.text or reply.ended):
         return said
     return [*said, {"role": "assistant", "content": reply.text}]
 
@@ -292,14 +313,23 @@ def note_html(reply: Reply | None, expected: str | None) -> str:
         parts.append(f"{reply.rate:,.0f} tokens/s")
     if reply.note:
         parts.append(reply.note)
+    if reply.stopped:
+        parts.append("stopped")
     badge = ""
-    if expected is not None and reply.ended:
+    if expected is not None and reply.ended and not reply.stopped:
         right = reply.text.strip() == expected
         words = "right" if right else f"expected {expected}"
         badge = f'<span class="badge badge-{"good" if right else "bad"}">{html.escape(words)}</span>'
     words = html.escape(" · ".join(parts))
-    return f'<p class="ch-note">{badge}<span>{words or "thinking"}</span></p>'
+    return (
+        f'<p class="ch-note">{badge}<span>{words or ("loading" if reply.loading else "thinking")}</span></p>'
+    )
 
 
 def _buttons(*, running: bool) -> list[Any]:
-    return [gr.update(interactive=not running), gr.update(interactive=running)]
+    """Buttons to send, stop and clear; `typed` enables the first again once there is a question."""
+    return [
+        gr.update(interactive=False) if running else gr.skip(),
+        gr.update(interactive=running),
+        gr.update(interactive=not running),
+    ]

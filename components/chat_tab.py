@@ -54,14 +54,15 @@ def build_chat_tab(settings: Settings) -> ChatTab:
             placeholder="Ask all columns",
             lines=1,
             max_lines=6,
-            max_length=events.LONGEST_PROMPT,
             scale=6,
             min_width=240,
             elem_id="chat-input",
         )
-        send = gr.Button("Send", variant="primary", scale=0, min_width=100, elem_id="chat-send")
+        send = gr.Button(
+            "Send", variant="primary", scale=0, min_width=100, interactive=False, elem_id="chat-send"
+        )
         stop = gr.Button("Stop", scale=0, min_width=90, interactive=False, elem_id="chat-stop")
-        clear = gr.Button("Clear", scale=0, min_width=90, elem_id="chat-clear")
+        clear = gr.Button("Clear", scale=0, min_width=90, interactive=False, elem_id="chat-clear")
     with gr.Row(elem_classes="ch-examples"):
         buttons = [
             gr.Button(example.prompt, size="sm", scale=0, min_width=60, elem_id=f"chat-example-{number}")
@@ -168,7 +169,7 @@ def wire_chat_tab(
     """
     told = [*tab.chats, *tab.notes, tab.talk]
     _wire_asking(tab, settings, shared, told)
-    tab.clear.click(events.clear, tab.chosen, told, **PRIVATE)
+    tab.clear.click(events.clear, tab.chosen, [*told, tab.clear], **PRIVATE)
     for column, model in enumerate(tab.models):
         model.input(
             partial(events.choose, column),
@@ -188,13 +189,18 @@ def wire_chat_tab(
 def _wire_asking(tab: ChatTab, settings: Settings, shared: Shared, told: list[Any]) -> None:
     """Sending a question or an example, and ending the replies."""
     context = [shared.family, shared.owner, tab.talk, tab.chosen, *tab.sampling]
-    answers = [*told, tab.question, tab.send, tab.stop]
+    answers = [*told, tab.question, tab.send, tab.stop, tab.clear]
     options: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "chat", **PRIVATE}
 
     def ask(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         yield from events.ask(settings, request.session_hash or "", *values)
 
-    gr.on([tab.send.click, tab.question.submit], ask, [tab.question, *context], answers, **options)
-    for button in tab.examples:
-        button.click(ask, [button, *context], answers, **options)
+    asked = [
+        gr.on([tab.send.click, tab.question.submit], ask, [tab.question, *context], answers, **options),
+        *(button.click(ask, [button, *context], answers, **options) for button in tab.examples),
+    ]
+    ready: dict[str, Any] = {"queue": False, **PRIVATE}
+    tab.question.change(events.typed, tab.question, tab.send, trigger_mode="always_last", **ready)
+    for event in asked:
+        event.then(events.typed, tab.question, tab.send, **ready)
     tab.stop.click(events.stop, None, None, queue=False, **PRIVATE)

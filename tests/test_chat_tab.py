@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import warnings
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -63,8 +65,9 @@ def parts(update: list) -> dict:
         "notes": update[COLUMNS : 2 * COLUMNS],
         "talk": update[2 * COLUMNS],
         "question": update[2 * COLUMNS + 1],
-        "send": update[2 * COLUMNS + 2]["interactive"],
+        "send": update[2 * COLUMNS + 2].get("interactive"),
         "stop": update[2 * COLUMNS + 3]["interactive"],
+        "clear": update[2 * COLUMNS + 4]["interactive"],
     }
 
 
@@ -85,7 +88,8 @@ def test_every_column_says_what_its_model_says_alone(settings, models, merged):
         assert question == {"role": "user", "content": "abc"}
         assert answer == {"role": "assistant", "content": alone(folder)}
         assert "tokens/s" in last["notes"][column]
-    assert [update["send"] for update in updates] == [False] * (len(updates) - 1) + [True]
+    assert [update["send"] for update in updates] == [False] * (len(updates) - 1) + [None]
+    assert [update["clear"] for update in updates] == [False] * (len(updates) - 1) + [True]
     assert [update["stop"] for update in updates] == [True] * (len(updates) - 1) + [False]
     assert updates[0]["question"] == ""
     assert len(updates) > 3, "the replies are streamed"
@@ -113,9 +117,33 @@ def test_what_people_and_models_write_is_shown_as_text(settings, models):
     ("prompt", "keys"), [("  ", ["base", "", "", ""]), (None, ["base"] * 4), ("abc", [""] * 4)]
 )
 def test_nothing_to_ask_or_nobody_to_ask_changes_nothing(settings, models, prompt, keys):
-    (update,) = ask(settings, models, keys, prompt)
-    assert update[:-2] == [SKIP] * (2 * COLUMNS + 2)
-    assert (update[-2]["interactive"], update[-1]["interactive"]) == (True, False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        (update,) = ask(settings, models, keys, prompt)
+    assert update == [SKIP] * (2 * COLUMNS + 5)
+    assert [str(warning.message) for warning in told] == (
+        ["Choose a model in one of the columns first."] if prompt == "abc" else []
+    )
+
+
+def test_a_question_that_is_too_long_is_refused_and_stays(settings, models):
+    with pytest.warns(UserWarning, match="has 4,001 characters, and at most 4,000"):
+        (update,) = ask(settings, models, ["base", "", "", ""], "a" * 4001)
+    assert update == [SKIP] * (2 * COLUMNS + 5)
+
+
+def test_the_question_comes_back_when_every_column_failed(settings, models):
+    every = parts(ask(settings, models, ["expert:000000000000", "job:x", "", ""])[-1])
+    assert every["question"] == "abc"
+    some = parts(ask(settings, models, ["expert:000000000000", "base", "", ""])[-1])
+    assert some["question"] == SKIP
+
+
+@pytest.mark.parametrize(("prompt", "ready"), [("a", True), ("", False), (" \n", False), (None, False)])
+def test_there_is_nothing_to_send_without_a_question(prompt, ready, monkeypatch):
+    assert events.typed(prompt, gr.Request(session_hash="s"))["interactive"] == ready
+    monkeypatch.setitem(events._running, "s", threading.Event())
+    assert not events.typed(prompt, gr.Request(session_hash="s"))["interactive"]
 
 
 def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
@@ -143,8 +171,30 @@ def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
     last = parts(list(running)[-1])
     assert time.monotonic() - pressed < 1
     assert 0 < len(last["talk"][0][1]["content"]) < 100
-    assert (last["send"], last["stop"]) == (True, False)
+    assert "stopped" in last["notes"][0]
+    assert (last["stop"], last["clear"]) == (False, True)
     assert events._running == {}
+
+
+def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch):
+    loads = threading.Event()
+
+    def slow(*_):
+        loads.wait(20)
+        raise AssertionError("nobody waits for this")
+
+    monkeypatch.setattr("components.chat_events.model_cache", lambda _: SimpleNamespace(get=slow))
+    keys = keys_of(models, ["base", "one", "", ""])
+    running = events.ask(settings, "s", "abc", models, ADA, events.silence(), keys, *NUMBERS)
+    assert "loading" in parts(next(running))["notes"][0]
+    events.stop(gr.Request(session_hash="s"))
+    pressed = time.monotonic()
+    last = parts(list(running)[-1])
+    assert time.monotonic() - pressed < 1
+    loads.set()
+    assert all("stopped" in note for note in last["notes"][:2])
+    assert last["talk"] == events.silence()
+    assert last["question"] == "abc"
 
 
 def slowly(model, messages, sampling, stop):
@@ -172,7 +222,10 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
     next(running)
     next(running)
     running.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "chat"]
+    for thread in threading.enumerate():
+        if thread.name == "chat":
+            thread.join(5)
+            assert not thread.is_alive()
     assert events._running == {}
 
 
@@ -193,8 +246,7 @@ def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
     )
     next(running)
     (update,) = ask(settings, models, ["base", "", "", ""], session="s")
-    assert update[:-2] == [SKIP] * (2 * COLUMNS + 2)
-    assert update[-1]["interactive"], "the first reply can still be stopped"
+    assert update == [SKIP] * (2 * COLUMNS + 5), "the first reply can still be stopped"
     running.close()
 
 
@@ -218,7 +270,6 @@ def test_an_unexpected_error_is_logged_and_told_plainly(settings, models, monkey
     assert UNEXPECTED.split(";")[0] in last["notes"][0]
     assert "secret" not in last["notes"][0]
     assert "ZeroDivisionError" in caplog.text
-    assert last["send"]
 
 
 def test_a_conversation_that_is_too_long_is_explained(settings, models):
