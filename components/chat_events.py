@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,17 @@ MERGE_FIRST = "No merge of yours yet: make one under Merge and it appears in the
 
 Talk = list[list[dict[str, str]]]
 
-_running: dict[str, threading.Event] = {}
-"""What stops the replies of each page that is being answered: one question at a time."""
+
+@dataclass
+class _Asking:
+    """A question that is being answered: what stops it, and the columns that have another model by now."""
+
+    halt: threading.Event = field(default_factory=threading.Event)
+    left: set[int] = field(default_factory=set)
+
+
+_running: dict[str, _Asking] = {}
+"""The question of each page: one at a time."""
 
 
 def silence() -> Talk:
@@ -60,7 +70,9 @@ def intro_html(settings: Settings, family: Family, *, merged: bool) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def refresh(settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]) -> list[Any]:
+def refresh(
+    settings: Settings, session: str, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]
+) -> list[Any]:
     """Who can be asked now; a column whose model is gone gets another.
 
     Returns:
@@ -70,11 +82,11 @@ def refresh(settings: Settings, family: Family, stored: Any, talk: Talk, chosen:
     def arrange(available: Sequence[str]) -> list[str]:
         return fill(without_the_gone(chosen, available), available)
 
-    return _page(settings, family, stored, talk, chosen, arrange)
+    return _page(settings, session, family, stored, talk, chosen, arrange)
 
 
 def take_family(
-    settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]
+    settings: Settings, session: str, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]
 ) -> list[Any]:
     """Other models were chosen: merges and models that have been asked stay, the rest is filled anew.
 
@@ -89,11 +101,17 @@ def take_family(
         ]
         return fill(columns, available)
 
-    return _page(settings, family, stored, talk, chosen, arrange)
+    return _page(settings, session, family, stored, talk, chosen, arrange)
 
 
 def take_fresh(
-    settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str], fresh: str
+    settings: Settings,
+    session: str,
+    family: Family,
+    stored: Any,
+    talk: Talk,
+    chosen: Sequence[str],
+    fresh: str,
 ) -> list[Any]:
     """The newest merge takes the first column unless it has one already.
 
@@ -112,11 +130,11 @@ def take_fresh(
             keys[keys.index(NOBODY)] = before
         return keys
 
-    return _page(settings, family, stored, talk, chosen, arrange)
+    return _page(settings, session, family, stored, talk, chosen, arrange)
 
 
 def take_merge(
-    settings: Settings, family: Family, stored: Any, talk: Talk, chosen: Sequence[str], id: str
+    settings: Settings, session: str, family: Family, stored: Any, talk: Talk, chosen: Sequence[str], id: str
 ) -> list[Any]:
     """A certain merge of this owner takes the first column; nothing changes where the id names none.
 
@@ -129,11 +147,12 @@ def take_merge(
         keys = fill(without_the_gone(chosen, available), available)
         return to_front(keys, merged) if merged in available else keys
 
-    return _page(settings, family, stored, talk, chosen, arrange)
+    return _page(settings, session, family, stored, talk, chosen, arrange)
 
 
 def _page(
     settings: Settings,
+    session: str,
     family: Family,
     stored: Any,
     talk: Talk,
@@ -144,6 +163,7 @@ def _page(
     options = choices(job_store(settings), owner_id(settings, stored), family)
     available = [key for _, key in options]
     chosen = arrange(available)
+    _leave(session, before, chosen)
     talk = [_said_to(key, column, talk, before) for column, key in enumerate(chosen)]
     demo = is_demo(settings, family)
     return [
@@ -163,10 +183,11 @@ def _said_to(key: str, column: int, talk: Talk, before: Sequence[str]) -> list[d
     return talk[before.index(key)] if key != NOBODY and key in before else []
 
 
-def choose(column: int, key: str, talk: Talk, chosen: Sequence[str]) -> list[Any]:
+def choose(column: int, session: str, key: str, talk: Talk, before: Sequence[str]) -> list[Any]:
     """Another model in one column: its chat, its note, the conversations, the chosen keys."""
     talk = [[] if number == column else said for number, said in enumerate(talk)]
-    chosen = [key if number == column else other for number, other in enumerate(chosen)]
+    chosen = [key if number == column else other for number, other in enumerate(before)]
+    _leave(session, before, chosen)
     return [gr.update(value=[], visible=key != NOBODY), "", talk, chosen]
 
 
@@ -177,9 +198,9 @@ def clear(chosen: Sequence[str]) -> list[Any]:
 
 def stop(request: gr.Request) -> None:
     """End the replies of this page; what was said so far stays."""
-    event = _running.get(request.session_hash or "")
-    if event is not None:
-        event.set()
+    asking = _running.get(request.session_hash or "")
+    if asking is not None:
+        asking.halt.set()
 
 
 def ask(
@@ -210,24 +231,41 @@ def ask(
     loaders = _loaders(settings, owner_id(settings, stored), family, keys)
     replies = {column: Reply(load, asked[column]) for column, load in loaders.items()}
     answers = {example.prompt: example.answer for example in examples(settings.demo)}
-    halt = threading.Event()
-    _running[session] = halt
+    asking = _running[session] = _Asking()
     try:
         yield [*_chats(asked, keys), *_notes(replies), talk, "", *_buttons(running=True)]
-        for _ in answer_together(list(replies.values()), _sampling(*numbers), halt):
+        for _ in answer_together(list(replies.values()), _sampling(*numbers), asking.halt):
             shown = [_answered(said, replies.get(column)) for column, said in enumerate(asked)]
             kept = [
                 before if column in replies and replies[column].failed else now
                 for column, (before, now) in enumerate(zip(talk, shown, strict=True))
             ]
-            yield [*_chats(shown, keys), *_notes(replies), kept, gr.skip(), *_buttons(running=True)]
+            yield [*_told(shown, keys, _notes(replies), kept, asking), gr.skip(), *_buttons(running=True)]
     finally:
-        halt.set()
-        if _running.get(session) is halt:
+        asking.halt.set()
+        if _running.get(session) is asking:
             del _running[session]
     notes = _notes(replies, answers.get(prompt))
     question = prompt if all(reply.failed for reply in replies.values()) else gr.skip()
-    yield [*_chats(shown, keys), *notes, kept, question, *_buttons(running=False)]
+    yield [*_told(shown, keys, notes, kept, asking), question, *_buttons(running=False)]
+
+
+def _told(shown: Talk, keys: Sequence[str], notes: Sequence[str], kept: Talk, asking: _Asking) -> list[Any]:
+    """Chats, notes and conversations; a column that has another model by now is left alone."""
+    here = [column not in asking.left for column in range(COLUMNS)]
+    chats = _chats(shown, keys)
+    return [
+        *(chat if stays else gr.skip() for chat, stays in zip(chats, here, strict=True)),
+        *(note if stays else gr.skip() for note, stays in zip(notes, here, strict=True)),
+        [said if stays else [] for said, stays in zip(kept, here, strict=True)],
+    ]
+
+
+def _leave(session: str, before: Sequence[str], chosen: Sequence[str]) -> None:
+    """Keep a question that is being answered out of the columns that have another model now."""
+    asking = _running.get(session)
+    if asking is not None:
+        asking.left |= {column for column, key in enumerate(chosen) if key != before[column]}
 
 
 def _can_be_asked(prompt: str, keys: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -172,7 +172,7 @@ def wire_chat_tab(
     tab.clear.click(events.clear, tab.chosen, [*told, tab.clear], **PRIVATE)
     for column, model in enumerate(tab.models):
         model.input(
-            partial(events.choose, column),
+            _of_page(partial(events.choose, column)),
             [model, tab.talk, tab.chosen],
             [tab.chats[column], tab.notes[column], tab.talk, tab.chosen],
             **PRIVATE,
@@ -180,10 +180,19 @@ def wire_chat_tab(
     known = [shared.family, shared.owner, tab.talk, tab.chosen]
     page = [*tab.models, *told, tab.chosen, tab.intro, *tab.examples]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
-    gr.on([app.load, shared.owner.change], partial(events.refresh, settings), known, page, **latest)
-    shared.family.change(partial(events.take_family, settings), known, page, **latest)
-    fresh.change(partial(events.take_fresh, settings), [*known, fresh], page, **latest)
-    open.click(partial(events.take_merge, settings), [*known, shown], page, **PRIVATE)
+    gr.on([app.load, shared.owner.change], _of_page(partial(events.refresh, settings)), known, page, **latest)
+    shared.family.change(_of_page(partial(events.take_family, settings)), known, page, **latest)
+    fresh.change(_of_page(partial(events.take_fresh, settings)), [*known, fresh], page, **latest)
+    open.click(_of_page(partial(events.take_merge, settings)), [*known, shown], page, **PRIVATE)
+
+
+def _of_page(event: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """A handler whose event is told first which page it happens on."""
+
+    def handle(request: gr.Request, *values: Any) -> list[Any]:
+        return event(request.session_hash or "", *values)
+
+    return handle
 
 
 def _wire_asking(tab: ChatTab, settings: Settings, shared: Shared, told: list[Any]) -> None:

@@ -142,7 +142,7 @@ def test_the_question_comes_back_when_every_column_failed(settings, models):
 @pytest.mark.parametrize(("prompt", "ready"), [("a", True), ("", False), (" \n", False), (None, False)])
 def test_there_is_nothing_to_send_without_a_question(prompt, ready, monkeypatch):
     assert events.typed(prompt, gr.Request(session_hash="s"))["interactive"] == ready
-    monkeypatch.setitem(events._running, "s", threading.Event())
+    monkeypatch.setitem(events._running, "s", events._Asking())
     assert not events.typed(prompt, gr.Request(session_hash="s"))["interactive"]
 
 
@@ -319,9 +319,9 @@ def test_nobody_talks_to_another_owners_merge(settings, models, merged):
     assert "no longer there" in last["notes"][0]
 
 
-def page(settings, models, keys, *more, event=events.refresh, talk=None) -> dict:
+def page(settings, models, keys, *more, event=events.refresh, talk=None, session="s") -> dict:
     """What an event makes of the tab, with the short names of the models."""
-    updates = event(settings, models, ADA, talk or events.silence(), keys, *more)
+    updates = event(settings, session, models, ADA, talk or events.silence(), keys, *more)
     names = dict(zip(keys_of(models, ["base", *models.names]), ["base", *models.names], strict=True))
     chosen = updates[3 * COLUMNS + 1]
     assert [update["value"] for update in updates[:COLUMNS]] == chosen
@@ -376,7 +376,7 @@ def test_an_id_that_names_no_merge_changes_no_column(settings, models, merged, i
 
 def test_another_owners_merge_takes_no_column(settings, models, merged):
     before = keys_of(models, ["base", "one", "two", "three"])
-    updates = events.take_merge(settings, models, BOB, events.silence(), before, merged)
+    updates = events.take_merge(settings, "s", models, BOB, events.silence(), before, merged)
     assert updates[3 * COLUMNS + 1] == before
 
 
@@ -405,6 +405,22 @@ def test_another_model_in_the_same_place_has_not_heard_the_talk(settings, models
     assert after["chats"] == after["talk"]
 
 
+def test_a_reply_that_is_under_way_stays_out_of_a_column_with_another_model(settings, models, monkeypatch):
+    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    keys = keys_of(models, ["base", "one", "two", ""])
+    running = events.ask(settings, "s", "abc", models, ADA, events.silence(), keys, 0, 1, 60, 0)
+    next(running)
+    other = Family(models.base, models.experts[1:])
+    events.take_family(settings, "s", other, ADA, events.silence(), keys)
+    events.choose(2, "s", "", events.silence(), keys)
+    events.stop(gr.Request(session_hash="s"))
+    last = list(running)[-1]
+    assert "value" in last[0]
+    for column in (1, 2):
+        assert last[column] == last[COLUMNS + column] == SKIP
+        assert last[2 * COLUMNS][column] == []
+
+
 def test_a_family_typed_model_by_model_fills_the_columns(settings, models, merged):
     demo = keys_of(models, [f"job:{merged}", "one", "two", "three"])
     base, *experts = (models.base, *models.experts)
@@ -428,7 +444,7 @@ def test_fewer_models_leave_columns_and_more_fill_them(settings, models):
 
 def test_choosing_another_model_clears_its_column_only(models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
-    chat, note, talk, chosen = events.choose(2, "other", said, before)
+    chat, note, talk, chosen = events.choose(2, "s", "other", said, before)
     assert (chat["value"], note) == ([], "")
     assert talk == [said[0], said[1], [], said[3]]
     assert chosen == [*before[:2], "other", before[3]]
