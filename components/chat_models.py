@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from components.family import Family
+from components.family import DEMO_EXPERTS, Family
 from components.settings import Settings
 from merging.jobs import JobStore
 
@@ -109,16 +109,41 @@ def to_front(chosen: Sequence[str], key: str) -> list[str]:
 
 @lru_cache(maxsize=4)
 def examples(demo: Path) -> tuple[Example, ...]:
-    """Some short questions of every task the demo family knows; none where the family is not there."""
+    """Some short questions of every task the demo family knows; none where the family is not there.
+
+    Those come first which the task's expert answered right and the other models of the family wrong.
+    """
+    replies = _recorded_replies(demo)
     found = []
-    for file in sorted(demo.glob("data/*/validation.jsonl")):
+    for file in sorted(demo.glob("data/*/test.jsonl")):
+        task = file.parent.name
+        asked = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        telling = [_telling(item["answer"], number, task, replies) for number, item in enumerate(asked)]
         kinds: dict[str, Example] = {}
-        for line in file.read_text(encoding="utf-8").splitlines()[:60]:
-            item = json.loads(line)
+        for number in sorted(range(len(asked)), key=lambda number: -telling[number]):
+            item = asked[number]
             if len(item["prompt"]) <= LONGEST_EXAMPLE:
                 kinds.setdefault(item["prompt"][:2], Example(item["prompt"], item["answer"]))
         found += list(kinds.values())[:EXAMPLES_PER_TASK]
     return tuple(found)
+
+
+def _recorded_replies(demo: Path) -> dict[str, dict[str, list[str]]]:
+    """What the base and the experts said to every task's test questions; nothing where that cannot be read."""
+    try:
+        recorded = json.loads((demo / "results.json").read_text(encoding="utf-8"))
+        return {model: recorded[model] for model in ("base", *DEMO_EXPERTS) if model in recorded}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _telling(answer: str, number: int, task: str, replies: dict[str, dict[str, list[str]]]) -> int:
+    """How well a question tells the models apart: the wrong ones are counted where the task's expert is right."""
+    try:
+        right = {model: said[task][number] == answer for model, said in replies.items()}
+    except (KeyError, IndexError, TypeError):
+        return 0
+    return sum(not ok for ok in right.values()) if right.get(task, any(right.values())) else 0
 
 
 def is_demo(settings: Settings, family: Family) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -461,7 +463,7 @@ def demo(settings, family):
     data = settings.demo / "data" / "task"
     data.mkdir(parents=True)
     right = alone(family / "base").strip()
-    (data / "validation.jsonl").write_text(f'{{"prompt": "abc", "answer": "{right}"}}\n')
+    (data / "test.jsonl").write_text(f'{{"prompt": "abc", "answer": "{right}"}}\n')
     return Family(str(settings.demo / "base"), (str(settings.demo / "one"),))
 
 
@@ -478,6 +480,31 @@ def test_the_limits_are_told_for_the_demo_only(settings, demo, models):
     assert not is_demo(settings, models)
     assert events.LIMITS in events.intro_html(settings, demo, merged=True)
     assert events.intro_html(settings, models, merged=True) == ""
+
+
+@pytest.mark.parametrize("results", [None, "", "[1]", '{"base": 1}', '{"base": {"math": ["x"]}}'])
+def test_examples_do_without_recorded_replies(tmp_path, results):
+    assert [example.prompt for example in examples(recorded_demo(tmp_path, results))] == ["one", "two"]
+
+
+def test_examples_are_those_that_tell_the_models_apart(tmp_path):
+    said = {
+        "base": {"math": ["1", "x", "x"]},
+        "math": {"math": ["1", "x", "3"]},
+        "code": {"math": ["1", "x", "x"]},
+    }
+    demo = recorded_demo(tmp_path, json.dumps(said))
+    assert [example.prompt for example in examples(demo)] == ["three", "one"]
+
+
+def recorded_demo(folder, results) -> Path:
+    """A folder with three questions of one task, and `results` as the recorded replies."""
+    (folder / "data" / "math").mkdir(parents=True)
+    lines = [f'{{"prompt": "{word}", "answer": "{n}"}}' for n, word in enumerate(("one", "two", "three"), 1)]
+    (folder / "data" / "math" / "test.jsonl").write_text("\n".join(lines))
+    if results is not None:
+        (folder / "results.json").write_text(results)
+    return folder
 
 
 def test_without_the_demo_there_are_no_examples(settings):
