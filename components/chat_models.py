@@ -80,13 +80,10 @@ def fill(columns: Sequence[str | None], available: Sequence[str]) -> list[str]:
     The newest merge comes first unless a merge is there already, then the experts, and the base last or, without any
     merge, first.
     """
-    merges = [key for key in available if key.startswith("job:")][:1]
-    if any(key and key.startswith("job:") for key in columns):
-        preferred = [*_of_kind("expert", available), *_of_kind("base", available)]
-    elif merges:
-        preferred = [*merges, *_of_kind("expert", available), *_of_kind("base", available)]
-    else:
-        preferred = [*_of_kind("base", available), *_of_kind("expert", available)]
+    merges, experts, base = (_of_kind(kind, available) for kind in ("job", "expert", "base"))
+    has_merge = any(key and key.startswith("job:") for key in columns)
+    newest = [] if has_merge else merges[:1]
+    preferred = [*newest, *experts, *base] if newest or has_merge else [*base, *experts]
     spare = iter([key for key in preferred if key not in columns])
     return [next(spare, NOBODY) if key is None else key for key in columns]
 
