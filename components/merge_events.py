@@ -30,6 +30,7 @@ from components.merge_recipe import (
     check,
     default_recipe,
     from_yaml,
+    one_click_recipe,
     title,
     to_recipe,
 )
@@ -49,8 +50,8 @@ def default_label(family: Family) -> str:
     numbers = {2: "two", 3: "three", 4: "four", 5: "five"}
     experts = len(family.experts)
     if experts < 2:
-        return "Merge with TIES"
-    return f"Merge these {numbers.get(experts, experts)} with TIES"
+        return "Merge now"
+    return f"Merge these {numbers.get(experts, experts)} now"
 
 
 def toast(text: str, heading: str) -> gr.Error:
@@ -110,7 +111,7 @@ def take_family(form: MergeForm, recipe: Recipe, family: Family, watched: str) -
 
 def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
     """The one-click merge."""
-    return start(settings, default_recipe(family), family, stored)
+    return start(settings, one_click_recipe(family), family, stored)
 
 
 def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> list[Any]:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from components.merge_recipe import Checked, expert_names
+from components.merge_recipe import ONE_CLICK_METHOD, ONE_CLICK_PARAMETERS, Checked, expert_names
 from components.numbers import clock, count, size
 from merging import METHODS, MergingError, Recipe
 from merging.job_records import Job
@@ -153,11 +153,11 @@ def _names(job: Job, length: int) -> tuple[str, ...]:
 
 def default_text(names: Sequence[str]) -> str:
     """What the one-click merge does, before it is clicked."""
-    method = METHODS["ties"]
+    method = METHODS[ONE_CLICK_METHOD]
+    share = ONE_CLICK_PARAMETERS["lambda"]
     whose = ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "no expert"
     return (
         '<div class="mg-lead"><h2>Merge the experts into one model</h2>'
-        f"<p>{html.escape(method.title)} keeps the larger half of what each of {html.escape(whose)} changed, lets them "
-        "vote on the direction where they disagree, and averages those that agree. It takes seconds; the parents stay "
-        "as they are.</p></div>"
+        f"<p>{html.escape(method.title)} adds {share:g} of what each of {html.escape(whose)} changed to the base. "
+        "It takes seconds; the parents stay as they are.</p></div>"
     )

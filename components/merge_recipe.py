@@ -23,6 +23,9 @@ Form = Mapping[str, Any]
 
 DEFAULT_METHOD = "ties"
 DEFAULT_PARAMETERS: dict[str, Any] = {"density": 0.5}
+ONE_CLICK_METHOD = "task_arithmetic"
+ONE_CLICK_PARAMETERS: dict[str, Any] = {"lambda": 0.8}
+"""The demo family's best merge on its validation files."""
 AS_STORED = "as stored"
 """The choice of the output dtype that leaves it to the models."""
 MAX_YAML = 64_000
@@ -44,7 +47,7 @@ def reference(model: str) -> str:
 
 
 def default_recipe(family: Family, method: str = DEFAULT_METHOD) -> Recipe:
-    """The merge the one-click button makes; for another method, that one with the paper's values."""
+    """Where the form begins: TIES with more density than its paper; for another method, the paper's values."""
     chosen = METHODS[method]
     count = chosen.experts_wanted or len(family.experts)
     content = {
@@ -55,6 +58,12 @@ def default_recipe(family: Family, method: str = DEFAULT_METHOD) -> Recipe:
         "profile": "paper",
     }
     return _at_root(Recipe(**content))
+
+
+def one_click_recipe(family: Family) -> Recipe:
+    """The merge the one-click button makes."""
+    recipe = default_recipe(family, ONE_CLICK_METHOD)
+    return _at_root(recipe.model_copy(update={"parameters": dict(ONE_CLICK_PARAMETERS)}))
 
 
 def check(recipe: Recipe, earlier: Sequence[str] = ()) -> Checked:

@@ -143,7 +143,7 @@ def test_another_family_starts_anew_with_the_same_method(form, models):
     smaller = Family(models.base, models.experts[:2])
     updates = events.take_family(form, default_recipe(models, "linear"), smaller, "")
     assert updates[0] == default_recipe(smaller, "linear")
-    assert updates[-1]["value"] == "Merge these two with TIES"
+    assert updates[-1]["value"] == "Merge these two now"
     none = events.take_family(form, updates[0], Family(models.base, ()), "")
     assert none[-1]["interactive"] is False
     assert none[4] is False
@@ -182,12 +182,17 @@ def test_one_click_makes_a_model_that_answers(settings, models):
     assert not page["timer"].active
     assert page["merge"]["interactive"]
     assert page["default"]["interactive"]
-    assert "change kept" in page["result"]
-    assert "50.0 %" in page["result"]
+    assert "Task arithmetic · lambda 0.8" in page["result"]
     assert page["history"]["value"] == started[0]
     assert events.newest(settings, ADA) == started[0]
     model = LoadedModel.load(job_store(settings).model(ADA, started[0]))
     assert model.model.config.num_hidden_layers == 3
+
+
+def test_the_card_of_a_trimming_method_tells_what_each_expert_kept(settings, models):
+    page = finish(settings, events.start(settings, default_recipe(models), models, ADA), models)
+    assert "change kept" in page["result"]
+    assert "50.0 %" in page["result"]
 
 
 def test_a_reload_finds_the_running_job_and_a_cancel_ends_it(settings, models, monkeypatch):
@@ -267,12 +272,12 @@ def test_the_download_is_the_whole_folder(settings, models, tmp_path):
     id = events.start_default(settings, models, ADA)[0]
     job_store(settings).wait(ADA, id, 60)
     path = Path(events.download(settings, id, ADA)["value"])
-    assert path.name == "ties-density-0-5-one-two-three.zip"
+    assert path.name == "task-arithmetic-lambda-0-8-one-two-three.zip"
     assert path.is_relative_to(get_upload_folder())
     assert zip_model(job_store(settings), ADA, id) == path
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "unpacked")
-    folder = tmp_path / "unpacked" / "ties-density-0-5-one-two-three"
+    folder = tmp_path / "unpacked" / "task-arithmetic-lambda-0-8-one-two-three"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= {
         f.name for f in folder.iterdir()
     }
