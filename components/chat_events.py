@@ -113,7 +113,7 @@ def take_fresh(
     chosen: Sequence[str],
     fresh: str,
 ) -> list[Any]:
-    """The newest merge takes the first column unless it has one already.
+    """The newest merge takes the first column unless it has one already or a question is being answered.
 
     Returns:
         As `refresh`.
@@ -122,7 +122,7 @@ def take_fresh(
 
     def arrange(available: Sequence[str]) -> list[str]:
         keys = fill(without_the_gone(chosen, available), available)
-        if merged not in available or merged in keys:
+        if merged not in available or merged in keys or session in _running:
             return keys
         before = keys[0]
         keys[0] = merged

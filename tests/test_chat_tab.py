@@ -342,7 +342,7 @@ def said() -> list:
     return [[{"role": "user", "content": str(number)}] for number in range(COLUMNS)]
 
 
-def test_a_fresh_merge_takes_the_first_column(settings, models, merged, said):
+def test_a_fresh_merge_takes_the_first_column(settings, models, merged, said, monkeypatch):
     before = keys_of(models, ["base", "one", "two", "three"])
     after = page(settings, models, before, merged, event=events.take_fresh, talk=said)
     assert after["keys"] == [f"job:{merged}", "one", "two", "three"]
@@ -350,6 +350,9 @@ def test_a_fresh_merge_takes_the_first_column(settings, models, merged, said):
     assert "No merge" not in after["intro"]
     later = page(settings, models, keys_of(models, ["base", "base", "", ""]))
     assert later["keys"] == ["base", "base", "", ""], "only a fresh merge moves in by itself"
+    monkeypatch.setitem(events._running, "s", events._Asking())
+    busy = page(settings, models, before, merged, event=events.take_fresh, talk=said)
+    assert busy["keys"] == ["base", "one", "two", "three"], "nobody is interrupted"
 
 
 def test_a_certain_merge_takes_the_first_column(settings, models, merged, said):
