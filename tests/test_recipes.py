@@ -28,4 +28,5 @@ def test_a_shipped_merge_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     out = merging.merge(ROOT / "examples" / "recipes" / "demo-ties.yaml", tmp_path / "out")
     suite = Suite.load(ROOT / "examples" / "demo" / "data" / "code" / "validation.jsonl")
-    assert exact_match(LoadedModel.load(out), suite).score > 0.5
+    base = exact_match(LoadedModel.load(ROOT / "examples" / "demo" / "base"), suite)
+    assert exact_match(LoadedModel.load(out), suite).score > base.score + 0.05
