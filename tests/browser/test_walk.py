@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from urllib.parse import urlsplit
 
 import pytest
@@ -95,16 +96,18 @@ def merge_with_one_click(page) -> None:
 
 def ask_all_columns(page, question: str) -> None:
     page.locator("#chat-column-0").wait_for()
+    expect(page.locator("#chat-model-0 input")).to_have_value(re.compile("Task arithmetic"), timeout=30_000)
     names = [page.locator(f"#chat-model-{number} input").input_value() for number in range(4)]
-    assert "Task arithmetic" in names[0]
     assert len(set(names)) == 4
     page.locator("#chat-input textarea").fill(question)
     page.locator("#chat-send").click()
     expect(page.locator("#chat-stop")).to_be_disabled(timeout=90_000)
     for number in range(4):
         column = page.locator(f"#chat-column-{number}")
-        expect(column.locator(".message.user, .user .message").first).to_contain_text(question)
-        expect(column.locator(".message.bot, .bot .message").first).not_to_be_empty()
+        expect(column.locator(".message.user, .user .message").first).to_contain_text(
+            question, timeout=30_000
+        )
+        expect(column.locator(".message.bot, .bot .message").first).not_to_be_empty(timeout=30_000)
 
 
 def test_the_keyboard_reaches_what_a_click_reaches(page):
