@@ -6,6 +6,7 @@ import zipfile
 from urllib.parse import urlsplit
 
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
@@ -51,7 +52,7 @@ def test_one_click_then_chat(at_merge, app_url, requests_seen, console_errors):
     assert top < page.locator("#merge-method").bounding_box()["y"], "no parameter before the one click"
     page.locator("#merge-default-button").click()
     wait_for_result(page, "Task arithmetic")
-    assert "2.00 MB" in page.locator("#merge-result").inner_text()
+    expect(page.locator("#merge-result")).to_contain_text("2.00 MB", timeout=30_000)
     page.locator("#merge-next").click()
     page.locator("#chat-input").wait_for()
     page.wait_for_function(

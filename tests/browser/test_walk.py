@@ -90,8 +90,7 @@ def merge_with_one_click(page) -> None:
     page.locator("#merge-default-button").click()
     page.get_by_role("button", name="Chat with it").wait_for(timeout=90_000)
     page.locator("#merge-result h3", has_text="Task arithmetic").wait_for()
-    result = page.locator("#merge-result").inner_text()
-    assert "2.00 MB" in result
+    expect(page.locator("#merge-result")).to_contain_text("2.00 MB", timeout=30_000)
 
 
 def ask_all_columns(page, question: str) -> None:
