@@ -14,12 +14,12 @@ from components.settings import Settings
 from merging import Checkpoint, MergingError, Plan
 from merging.anatomy import blocks, locate
 from merging.compatibility import compare
+from merging.header import DTYPE_WORDS
 
 DEMO = "demo:"
 LONG_EXPERT = "math-long"
 MOST_EXPERTS = 8
 _README_BYTES = 64 << 10
-_DTYPE_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def read_facts(model: Checkpoint) -> Facts:
     width = config.get("hidden_size") or config.get("n_embd")
     if width is None and embedding is not None and len(embedding.shape) == 2:
         width = embedding.shape[1]
-    dtypes = dict.fromkeys(_DTYPE_WORDS.get(t.dtype, t.dtype.lower()) for t in model.tensors.values())
+    dtypes = dict.fromkeys(DTYPE_WORDS.get(t.dtype, t.dtype.lower()) for t in model.tensors.values())
     return Facts(
         parameters=model.parameters,
         blocks=len(blocks(model.tensors)),

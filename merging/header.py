@@ -39,6 +39,8 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_WORDS = {n: str(d).removeprefix("torch.") for n, d in DTYPES.items() if d.is_floating_point}
+"""The float dtypes as recipes, configs and the page write them."""
 MERGEABLE = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes that carry task vectors; tensors of any other are copied."""
 

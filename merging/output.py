@@ -10,6 +10,7 @@ from pathlib import Path
 from merging.checkpoint import Checkpoint
 from merging.engine import run_plan
 from merging.events import Event, Finished
+from merging.header import DTYPE_WORDS
 from merging.methods import METHODS
 from merging.plan import Plan
 from merging.version import __version__
@@ -26,7 +27,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def write_merge(plan: Plan, out: Path, *, device: str = "auto") -> Iterator[Event]:
@@ -60,7 +60,7 @@ def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished) -> None
 
 
 def _config(plan: Plan, reference: Checkpoint) -> dict[str, object]:
-    stored = {DTYPE_NAMES[t.info.dtype] for t in plan.tensors if t.info.dtype in DTYPE_NAMES}
+    stored = {DTYPE_WORDS[t.info.dtype] for t in plan.tensors if t.info.dtype in DTYPE_WORDS}
     dtype = plan.recipe.out_dtype or plan.recipe.dtype or (stored.pop() if len(stored) == 1 else "float32")
     config = dict(reference.config)
     config.pop("_name_or_path", None)

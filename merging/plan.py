@@ -21,7 +21,7 @@ from merging.compatibility import (
     tokenizer_problems,
 )
 from merging.errors import CheckpointError, ParameterError, PlanError
-from merging.header import DTYPE_NAMES, DTYPES, MERGEABLE, TensorInfo
+from merging.header import DTYPE_NAMES, DTYPE_WORDS, DTYPES, MERGEABLE, TensorInfo
 from merging.methods import Method, Scope, get_method
 from merging.recipe import ModelEntry, Recipe
 from merging.settings import Settings
@@ -34,7 +34,7 @@ KEEP_BYTES = 256 << 20
 SCRATCH = 4
 """Merging a piece takes at most about so many times its float32 bytes (measured for TIES)."""
 
-DTYPE_WORDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAME_OF_WORD = {word: name for name, word in DTYPE_WORDS.items()}
 
 
 GroupKey = tuple[Scope, str]
@@ -83,7 +83,7 @@ class Plan:
     def work_dtype(self) -> torch.dtype | None:
         """What inputs are rounded to before the arithmetic (mergekit's `dtype`); None: nothing is rounded."""
         if self.recipe.profile == "mergekit" and self.recipe.dtype:
-            return DTYPES[DTYPE_WORDS[self.recipe.dtype]]
+            return DTYPES[NAME_OF_WORD[self.recipe.dtype]]
         return None
 
     @property
@@ -253,7 +253,7 @@ def _out_dtype(recipe: Recipe, info: TensorInfo, inputs: Sequence[TensorInfo]) -
     if info.dtype not in MERGEABLE:
         return info.dtype
     if wanted := recipe.out_dtype or recipe.dtype:
-        return DTYPE_WORDS[wanted]
+        return NAME_OF_WORD[wanted]
     if recipe.profile == "paper":
         return info.dtype
     promoted = info.torch_dtype
