@@ -52,6 +52,8 @@ class TensorPlan:
     group: GroupKey
     """The scope it is ranked in."""
     row_blocks: tuple[tuple[int, int], ...]
+    excluded: bool = False
+    """Whether the recipe asked for the copy."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _plan_tensors(
         group = _group(name, getattr(method, "scope", "tensor"))
         inputs = [source.tensors[name] for _, source in experts if name in source.tensors]
         out = replace(info, dtype=_out_dtype(recipe, info, inputs), file=None, start=0)
-        planned.append(TensorPlan(out, method, group, _row_blocks(info, len(experts) + 1)))
+        planned.append(TensorPlan(out, method, group, _row_blocks(info, len(experts) + 1), bool(matching)))
     problems += settings.problems_found
     problems += [f"exclude: '{glob}' matches no tensor of {reference.label}." for glob in sorted(unused)]
     problems += settings.unused_overrides()

@@ -165,6 +165,8 @@ def test_integer_buffers_are_copied_if_equal(tmp_path, write_recipe):
     save_file({"w": torch.ones(3), "ids": torch.arange(3) + 1}, tmp_path / "f" / "one" / "model.safetensors")
     with pytest.raises(MergingError, match="'ids' is I64 and differs"):
         merging.merge(recipe, tmp_path / "out")
+    kept = write_recipe(tmp_path / "f", "task_arithmetic", ["one"], name="kept.yaml", exclude=["ids"])
+    assert weights(merging.merge(kept, tmp_path / "kept"))["ids"].tolist() == [0, 1, 2]
 
 
 def test_a_value_too_large_for_the_output_dtype(family, write_recipe, tmp_path):
