@@ -14,7 +14,7 @@ import torch
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
 from merging.header import MERGEABLE, TensorInfo
-from merging.methods import Group, Method
+from merging.methods import Group, Method, Survey
 from merging.pieces import Piece
 from merging.plan import KEEP_BYTES, Plan, TensorPlan
 from merging.statistics import Accumulator, Attained
@@ -115,11 +115,28 @@ class _Run:
                 yield tensor, self._piece(tensor, start, stop)
 
     def merge(self, method: Method, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
-        """Survey a group of tensors that are ranked together, then merge and write them."""
-        elements = sum(tensor.info.elements for tensor in tensors)
-        keep = method.scans > 0 and elements * 4 * (len(self.plan.experts) + 1) <= KEEP_BYTES
-        pieces = _Kept(self.read(tensors)) if keep else _Reread(self, tensors)
-        known = yield from self._survey(method, elements, tensors, pieces)
+        """Survey a group of tensors that are looked at together, refine its parts, then merge and write them."""
+        pieces = self._pieces(method, tensors)
+        known, scans = yield from self._survey(method.survey(self._group(tensors)), tensors, pieces)
+        parts: dict[str | None, list[TensorPlan]] = {}
+        for tensor in tensors:
+            parts.setdefault(method.part_of(tensor.info.name), []).append(tensor)
+        for name, part in parts.items():
+            some = pieces if len(parts) == 1 else pieces.of(part) or self._pieces(method, part)
+            found, more = known, 0
+            if name is not None:
+                found, more = yield from self._survey(method.refine(self._group(part), known), part, some)
+            self.work_done += (method.scans - scans - more) * sum(tensor.info.elements for tensor in part)
+            yield from self._write(method, part, some, found, sink)
+
+    def _write(
+        self,
+        method: Method,
+        tensors: Sequence[TensorPlan],
+        pieces: _Pieces,
+        known: Any,
+        sink: Sink,
+    ) -> Iterator[Progress]:
         if (attained := method.attained(known)) is not None:
             self.attained = attained if self.attained is None else self.attained + attained
         totals = _Totals()
@@ -132,22 +149,26 @@ class _Run:
                 totals = _Totals()
             yield self.advance("merging", tensor, piece, len(self.plan.tensors))
 
+    def _group(self, tensors: Sequence[TensorPlan]) -> Group:
+        shapes = {tensor.info.name: tensor.info.shape for tensor in tensors}
+        return Group(shapes, len(self.plan.experts), self.plan.scores)
+
+    def _pieces(self, method: Method, tensors: Sequence[TensorPlan]) -> _Pieces:
+        """The pieces of some tensors, kept after the first time they are read if they will be read again and fit."""
+        elements = sum(tensor.info.elements for tensor in tensors)
+        keep = method.scans > 0 and elements * 4 * (len(self.plan.experts) + 1) <= KEEP_BYTES
+        return _Kept(self.read(tensors)) if keep else _Reread(self, tensors)
+
     def _survey(
-        self,
-        method: Method,
-        elements: int,
-        tensors: Sequence[TensorPlan],
-        pieces: Iterable[tuple[TensorPlan, Piece]],
-    ) -> Generator[Progress, None, Any]:
-        """Run the accumulators a method asks for, and return what it then knows."""
-        survey = method.survey(Group(elements, len(self.plan.experts)))
+        self, survey: Survey, tensors: Sequence[TensorPlan], pieces: _Pieces
+    ) -> Generator[Progress, None, tuple[Any, int]]:
+        """Run the accumulators a method asks for; what it then knows, and how many scans that took."""
         answer = None
         for number in itertools.count(1):
             try:
                 accumulator = survey.send(answer)
             except StopIteration as stop:
-                self.work_done += elements * (method.scans - number + 1)
-                return stop.value
+                return stop.value, number - 1
             stage = f"scan {number}"
             self.tensors_done[stage] = 0
             for tensor, piece in pieces:
@@ -155,6 +176,7 @@ class _Run:
                 progress = self.advance(stage, tensor, piece, len(tensors))
                 yield progress if len(tensors) > 1 else self._progress("merging", len(self.plan.tensors))
             answer = accumulator.result()
+        raise AssertionError("a survey ends")
 
     def copy(self, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
         """Write the reference's values; an integer tensor must be the same in every model."""
@@ -243,8 +265,8 @@ class _Run:
 class _Kept:
     """Pieces that are read once and kept for the next scan."""
 
-    def __init__(self, pieces: Iterator[tuple[TensorPlan, Piece]]):
-        self._pieces = pieces
+    def __init__(self, pieces: Iterable[tuple[TensorPlan, Piece]]):
+        self._pieces = iter(pieces)
         self._seen: list[tuple[TensorPlan, Piece]] = []
 
     def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
@@ -252,6 +274,11 @@ class _Kept:
         for item in self._pieces:
             self._seen.append(item)
             yield item
+
+    def of(self, tensors: Sequence[TensorPlan]) -> _Pieces | None:
+        """The pieces of some of the tensors."""
+        names = {tensor.info.name for tensor in tensors}
+        return _Kept(item for item in self if item[1].name in names)
 
 
 @dataclass(frozen=True)
@@ -263,6 +290,12 @@ class _Reread:
 
     def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
         return self.run.read(self.tensors)
+
+    def of(self, tensors: Sequence[TensorPlan]) -> _Pieces | None:
+        return None
+
+
+_Pieces = _Kept | _Reread
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,6 +31,17 @@ def kept_count(density: float, elements: int, count: Counting) -> int:
 def magnitude_bits(values: torch.Tensor) -> torch.Tensor:
     """|x| of float32 values as int32 that order exactly as the magnitudes do."""
     return values.contiguous().view(torch.int32) & 0x7FFFFFFF
+
+
+def order_bits(values: torch.Tensor) -> torch.Tensor:
+    """float32 values as int32 that order exactly as the values do; −0 and 0 are equal."""
+    bits = (values + 0.0).contiguous().view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def from_order_bits(bits: torch.Tensor) -> torch.Tensor:
+    """The inverse of `order_bits`."""
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
 def per_expert(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -93,3 +105,28 @@ def disjoint_coefficients(agree: torch.Tensor, weight: torch.Tensor, normalize: 
         divisor = sum_experts(coefficients)
         coefficients /= torch.where(divisor == 0, 1.0, divisor)
     return coefficients
+
+
+def as_rows(deltas: torch.Tensor) -> torch.Tensor:
+    """[experts, *shape] as [experts, rows, m]: a 1-D tensor is one row, dims beyond the second count into the row."""
+    experts, *shape = deltas.shape
+    rows = shape[0] if len(shape) > 1 else 1
+    return deltas.reshape(experts, rows, math.prod(shape) // rows if rows else 0)
+
+
+def ranks_in_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Each element's rank by |δ| in its row [..., m], 0 for the largest; among equals the lower index ranks first."""
+    order = magnitude_bits(rows).sort(dim=-1, descending=True, stable=True).indices
+    positions = torch.arange(rows.shape[-1], device=rows.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, positions)
+
+
+def rank_probabilities(elements: int, density: float, epsilon: float) -> torch.Tensor:
+    """MAGPRUNE's chance to stay for each rank of a row of m elements: float64 [m], mean exactly `density`.
+
+    Source: DELLA-Merging, 2406.11617.
+    """
+    if density <= 0 or density >= 1 or elements == 1:
+        return torch.full((elements,), min(max(density, 0.0), 1.0), dtype=torch.float64)
+    ranks = torch.arange(elements, dtype=torch.float64)
+    return (density + epsilon) - 2 * epsilon * ranks / (elements - 1)

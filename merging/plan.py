@@ -23,6 +23,7 @@ from merging.compatibility import (
 from merging.errors import CheckpointError, ParameterError, PlanError
 from merging.header import DTYPE_NAMES, DTYPE_WORDS, DTYPES, MERGEABLE, TensorInfo
 from merging.methods import Method, Scope, get_method
+from merging.partitions import Scores
 from merging.recipe import ModelEntry, Recipe
 from merging.settings import Settings
 from merging.sources import open_models
@@ -72,6 +73,8 @@ class Plan:
     """The experts as the recipe names them."""
     tensors: tuple[TensorPlan, ...]
     warnings: tuple[str, ...] = ()
+    scores: Scores | None = None
+    """The importance of every partition, for a method that needs it."""
 
     @cached_property
     def groups(self) -> dict[GroupKey, list[TensorPlan]]:
@@ -210,10 +213,12 @@ def _plan_tensors(
         method = None
         if not matching and info.dtype in MERGEABLE:
             method = settings.for_tensor(name, _position(name, numbers))
-        group = _group(name, getattr(method, "scope", "tensor"))
+        group = _group(name, method.ranked_within if method else "tensor")
         inputs = [source.tensors[name] for _, source in experts if name in source.tensors]
         out = replace(info, dtype=_out_dtype(recipe, info, inputs), file=None, start=0)
-        planned.append(TensorPlan(out, method, group, _row_blocks(info, len(experts) + 1), bool(matching)))
+        whole = settings.method.whole_vectors and len(info.shape) == 1
+        rows = ((0, info.rows),) if whole else _row_blocks(info, len(experts) + 1)
+        planned.append(TensorPlan(out, method, group, rows, bool(matching)))
     problems += settings.problems_found
     problems += [f"exclude: '{glob}' matches no tensor of {reference.label}." for glob in sorted(unused)]
     problems += settings.unused_overrides()
@@ -246,7 +251,7 @@ def _mixed_scopes(planned: Sequence[TensorPlan]) -> Iterator[str]:
         if rules.setdefault(tensor.group, rule) != rule:
             yield (
                 "a parameter other than weight, lambda and normalize differs between tensors that are ranked together "
-                f"('{tensor.info.name}' and others, scope {rule.get('scope')}); set scope: tensor, or give one value."
+                f"('{tensor.info.name}' and others, scope {tensor.group[0]}); set scope: tensor, or give one value."
             )
             return
 

@@ -52,6 +52,8 @@ class Settings:
                 values[parameter] = value
         if self.recipe.scope is not None:
             values["scope"] = self.recipe.scope
+        if "seed" in self.method.parameters():
+            values.setdefault("seed", self.recipe.seed)
         return values
 
     def unused_overrides(self) -> list[str]:
@@ -77,7 +79,11 @@ class Settings:
         if entry is not None:
             levels.append(entry.parameters)
         for level in [*levels, self.recipe.parameters]:
-            if parameter in level and (value := resolve(level[parameter], name, position)) is not None:
+            if parameter not in level:
+                continue
+            if self.method.parameters()[parameter].json_schema_extra["sequence"]:
+                return level[parameter]
+            if (value := resolve(level[parameter], name, position)) is not None:
                 return value
         return None
 
@@ -87,7 +93,9 @@ class Settings:
         except ParameterError as error:
             self.problems_found.append(f"{self.method.name}: {error}")
             return None
-        self.problems_found += [f"{self.method.name}: {text}." for text in method.problems(len(self.entries))]
+        self.problems_found += [
+            f"{self.method.name}: {text}." for text in method.problems(len(self.entries), self.recipe.profile)
+        ]
         return method
 
     def _name_problems(self) -> list[str]:
@@ -99,8 +107,6 @@ class Settings:
         problems = []
         for where, model, parameters in levels:
             for name in parameters:
-                if name == "rescale" and parameters[name] is False:
-                    continue
                 if name not in known:
                     problems.append(
                         f"{where}: {self.method.name} has no parameter '{name}'.{did_you_mean(name, known)} "

@@ -18,6 +18,8 @@ METHODS_MAY_IMPORT = {
     "merging.pieces",
     "merging.errors",
     "merging.methods",
+    "merging.anatomy",
+    "merging.partitions",
 }
 LEAVES = {"merging.cli", "merging.jobs", "merging.api", "merging.__main__"}
 
@@ -79,6 +81,9 @@ def test_engine_order():
     order = [
         "ops",
         "pieces",
+        "noise",
+        "anatomy",
+        "partitions",
         "statistics",
         "methods",
         "values",

@@ -115,8 +115,11 @@ def test_same_seed_same_bits(method):
 def test_permuted_experts(method):
     base, models = family()
     weight = [0.2, 0.5, 0.9]
-    one = merge_state_dicts(base, models, method, weight=weight, **options_for(method))
-    other = merge_state_dicts(base, models[::-1], method, weight=weight[::-1], **options_for(method))
+    options = options_for(method)
+    if "seed" in METHODS[method].parameters():
+        options["density"] = 1.0  # masks follow the position, so random methods are symmetric in distribution only
+    one = merge_state_dicts(base, models, method, weight=weight, **options)
+    other = merge_state_dicts(base, models[::-1], method, weight=weight[::-1], **options)
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-5, atol=1e-6)
 

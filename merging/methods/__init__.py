@@ -1,9 +1,9 @@
-"""The merge methods: one file each. Importing this package fills METHODS."""
+"""The merge methods: one file each. Importing this package fills METHODS, in the order they are presented."""
 
-from merging.methods import linear, slerp, task_arithmetic, ties
-from merging.methods.base import METHODS, Group, Method, Profile, Scope, get_method
-
-METHODS.update({name: METHODS.pop(name) for name in ("linear", "task_arithmetic", "ties", "slerp")})
+# isort: off
+from merging.methods import linear, task_arithmetic, magnitude, ties, dare, della, slerp
+from merging.methods.base import METHODS, Group, Method, Profile, Scope, Survey, get_method
+# isort: on
 
 __all__ = [
     "METHODS",
@@ -11,8 +11,12 @@ __all__ = [
     "Method",
     "Profile",
     "Scope",
+    "Survey",
+    "dare",
+    "della",
     "get_method",
     "linear",
+    "magnitude",
     "slerp",
     "task_arithmetic",
     "ties",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from merging import ops
 from merging.errors import ParameterError, did_you_mean
+from merging.partitions import Scores
 from merging.pieces import Piece
 from merging.statistics import Accumulator, Attained
 
@@ -24,15 +26,30 @@ Survey = Generator[Accumulator, Any, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """The tensors that are ranked together: all of a model, a block, or one tensor."""
+    """The tensors that are looked at together: all of a model, a block, or one tensor."""
 
-    elements: int
+    shapes: Mapping[str, tuple[int, ...]]
     experts: int
+    scores: Scores | None = None
+    """The importance of every partition, for a method that needs it."""
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def parameter(default: Any, symbol: str, description: str, *, per_model: bool = False, **limits: Any) -> Any:
-    """A pydantic field that also knows the paper's symbol and whether each model may have its own value."""
-    extra: dict[str, Any] = {"symbol": symbol, "per_model": per_model}
+def parameter(
+    default: Any,
+    symbol: str,
+    description: str,
+    *,
+    per_model: bool = False,
+    sequence: bool = False,
+    **limits: Any,
+) -> Any:
+    """A pydantic field that also knows the paper's symbol, whether each model may have its own value, and whether a
+    list is the value itself (`sequence`) rather than a gradient over the blocks."""
+    extra: dict[str, Any] = {"symbol": symbol, "per_model": per_model, "sequence": sequence}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -43,8 +60,8 @@ class Method(BaseModel):
     tensor: a recipe may give every tensor other values.
 
     An elementwise method defines `coefficients`; the merge is θ0 + λ·Σ_t coefficient_t·δ_t. What it must know
-    beforehand about its scope it gathers in `survey`. A method that is no such sum sets `elementwise = False` and
-    overrides `merge`.
+    beforehand about its scope it gathers in `survey`, and about a part of the scope in `refine`. A method that is no
+    such sum sets `elementwise = False` and overrides `merge`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -58,7 +75,13 @@ class Method(BaseModel):
     experts_wanted: ClassVar[int | None] = None
     """The exact number of models beside the base, where a method is made for just so many."""
     scans: ClassVar[int] = 0
-    """How often `survey` goes over the scope at most; only for the estimate of the time left."""
+    """How often `survey` and `refine` go over the scope at most; only for the estimate of the time left."""
+    reduces: ClassVar[bool] = True
+    """Whether one expert at weight 1, density 1 and λ 1 comes out as it is."""
+    whole_vectors: ClassVar[bool] = False
+    """Whether a 1-D tensor must be one piece, because it is ranked like a row."""
+    needs_importance: ClassVar[bool] = False
+    """Whether the method reads an importance file."""
     MERGEKIT: ClassVar[dict[str, Any]] = {}
     """Values that differ from the field defaults under `profile: mergekit`."""
 
@@ -104,13 +127,27 @@ class Method(BaseModel):
         value = getattr(self, parameter)
         return value if isinstance(value, tuple) else (value,) * experts
 
-    def problems(self, experts: int) -> list[str]:
-        """Why these values cannot be used with so many experts, a sentence each."""
+    def problems(self, experts: int, profile: Profile) -> list[str]:
+        """Why these values cannot be used with so many experts, a sentence without its full stop each."""
         return []
+
+    @property
+    def ranked_within(self) -> Scope:
+        """What is looked at together before merging."""
+        return getattr(self, "scope", "tensor")
 
     def survey(self, group: Group) -> Survey:
         """What `coefficients` must know about the whole scope; by default nothing."""
         return
+        yield
+
+    def part_of(self, tensor: str) -> str | None:
+        """The part of its scope that a tensor is refined with; None: the method has no `refine`."""
+        return None
+
+    def refine(self, part: Group, known: Any) -> Survey:
+        """What `coefficients` must know about one part of the scope, given what the survey found."""
+        return known
         yield
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
@@ -126,21 +163,6 @@ class Method(BaseModel):
         change = ops.weighted_sum(self.coefficients(piece, known), piece.deltas)
         scale = getattr(self, "lambda_", 1.0)
         return piece.apply(change if scale == 1 else change * scale)
-
-
-ZeroDivisor = Literal["error", "one"]
-
-
-def zero_divisor() -> Any:
-    """The field for what happens where the weights to divide by add up to 0."""
-    return parameter("error", "", "Where the weights to divide by add up to 0: refuse, or divide by 1.")
-
-
-def mean_problem(weights: tuple[float, ...]) -> list[str]:
-    """Why there is no mean with these weights: a sentence, or nothing."""
-    if not ops.cancel(weights):
-        return []
-    return ["the weights add up to 0, so their average does not exist; change one or set normalize: false"]
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import torch
 
 from merging import ops
-from merging.methods.base import Method, Number, mean_problem, parameter, register
+from merging.methods.base import Method, Number, Profile, parameter, register
+from merging.methods.combine import mean_problem
 from merging.pieces import Piece
 
 
@@ -28,7 +29,7 @@ class Linear(Method):
     )
     normalize: bool = parameter(True, "", "Divide by the sum of the weights.")
 
-    def problems(self, experts: int) -> list[str]:
+    def problems(self, experts: int, profile: Profile) -> list[str]:
         return mean_problem(self.for_experts("weight", experts)) if self.normalize else []
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:

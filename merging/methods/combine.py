@@ -1,0 +1,128 @@
+"""How sparse changes become one: added up (task arithmetic), or elected and averaged where they agree (TIES)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+
+from merging import ops
+from merging.methods.base import Group, Number, Profile, Survey, parameter
+from merging.methods.sparse import Sparse, Sparsity
+from merging.pieces import Piece
+from merging.statistics import Attained, Sums
+
+ZeroDivisor = Literal["error", "one"]
+MOST_MIXED = 12
+"""Experts up to which every subset of weights of both signs is tried for a sum of 0."""
+
+
+class Combined(Sparse):
+    """What both ways to combine have in common."""
+
+    lambda_: Number = parameter(1.0, "λ", "Scale of the whole merged change.", alias="lambda")
+    normalize: bool = parameter(
+        False, "", "Divide by the sum of the weights: an average of changes, not a sum."
+    )
+    zero_divisor: ZeroDivisor = parameter(
+        "error", "", "Where the weights to divide by add up to 0: refuse, or divide by 1."
+    )
+
+
+class Added(Combined):
+    """Δ = λ·Σ w_t·δ̂_t, divided by Σ w_t if `normalize`."""
+
+    def problems(self, experts: int, profile: Profile) -> list[str]:
+        found = super().problems(experts, profile)
+        if self.normalize and self.zero_divisor == "error":
+            found += mean_problem(self.for_experts("weight", experts))
+        return found
+
+    def survey(self, group: Group) -> Survey:
+        return (yield from self.sparsify(group))
+
+    def attained(self, known: Sparsity) -> Attained | None:
+        return known.cut.attained if known.cut else None
+
+    def coefficients(self, piece: Piece, known: Sparsity) -> torch.Tensor:
+        return ops.shares(piece.weight, self.normalize, piece.deltas) * self.factors(piece, known)
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """What an election needs to know of its scope: the sparse changes, and the sign where it is a draw."""
+
+    sparsity: Sparsity
+    if_draw: float = 1.0
+
+
+class Elected(Combined):
+    """Elect a sign for every element, then combine the experts that agree with it.
+
+    Source: TIES-Merging, 2306.01708, steps 2 and 3.
+    """
+
+    normalize: bool = parameter(
+        True, "", "Divide by the weights of the experts that agree (the disjoint mean), or only add them up."
+    )
+    sign: Literal["total", "frequency"] = parameter(
+        "total", "γ", "Elect by the mass of the changes or by the number of experts."
+    )
+    elect_on: Literal["delta", "weighted"] = parameter(
+        "delta", "", "Whether the experts' weights count in the election (weighted) or not (delta)."
+    )
+    zero_sum: Literal["majority", "plus"] = parameter(
+        "majority", "", "The sign where both sides are equally strong: that of most other elements, or plus."
+    )
+
+    def problems(self, experts: int, profile: Profile) -> list[str]:
+        found = super().problems(experts, profile)
+        if self.normalize and self.zero_divisor == "error":
+            found += disjoint_problem(self.for_experts("weight", experts))
+        return found
+
+    def survey(self, group: Group) -> Survey:
+        sparsity = yield from self.sparsify(group)
+        if self.zero_sum == "plus" or group.experts == 1:
+            return Ballot(sparsity)
+        balance = yield Sums(lambda piece: ops.sum_experts(self._votes(piece, sparsity)).sign().sum())
+        return Ballot(sparsity, -1.0 if sum(float(sign) for sign in balance.values()) < 0 else 1.0)
+
+    def attained(self, known: Ballot) -> Attained | None:
+        return known.sparsity.cut.attained if known.sparsity.cut else None
+
+    def coefficients(self, piece: Piece, known: Ballot) -> torch.Tensor:
+        factors = self.factors(piece, known.sparsity)
+        votes = self._weighted(piece, factors * piece.deltas)
+        elected = ops.elect_sign(votes, self.sign, known.if_draw)
+        return factors * ops.disjoint_coefficients(votes.sign() == elected, piece.weight, self.normalize)
+
+    def _votes(self, piece: Piece, known: Sparsity) -> torch.Tensor:
+        return self._weighted(piece, self.factors(piece, known) * piece.deltas)
+
+    def _weighted(self, piece: Piece, sparse: torch.Tensor) -> torch.Tensor:
+        return sparse if self.elect_on == "delta" else sparse * ops.per_expert(piece.weight, sparse)
+
+
+def mean_problem(weights: tuple[float, ...]) -> list[str]:
+    """Why there is no mean with these weights: a sentence, or nothing."""
+    if not ops.cancel(weights):
+        return []
+    return ["the weights add up to 0, so their average does not exist; change one or set normalize: false"]
+
+
+def disjoint_problem(weights: tuple[float, ...]) -> list[str]:
+    """Why some experts that agree may have no mean: a sentence, or nothing."""
+    weights = tuple(weight for weight in weights if weight)
+    if len({weight > 0 for weight in weights}) < 2:
+        return []
+    if len(weights) > MOST_MIXED:
+        return [f"weights of both signs are only possible for up to {MOST_MIXED} experts"]
+    for size in range(2, len(weights) + 1):
+        for some in combinations(weights, size):
+            if ops.cancel(some):
+                text = " and ".join(f"{weight:g}" for weight in some)
+                return [f"the weights {text} cancel, so the mean over these experts does not exist"]
+    return []

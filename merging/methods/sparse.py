@@ -1,0 +1,204 @@
+"""How changes become sparse: trimmed by magnitude (TIES), dropped at random (DARE), or both (DELLA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+
+from merging import noise, ops
+from merging.methods.base import Group, Method, Number, Profile, Scope, Share, Survey, parameter
+from merging.pieces import Piece
+from merging.statistics import Attained, Cut, Sums, largest_cut
+
+TINY_NORM = 1e-7
+"""A sum of magnitudes below which an l1 rescale is left out."""
+WINDOW_TOLERANCE = 1e-9
+
+
+def _rescale_word(value: Any) -> Any:
+    return {True: "l1", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+RESCALE = (
+    "{} l1: so that each tensor's Σ|δ| stays (mergekit's, also written true); none (also written false)."
+)
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What is known of a scope's sparse changes: the exact cut, and each tensor's factors [experts] of the rescale."""
+
+    cut: Cut | None = None
+    gain: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Sparse(Method):
+    """Base of the methods that combine sparse changes δ̂_t = factor_t·δ_t. By default nothing is dropped."""
+
+    weight: Number | tuple[Number, ...] = parameter(
+        1.0, "w", "How much of this expert's change is added.", per_model=True
+    )
+
+    def sparsify(self, group: Group) -> Survey:
+        """Find the cut, then the factors of an l1 rescale."""
+        cut = yield from self.select(group)
+        if getattr(self, "rescale", "none") != "l1":
+            return Sparsity(cut)
+        sums = yield Sums(
+            lambda piece: torch.stack(
+                [_l1(piece.deltas), _l1(self.kept(piece, cut) * piece.deltas)],
+            )
+        )
+        return Sparsity(cut, {tensor: _gain(before, after) for tensor, (before, after) in sums.items()})
+
+    def select(self, group: Group) -> Survey:
+        """The scans that find which elements stay."""
+        return
+        yield
+
+    def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
+        """The factor of each element before an l1 rescale, 0 where it is dropped: [experts, *shape], bool or float."""
+        return torch.ones_like(piece.deltas, dtype=torch.bool)
+
+    def factors(self, piece: Piece, known: Sparsity) -> torch.Tensor:
+        """The factor of each element: [experts, *shape]."""
+        kept = self.kept(piece, known.cut)
+        if piece.name in known.gain:
+            kept = kept * ops.per_expert(known.gain[piece.name].to(kept.device), kept)
+        return kept
+
+
+class Trim(Sparse):
+    """Keeps exactly the `density` largest |δ| of a scope; among equals the lower position wins.
+
+    Source: TIES-Merging, 2306.01708, step 1.
+    """
+
+    density: Share | tuple[Share, ...] = parameter(
+        0.2, "k", "Share of this expert's change that is kept, the largest first.", per_model=True
+    )
+    scope: Scope = parameter(
+        "model", "", "What is ranked together: each tensor, each block, or the whole model."
+    )
+    count: ops.Counting = parameter(
+        "nearest",
+        "",
+        "How density times elements becomes a whole number: rounded, or cut off as mergekit does.",
+    )
+    rescale: Annotated[Literal["none", "l1"], BeforeValidator(_rescale_word)] = parameter(
+        "none", "", RESCALE.format("Scale what is left up again:")
+    )
+
+    def select(self, group: Group) -> Survey:
+        densities = self.for_experts("density", group.experts)
+        kept = [ops.kept_count(density, group.elements, self.count) for density in densities]
+        return (yield from largest_cut(kept, group.elements))
+
+    def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
+        assert cut is not None
+        return cut.keep(piece)
+
+    def attained_by(self, sparsity: Sparsity) -> Attained | None:
+        return sparsity.cut.attained if sparsity.cut else None
+
+
+class Random(Sparse):
+    """Base of the methods that drop by chance; masks depend on seed, expert, tensor and position alone."""
+
+    density: Share | tuple[Share, ...] = parameter(
+        0.8, "1 − p", "Share of this expert's change that is kept, on average.", per_model=True
+    )
+    rescale: Annotated[Literal["expected", "l1", "none"], BeforeValidator(_rescale_word)] = parameter(
+        "expected",
+        "",
+        RESCALE.format("Scale what is left up again: expected: by 1 / the element's chance to stay;"),
+    )
+    seed: Seed = parameter(0, "", "Another seed gives other random masks; the same seed always the same.")
+
+    def survivors(self, piece: Piece, keep: torch.Tensor) -> torch.Tensor:
+        """Factors of a Bernoulli draw with float64 probabilities `keep`, [experts, *shape] or broadcastable to it."""
+        limits = (keep * noise.ONE).round().to(torch.int32)
+        drawn = noise.piece_uniform(piece, self.seed) < limits.to(piece.deltas.device)
+        if self.rescale != "expected":
+            return drawn
+        inverse = torch.where(keep > 0, 1 / keep, 0.0).to(torch.float32)
+        return drawn * inverse.to(piece.deltas.device)
+
+
+class Drop(Random):
+    """Drops each element with probability 1 − density.
+
+    Source: DARE, 2311.03099, eq. 1 and 2.
+    """
+
+    def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
+        keep = torch.tensor(self.for_experts("density", piece.experts), dtype=torch.float64)
+        return self.survivors(piece, ops.per_expert(keep, piece.deltas))
+
+
+class MagPrune(Random):
+    """Drops by chance, the smaller of a row the likelier: keep_r = (density + ε) − 2ε·r/(m − 1), r = 0 the largest.
+
+    A row is dim 1 of a matrix (later dims count into it); a 1-D tensor is one row of m elements.
+
+    Source: DELLA-Merging, 2406.11617, MAGPRUNE; its authors' code (the paper's ε/n form has a mean off by ε/2n).
+    """
+
+    whole_vectors: ClassVar[bool] = True
+    density: Share | tuple[Share, ...] = parameter(
+        0.7, "1 − p", "Share of this expert's change that is kept, on average.", per_model=True
+    )
+    epsilon: (
+        Annotated[float, Field(ge=0, le=1, strict=True)]
+        | tuple[Annotated[float, Field(ge=0, le=1, strict=True)], ...]
+    ) = parameter(
+        0.07,
+        "ε",
+        "How far a row's largest element is likelier, and its smallest less likely, to stay than the density.",
+        per_model=True,
+    )
+
+    def problems(self, experts: int, profile: Profile) -> list[str]:
+        found = super().problems(experts, profile)
+        densities, epsilons = (self.for_experts(name, experts) for name in ("density", "epsilon"))
+        for density, epsilon in zip(densities, epsilons, strict=True):
+            if density == 0 and profile == "paper":
+                found.append("density 0 leaves nothing of an expert; remove the model, or give it weight 0")
+            elif 0 < density < 1 and not (
+                density - epsilon > 0 and density + epsilon <= 1 + WINDOW_TOLERANCE
+            ):
+                room = min(density, 1 - density)
+                found.append(
+                    f"epsilon {epsilon:g} does not fit density {density:g}: density ± epsilon must lie between 0 and 1, "
+                    f"so epsilon can be at most {room:g}"
+                    + (" (and must be below it)" if room == density else "")
+                )
+        return list(dict.fromkeys(found))
+
+    def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
+        rows = ops.as_rows(piece.deltas)
+        ranks = ops.ranks_in_rows(rows)
+        densities, epsilons = (self.for_experts(name, piece.experts) for name in ("density", "epsilon"))
+        tables = torch.stack(
+            [
+                ops.rank_probabilities(rows.shape[-1], density, epsilon)
+                for density, epsilon in zip(densities, epsilons, strict=True)
+            ]
+        ).to(rows.device)
+        keep = torch.stack([table[rank] for table, rank in zip(tables, ranks, strict=True)])
+        return self.survivors(piece, keep.view_as(piece.deltas))
+
+
+def _l1(values: torch.Tensor) -> torch.Tensor:
+    """Σ|x| of each expert, in float64: [experts]."""
+    return values.flatten(1).abs().sum(1, dtype=torch.float64)
+
+
+def _gain(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    tiny = (before < TINY_NORM) | (after < TINY_NORM)
+    return torch.where(tiny, 1.0, before / after).to(torch.float32)

@@ -1,0 +1,87 @@
+"""Random numbers that belong to an element, not to a moment: the same for any device, order, block size and worker.
+
+The word of an element is a hash of where it is. With h = BLAKE2b-64 of "seed/expert/tensor" read as two little-endian
+32-bit words k0, k1, with i the element's row-major index in the whole tensor, i = low + 2³²·high, and with mix the
+finaliser of MurmurHash3 (x ^= x≫16; x *= 0x85EBCA6B; x ^= x≫13; x *= 0xC2B2AE35; x ^= x≫16, modulo 2³²):
+
+    word = mix(mix(low ^ k0 ^ (high·0x9E3779B9)) ^ k1),   u = word ≫ 8
+
+so u is uniform over 24 bits, and an element is kept if u < round(keep·2²⁴). Test vectors: seed 0, expert 0, tensor
+"w": u of the elements 0 to 3 is 13245866, 15558548, 15262340, 11673480.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from merging.pieces import Piece
+
+ONE = 1 << 24
+"""The number of values u can take: a keep probability of 1."""
+MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
+SHIFTS = (16, 13, 16)
+HIGH = 0x9E3779B9
+WORD = 1 << 32
+CHUNK = 1 << 17
+"""Elements made at once: what stays in the cache."""
+
+
+def key(seed: int, expert: int, tensor: str) -> tuple[int, int]:
+    """The two key words of a stream; `expert` is the position among the models other than the base, from 0."""
+    digest = hashlib.blake2b(f"{seed}/{expert}/{tensor}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def uniform(
+    seed: int, expert: int, tensor: str, start: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """u of the elements `start` to `start + count` of a tensor: int32 in [0, 2²⁴)."""
+    words = torch.empty(count, dtype=torch.int32, device=device)
+    ramp = torch.arange(min(count, CHUNK), dtype=torch.int32, device=device)
+    shifted = torch.empty_like(ramp)
+    k0, k1 = key(seed, expert, tensor)
+    done = 0
+    while done < count:
+        high, low = divmod(start + done, WORD)
+        size = min(CHUNK, count - done, WORD - low)
+        part = words[done : done + size]
+        torch.add(ramp[:size], _signed(low), out=part)
+        _mix(part, k0 ^ (high * HIGH % WORD), shifted[:size])
+        _mix(part, k1, shifted[:size])
+        done += size
+    return words.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
+
+
+def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
+    """u of every element of a piece for every expert: int32 [experts, *shape]."""
+    shape = piece.models.shape
+    count = piece.models[0].numel()
+    start = piece.start * (count // shape[1] if len(shape) > 1 and shape[1] else 1)
+    return torch.stack(
+        [
+            uniform(seed, expert, piece.name, start, count, piece.models.device).view(shape[1:])
+            for expert in range(piece.experts)
+        ]
+    )
+
+
+def threshold(keep: float) -> int:
+    """The whole number that u must be below for an element to be kept with probability `keep`."""
+    return round(keep * ONE)
+
+
+def _mix(words: torch.Tensor, word: int, shifted: torch.Tensor) -> None:
+    """XOR a key word in and apply MurmurHash3's finaliser, in place; int32 arithmetic wraps as unsigned does."""
+    words ^= _signed(word)
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
+        torch.bitwise_right_shift(words, shift, out=shifted)
+        shifted &= (1 << (32 - shift)) - 1
+        words ^= shifted
+        if multiplier is not None:
+            words *= _signed(multiplier)
+
+
+def _signed(word: int) -> int:
+    return word - WORD if word >= WORD // 2 else word
