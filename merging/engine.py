@@ -102,6 +102,7 @@ class _Run:
     attained: Attained | None = None
     results: list[TensorResult] = field(default_factory=list)
     tensors_done: Counter[str] = field(default_factory=Counter)
+    remarks: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def passes(tensor: TensorPlan) -> int:
@@ -139,6 +140,7 @@ class _Run:
     ) -> Iterator[Progress]:
         if (attained := method.attained(known)) is not None:
             self.attained = attained if self.attained is None else self.attained + attained
+        self.remarks.update(dict.fromkeys(method.remarks(known, self.plan.names)))
         totals = _Totals()
         for tensor, piece in pieces:
             rows = self._merged(tensor, piece, known, totals)
@@ -220,7 +222,7 @@ class _Run:
             bytes_read=self.bytes_read,
             bytes_written=self.bytes_written,
             seconds=time.perf_counter() - self.started,
-            warnings=self.plan.warnings,
+            warnings=(*self.plan.warnings, *self.remarks),
         )
 
     def _progress(self, stage: str, tensors: int) -> Progress:

@@ -107,6 +107,12 @@ def disjoint_coefficients(agree: torch.Tensor, weight: torch.Tensor, normalize: 
     return coefficients
 
 
+def minmax(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Each expert's values [experts, *shape] from its range [low, high] onto [0, 1]; 0 where the range is one point."""
+    low, span = (per_expert(bound.to(values.device), values) for bound in (low, high - low))
+    return torch.where(span > 0, (values - low) / span, 0.0)
+
+
 def as_rows(deltas: torch.Tensor) -> torch.Tensor:
     """[experts, *shape] as [experts, rows, m]: a 1-D tensor is one row, dims beyond the second count into the row."""
     experts, *shape = deltas.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -157,6 +157,10 @@ class Method(BaseModel):
     def attained(self, known: Any) -> Attained | None:
         """What the survey's trimming came to, for the methods that trim."""
         return None
+
+    def remarks(self, known: Any, names: Sequence[str]) -> list[str]:
+        """What a user should know of what the survey found, a sentence each; `names` are the experts'."""
+        return []
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
         """The merged rows in float32: [*shape]."""

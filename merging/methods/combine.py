@@ -43,10 +43,10 @@ class Added(Combined):
     def survey(self, group: Group) -> Survey:
         return (yield from self.sparsify(group))
 
-    def attained(self, known: Sparsity) -> Attained | None:
+    def attained(self, known: Any) -> Attained | None:
         return known.cut.attained if known.cut else None
 
-    def coefficients(self, piece: Piece, known: Sparsity) -> torch.Tensor:
+    def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
         return ops.shares(piece.weight, self.normalize, piece.deltas) * self.factors(piece, known)
 
 

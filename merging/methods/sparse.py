@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from merging import noise, ops
 from merging.methods.base import Group, Method, Number, Profile, Scope, Share, Survey, parameter
 from merging.pieces import Piece
-from merging.statistics import Attained, Cut, Sums, largest_cut
+from merging.statistics import Cut, Sums, largest_cut
 
 TINY_NORM = 1e-7
 """A sum of magnitudes below which an l1 rescale is left out."""
@@ -65,7 +65,7 @@ class Sparse(Method):
         """The factor of each element before an l1 rescale, 0 where it is dropped: [experts, *shape], bool or float."""
         return torch.ones_like(piece.deltas, dtype=torch.bool)
 
-    def factors(self, piece: Piece, known: Sparsity) -> torch.Tensor:
+    def factors(self, piece: Piece, known: Any) -> torch.Tensor:
         """The factor of each element: [experts, *shape]."""
         kept = self.kept(piece, known.cut)
         if piece.name in known.gain:
@@ -102,9 +102,6 @@ class Trim(Sparse):
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
         assert cut is not None
         return cut.keep(piece)
-
-    def attained_by(self, sparsity: Sparsity) -> Attained | None:
-        return sparsity.cut.attained if sparsity.cut else None
 
 
 class Random(Sparse):
