@@ -1,4 +1,5 @@
-"""Linear, task arithmetic, TIES and SLERP as their papers write them. NumPy, float64, loops over elements allowed."""
+"""Linear, task arithmetic, magnitude, TIES and SLERP as their papers write them. NumPy, float64, loops over elements
+allowed."""
 
 from __future__ import annotations
 
@@ -29,32 +30,47 @@ def keep_largest(delta, density, count="nearest"):
     return out
 
 
-def ties(
-    deltas,
-    weight,
-    density,
-    lam=1.0,
-    *,
-    sign="total",
-    elect_on="delta",
-    zero_sum="majority",
-    count="nearest",
-    normalize=True,
+def rescale_l1(pruned, delta, sizes):
+    """Each tensor's Σ|δ̂| brought back to Σ|δ|; `sizes` are the elements of the tensors one after another."""
+    out, start = pruned.copy(), 0
+    for size in sizes:
+        part = slice(start, start + size)
+        before, after = np.abs(delta[part]).sum(), np.abs(pruned[part]).sum()
+        if before >= 1e-7 and after >= 1e-7:
+            out[part] = pruned[part] * (before / after)
+        start += size
+    return out
+
+
+def magnitude(
+    deltas, weight, density, lam=1.0, *, sizes, count="nearest", rescale="none", normalize=False
 ):
-    trimmed = [keep_largest(d, k, count) for d, k in zip(deltas, density, strict=True)]
-    votes = trimmed if elect_on == "delta" else [w * d for w, d in zip(weight, trimmed, strict=True)]
+    pruned = [keep_largest(d, k, count) for d, k in zip(deltas, density, strict=True)]
+    if rescale == "l1":
+        pruned = [rescale_l1(p, d, sizes) for p, d in zip(pruned, deltas, strict=True)]
+    return task_arithmetic(pruned, weight, lam, normalize)
+
+
+def elect_and_combine(pruned, weight, *, sign="total", elect_on="delta", zero_sum="majority", normalize=True):
+    """Elect a sign for every element, then combine the non-zero values that agree with it."""
+    votes = pruned if elect_on == "delta" else [w * d for w, d in zip(weight, pruned, strict=True)]
     balance = sum(np.sign(v) for v in votes) if sign == "frequency" else sum(votes)
     draw = 1.0
     if zero_sum == "majority" and np.sign(sum(votes)).sum() < 0:
         draw = -1.0
     elected = np.where(balance == 0, draw, np.sign(balance))
-    merged = np.zeros_like(deltas[0])
+    merged = np.zeros_like(pruned[0])
     for i in range(len(merged)):
-        agree = [t for t in range(len(deltas)) if np.sign(votes[t][i]) == elected[i]]
-        top = sum(weight[t] * trimmed[t][i] for t in agree)
+        agree = [t for t in range(len(pruned)) if np.sign(votes[t][i]) == elected[i]]
+        top = sum(weight[t] * pruned[t][i] for t in agree)
         bottom = sum(weight[t] for t in agree) if normalize else 1
         merged[i] = top / bottom if agree and bottom else top
-    return lam * merged
+    return merged
+
+
+def ties(deltas, weight, density, lam=1.0, *, count="nearest", **election):
+    trimmed = [keep_largest(d, k, count) for d, k in zip(deltas, density, strict=True)]
+    return lam * elect_and_combine(trimmed, weight, **election)
 
 
 def slerp(base, model, t):
