@@ -4,6 +4,7 @@ The names below are the public API; everything else may change.
 """
 
 from merging.api import check, inspect, merge, merge_state_dicts, plan_file, run
+from merging.artefact import Importance
 from merging.checkpoint import Checkpoint
 from merging.errors import (
     CheckpointError,
@@ -14,6 +15,7 @@ from merging.errors import (
     RecipeError,
 )
 from merging.events import Event, Finished, Progress
+from merging.importance import importance, measure_importance
 from merging.inspection import Report
 from merging.methods import METHODS, Method
 from merging.plan import Plan
@@ -26,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "Event",
     "Finished",
+    "Importance",
     "MergingError",
     "Method",
     "OutputError",
@@ -38,7 +41,9 @@ __all__ = [
     "Report",
     "__version__",
     "check",
+    "importance",
     "inspect",
+    "measure_importance",
     "merge",
     "merge_state_dicts",
     "plan_file",

@@ -20,6 +20,7 @@ from merging import api, inspection
 from merging.errors import MergingError, PlanError
 from merging.events import Event, Finished
 from merging.events import Progress as EngineProgress
+from merging.importance_command import importance
 from merging.inspection import Report
 from merging.methods import METHODS
 from merging.plan import Plan
@@ -35,6 +36,9 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in mergekit's YAML.", metavar="RECIPE")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, one JSON object a line.")]
+
+
+app.command()(importance)
 
 
 def main() -> None:
