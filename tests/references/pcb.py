@@ -50,7 +50,9 @@ def thresholds(beta, ratio):
 
 def scores(beta, ratio, variant):
     if variant != "paper":
-        return np.array([minmax(np.maximum(b, th)) for b, th in zip(beta, thresholds(beta, ratio), strict=True)])
+        return np.array(
+            [minmax(np.maximum(b, th)) for b, th in zip(beta, thresholds(beta, ratio), strict=True)]
+        )
     kept = np.zeros_like(beta)
     for row, out in zip(beta, kept, strict=True):
         order = sorted(range(len(row)), key=lambda i: (-row[i], i))[: round(ratio * len(row))]

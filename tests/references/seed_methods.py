@@ -42,9 +42,7 @@ def rescale_l1(pruned, delta, sizes):
     return out
 
 
-def magnitude(
-    deltas, weight, density, lam=1.0, *, sizes, count="nearest", rescale="none", normalize=False
-):
+def magnitude(deltas, weight, density, lam=1.0, *, sizes, count="nearest", rescale="none", normalize=False):
     pruned = [keep_largest(d, k, count) for d, k in zip(deltas, density, strict=True)]
     if rescale == "l1":
         pruned = [rescale_l1(p, d, sizes) for p, d in zip(pruned, deltas, strict=True)]
