@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from merging.artefact import Importance
 from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, ParameterError, PlanError
@@ -86,7 +87,7 @@ def merge_state_dicts(
     weight: float | Sequence[float] | None = None,
     profile: Profile = "paper",
     seed: int = 0,
-    importance: Any = None,
+    importance: Importance | str | Path | None = None,
     **parameters: Any,
 ) -> dict[str, torch.Tensor]:
     """Merge dictionaries of tensors in memory.
@@ -96,6 +97,7 @@ def merge_state_dicts(
         models: one dictionary an expert, with the base's names and shapes.
         method: a key of `METHODS`.
         weight: one number, or one for each model.
+        importance: what `merging.importance` measured on these models, or the path of its file; for methods that need it.
         parameters: the method's parameters by their YAML names, `lambda` also as `lambda_`; a per-model parameter
             takes one value or one for each model.
 
@@ -106,14 +108,15 @@ def merge_state_dicts(
     Raises:
         MergingError: unknown method or parameter, values out of range, tensors that do not fit.
     """
-    if importance is not None:
-        raise MergingError("importance: no method here uses it yet; leave it out.")
     models = list(models)
     recipe = _recipe_in_memory(len(models), method, profile, seed, _spelled(parameters, weight))
     sources = [
         (entry, StateDict(tensors, entry.model)) for entry, tensors in zip(recipe.models, models, strict=True)
     ]
-    plan = plan_sources(recipe, StateDict(base, "base") if base is not None else None, sources)
+    known = Importance.load(importance) if isinstance(importance, str | Path) else importance
+    plan = plan_sources(
+        recipe, StateDict(base, "base") if base is not None else None, sources, importance=known
+    )
     sink = MemorySink([tensor.info for tensor in plan.tensors])
     for _ in run_plan(plan, sink, device="cpu"):
         pass

@@ -121,7 +121,7 @@ class _Run:
         known, scans = yield from self._survey(method.survey(self._group(tensors)), tensors, pieces)
         parts: dict[str | None, list[TensorPlan]] = {}
         for tensor in tensors:
-            parts.setdefault(method.part_of(tensor.info.name), []).append(tensor)
+            parts.setdefault(method.part_of(tensor.info.name, known), []).append(tensor)
         for name, part in parts.items():
             some = pieces if len(parts) == 1 else pieces.of(part) or self._pieces(method, part)
             found, more = known, 0
@@ -244,7 +244,13 @@ class _Run:
             weight = torch.tensor(
                 tensor.method.for_experts("weight", len(self.plan.experts)), dtype=torch.float32
             )
-        return Piece(name, start, base, models, weight.to(self.device))
+        return Piece(name, start, base, models, weight.to(self.device), self._saliency(tensor, start, stop))
+
+    def _saliency(self, tensor: TensorPlan, start: int, stop: int) -> torch.Tensor | None:
+        if tensor.method is None or not tensor.method.needs_saliency:
+            return None
+        sources = self.plan.saliency
+        return torch.stack([source.read(tensor.info.name, start, stop) for source in sources]).to(self.device)
 
     def _read(self, source: Any, name: str, start: int, stop: int) -> torch.Tensor:
         values = source.read(name, start, stop)

@@ -24,6 +24,8 @@ class Piece:
     base: torch.Tensor | None
     models: torch.Tensor
     weight: torch.Tensor
+    saliency: torch.Tensor | None = None
+    """δ·g of every element [experts, *shape], where a method asks for it."""
 
     @property
     def key(self) -> PieceKey:

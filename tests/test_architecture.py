@@ -20,6 +20,7 @@ METHODS_MAY_IMPORT = {
     "merging.methods",
     "merging.anatomy",
     "merging.partitions",
+    "merging.partition_cut",
 }
 LEAVES = {"merging.cli", "merging.jobs", "merging.api", "merging.__main__"}
 
@@ -85,6 +86,7 @@ def test_engine_order():
         "anatomy",
         "partitions",
         "statistics",
+        "partition_cut",
         "methods",
         "values",
         "recipe",

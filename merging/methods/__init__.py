@@ -1,7 +1,7 @@
 """The merge methods: one file each. Importing this package fills METHODS, in the order they are presented."""
 
 # isort: off
-from merging.methods import linear, task_arithmetic, magnitude, ties, dare, della, pcb, dppa, slerp
+from merging.methods import linear, task_arithmetic, magnitude, ties, dare, della, pcb, dppa, apl, slerp
 from merging.methods.base import METHODS, Group, Method, Profile, Scope, Survey, get_method
 # isort: on
 
@@ -12,6 +12,7 @@ __all__ = [
     "Profile",
     "Scope",
     "Survey",
+    "apl",
     "dare",
     "della",
     "dppa",

@@ -136,12 +136,17 @@ class Method(BaseModel):
         """What is looked at together before merging."""
         return getattr(self, "scope", "tensor")
 
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether the method reads the element scores of an importance file."""
+        return False
+
     def survey(self, group: Group) -> Survey:
         """What `coefficients` must know about the whole scope; by default nothing."""
         return
         yield
 
-    def part_of(self, tensor: str) -> str | None:
+    def part_of(self, tensor: str, known: Any) -> str | None:
         """The part of its scope that a tensor is refined with; None: the method has no `refine`."""
         return None
 

@@ -152,7 +152,7 @@ class Dppa(Added):
         ]
         return torch.stack(columns, 1).round().clamp(min=1).long()
 
-    def part_of(self, tensor: str) -> str:
+    def part_of(self, tensor: str, known: Known) -> str:
         return tensor
 
     def refine(self, part: Group, known: Known) -> Survey:

@@ -117,15 +117,6 @@ class Random(Sparse):
     )
     seed: Seed = parameter(0, "", "Another seed gives other random masks; the same seed always the same.")
 
-    def survivors(self, piece: Piece, keep: torch.Tensor) -> torch.Tensor:
-        """Factors of a Bernoulli draw with float64 probabilities `keep`, [experts, *shape] or broadcastable to it."""
-        limits = (keep * noise.ONE).round().to(torch.int32)
-        drawn = noise.piece_uniform(piece, self.seed) < limits.to(piece.deltas.device)
-        if self.rescale != "expected":
-            return drawn
-        inverse = torch.where(keep > 0, 1 / keep, 0.0).to(torch.float32)
-        return drawn * inverse.to(piece.deltas.device)
-
 
 class Drop(Random):
     """Drops each element with probability 1 − density.
@@ -135,7 +126,7 @@ class Drop(Random):
 
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
         keep = torch.tensor(self.for_experts("density", piece.experts), dtype=torch.float64)
-        return self.survivors(piece, ops.per_expert(keep, piece.deltas))
+        return survivors(piece, ops.per_expert(keep, piece.deltas), self.seed, self.rescale)
 
 
 class MagPrune(Random):
@@ -188,7 +179,17 @@ class MagPrune(Random):
             ]
         ).to(rows.device)
         keep = torch.stack([table[rank] for table, rank in zip(tables, ranks, strict=True)])
-        return self.survivors(piece, keep.view_as(piece.deltas))
+        return survivors(piece, keep.view_as(piece.deltas), self.seed, self.rescale)
+
+
+def survivors(piece: Piece, keep: torch.Tensor, seed: int, rescale: str) -> torch.Tensor:
+    """Factors of a Bernoulli draw with float64 probabilities `keep`, [experts, *shape] or broadcastable to it."""
+    limits = (keep * noise.ONE).round().to(torch.int32)
+    drawn = noise.piece_uniform(piece, seed) < limits.to(piece.deltas.device)
+    if rescale != "expected":
+        return drawn
+    inverse = torch.where(keep > 0, 1 / keep, 0.0).to(torch.float32)
+    return drawn * inverse.to(piece.deltas.device)
 
 
 def _l1(values: torch.Tensor) -> torch.Tensor:
