@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help run test check format bench clean
+.PHONY: help run test check format bench oracle clean
 
 help:
 	@echo "make run     install into $(VENV) and start the app with the demo family"
@@ -11,6 +11,7 @@ help:
 	@echo "make check   formatting, lint, types, import arrows, generated docs"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make bench   speed and memory, as ratios in one run"
+	@echo "make oracle  install mergekit beside it, so that make test compares with it"
 
 $(VENV)/.ready: requirements.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +43,19 @@ format: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.run
+
+ORACLE := .venv-mergekit
+ORACLE_PIP := $(ORACLE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# torch first: left to mergekit's requirements, pip fetches gigabytes of CUDA libraries
+$(ORACLE)/.ready: tests/oracle/requirements.txt constraints.txt
+	test -x $(ORACLE)/bin/python || $(PYTHON) -m venv $(ORACLE)
+	$(ORACLE_PIP) torch
+	$(ORACLE_PIP) --requirement tests/oracle/requirements.txt
+	$(ORACLE_PIP) --no-deps mergekit==0.1.5
+	@touch $@
+
+oracle: $(ORACLE)/.ready
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
