@@ -28,6 +28,19 @@ def kept_count(density: float, elements: int, count: Counting) -> int:
     return max(1, kept)
 
 
+def window(density: float, gamma: float, elements: int, count: Counting) -> tuple[int, int]:
+    """How many of the largest of `elements` are dropped, and how many of the next are kept.
+
+    Never fewer than asked are kept: a gamma above 1 − density counts as 1 − density. `floor` (mergekit) keeps
+    int(density·n), which may be none.
+    """
+    kept = kept_count(density, elements, count)
+    if count == "floor" and density < 1:
+        kept = int(density * elements)
+    dropped = int(gamma * elements) if count == "floor" else round(gamma * elements)
+    return min(dropped, elements - kept), kept
+
+
 def magnitude_bits(values: torch.Tensor) -> torch.Tensor:
     """|x| of float32 values as int32 that order exactly as the magnitudes do."""
     return values.contiguous().view(torch.int32) & 0x7FFFFFFF
@@ -55,6 +68,11 @@ def sum_experts(values: torch.Tensor) -> torch.Tensor:
     for term in values[1:]:
         total += term
     return total
+
+
+def flat(values: torch.Tensor, leading: int = 1) -> torch.Tensor:
+    """The dims after the first `leading` as one, which a scalar tensor's values then have, too."""
+    return values.reshape(*values.shape[:leading], math.prod(values.shape[leading:]))
 
 
 def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ class Dppa(Added):
         linears = Linears.among(group.shapes)
         if not linears.names:
             return Known({})
-        totals = yield Sums(lambda piece: piece.deltas.abs().flatten(1).sum(1, dtype=torch.float64))
+        totals = yield Sums(lambda piece: ops.flat(piece.deltas.abs()).sum(1, dtype=torch.float64))
         sums = torch.stack([totals[name] for name in linears.names])
         of_linear = dict(zip(linears.names, sums / linears.sizes[:, None], strict=True))
         of_block = linears.by_block(sums) / linears.by_block(linears.sizes)[:, None]
@@ -197,4 +197,4 @@ def _outliers(piece: Piece, limits: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.zeros(2, piece.experts)
     magnitude = piece.deltas.abs().double()
     limit = limits[piece.name].to(magnitude.device)
-    return torch.stack([(magnitude > ops.per_expert(row, magnitude)).flatten(1).sum(1) for row in limit])
+    return torch.stack([ops.flat(magnitude > ops.per_expert(row, magnitude)).sum(1) for row in limit])

@@ -88,7 +88,7 @@ class Known:
 
 
 def _extremes(piece: Piece) -> torch.Tensor:
-    terms = Competition.terms(piece).flatten(2)
+    terms = ops.flat(Competition.terms(piece), 2)
     if not terms.shape[2]:
         return torch.full((2, *terms.shape[:2]), -math.inf)
     return torch.stack([terms.amax(2), -terms.amin(2)])
@@ -188,7 +188,7 @@ class Pcb(Method):
         """Ranges of the products, their softmax sums, then the exact cut."""
         high, negative_low = yield Maximum(_extremes)
         formula = Competition(-negative_low, high)
-        sums = yield Sums(lambda piece: formula.exponentials(piece).flatten(2).sum(2))
+        sums = yield Sums(lambda piece: ops.flat(formula.exponentials(piece), 2).sum(2))
         formula = replace(formula, mean=sum(sums[name] for name in sorted(sums)) / group.elements)
         kept = [ops.kept_count(self.ratio, group.elements, "nearest")] * group.experts
         cut = yield from largest_cut(kept, group.elements, keys=_keys(formula))

@@ -194,7 +194,7 @@ def survivors(piece: Piece, keep: torch.Tensor, seed: int, rescale: str) -> torc
 
 def _l1(values: torch.Tensor) -> torch.Tensor:
     """Σ|x| of each expert, in float64: [experts]."""
-    return values.flatten(1).abs().sum(1, dtype=torch.float64)
+    return ops.flat(values.abs()).sum(1, dtype=torch.float64)
 
 
 def _gain(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
