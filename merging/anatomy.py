@@ -54,7 +54,7 @@ class Place:
 
 def locate(name: str) -> Place:
     """The place of one tensor, from its name alone."""
-    match = _BLOCK.search(name) or _ANY_NUMBER.search(name)
+    match = _block(name)
     block = int(match.group(1)) if match else None
     path = name[match.end() :] if match else name
     module, _, leaf = path.rpartition(".")
@@ -69,6 +69,21 @@ def locate(name: str) -> Place:
     last = module.rpartition(".")[2] or path
     role = "norm" if "norm" in last or last.startswith("ln") else "other"
     return Place(name, block, last + suffix, role)
+
+
+def in_block(name: str, block: int) -> str:
+    """The name of the same tensor in another block; a name outside the blocks stays as it is."""
+    match = _block(name)
+    return f"{name[: match.start(1)]}{block}{name[match.end(1) :]}" if match else name
+
+
+def after_blocks(place: Place) -> bool:
+    """Whether a tensor outside the blocks is used after them: the final norm and the head."""
+    return place.role == "head" or (place.role == "norm" and "embed" not in place.name)
+
+
+def _block(name: str) -> re.Match[str] | None:
+    return _BLOCK.search(name) or _ANY_NUMBER.search(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from merging.anatomy import locate
+from merging.anatomy import in_block, locate
 from merging.checkpoint import Checkpoint, TensorSource
-from merging.errors import OutputError
-from merging.header import MERGEABLE
+from merging.header import MERGEABLE, TensorInfo
+from merging.layout import Slot, taken
 from merging.methods import Method
-from merging.recipe import ModelEntry, Recipe, path_exists
-from merging.writer import ensure_replaceable, hidden_names
+from merging.recipe import Recipe
+from merging.sources import Member, Part
 
 BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 """Tensors that old checkpoints store though they are no weights; an extra one does no harm."""
@@ -39,31 +36,100 @@ FOREIGN_TOKENS = 0.01
 
 def compare(base: TensorSource, model: TensorSource, label: str) -> tuple[list[str], list[str]]:
     """Problems and warnings of merging `model` with `base`, a sentence each, from headers, configs and vocabularies."""
+    problems, warnings = _compare_models(base, model, label)
+    if _foreign(base, model):
+        return problems, warnings
+    return problems + _tensor_problems(base.tensors, model.tensors, label), warnings
+
+
+def compare_parts(
+    reference: TensorSource, parts: Sequence[Part], slots: Sequence[Slot]
+) -> tuple[list[str], list[str]]:
+    """`compare` for all models of a recipe and the tensors that its parts take of them."""
     problems: list[str] = []
     warnings: list[str] = []
-    if isinstance(base, Checkpoint) and isinstance(model, Checkpoint):
-        if base.architecture and model.architecture and base.architecture != model.architecture:
-            problems.append(
-                f"{label}: is a {model.architecture}, the base is a {base.architecture}; only models of one architecture "
-                "can be merged. Choose a fine-tune of this base."
+    seen = [reference]
+    for part in parts:
+        mixes_rows = part is parts[0] or part is parts[-1]
+        for member in part.members:
+            if not any(member.source is source for source in seen):
+                seen.append(member.source)
+                found, noted = _compare_models(
+                    reference, member.source, member.entry.model, vocabulary=mixes_rows
+                )
+                problems += found
+                warnings += noted
+            if member is part.reference or _foreign(reference, member.source):
+                continue
+            problems += _member_problems(part, member, parts, slots)
+    return [*problems, *_width_problems(reference, parts)], warnings
+
+
+def _member_problems(part: Part, member: Member, parts: Sequence[Part], slots: Sequence[Slot]) -> list[str]:
+    """What a part misses in one of its models, or cannot use."""
+    expected = {}
+    for slot in slots:
+        for one in slot.inputs:
+            if slot.part is part and one.source is member.source and slot.reference.info is not None:
+                expected[one.name] = slot.reference.info
+    label = member.entry.model
+    return _tensor_problems(expected, taken(part, member, parts), label)
+
+
+def _width_problems(reference: TensorSource, parts: Sequence[Part]) -> Iterator[str]:
+    """Blocks of one output must have the shapes of one model: a slice without a base is compared to the first."""
+    if not parts or parts[0].length is None:
+        return
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for name, info in reference.tensors.items():
+        shapes.setdefault(in_block(name, 0), set()).add(info.shape)
+    for part in parts:
+        member = part.reference
+        unlike = [
+            f"'{name}' {list(info.shape)} against {list(next(iter(shapes[in_block(name, 0)])))}"
+            for name, info in taken(part, member, parts).items()
+            if info.shape not in shapes.get(in_block(name, 0), {info.shape})
+        ]
+        if unlike:
+            yield (
+                f"{part.where}: {member.entry.model} has {_some(unlike, 'shape')} unlike {reference.label}'s, so their "
+                "blocks do not make one model."
             )
-            return problems, warnings
-        problems += _config_problems(base, model, label)
-        warnings += _config_warnings(base, model, label)
+
+
+def _foreign(base: TensorSource, model: TensorSource) -> bool:
+    """Whether both say that they are of different architectures."""
+    names = [one.architecture if isinstance(one, Checkpoint) else None for one in (base, model)]
+    return None not in names and names[0] != names[1]
+
+
+def _compare_models(
+    base: TensorSource, model: TensorSource, label: str, *, vocabulary: bool = True
+) -> tuple[list[str], list[str]]:
+    if not isinstance(base, Checkpoint) or not isinstance(model, Checkpoint):
+        return [], []
+    if _foreign(base, model):
+        return [
+            f"{label}: is a {model.architecture}, the base is a {base.architecture}; only models of one architecture "
+            "can be merged. Choose a fine-tune of this base."
+        ], []
+    problems = list(_config_problems(base, model, label))
+    warnings = list(_config_warnings(base, model, label))
+    if vocabulary:
         found, noted = _compare_vocabularies(base, model, label)
         problems += found
         warnings += noted
-        if base.chat_template != model.chat_template:
-            warnings.append(
-                f"{label}: its chat template differs from the base's; the result takes the base's."
-            )
-    return problems + _tensor_problems(base, model, label), warnings
+    if base.chat_template != model.chat_template:
+        warnings.append(f"{label}: its chat template differs from the base's; the result takes the base's.")
+    return problems, warnings
 
 
-def _tensor_problems(base: TensorSource, model: TensorSource, label: str) -> list[str]:
+def _tensor_problems(
+    base: Mapping[str, TensorInfo], model: Mapping[str, TensorInfo], label: str
+) -> list[str]:
     problems = []
-    missing = [name for name in base.tensors if name not in model.tensors]
-    extra = [name for name in model.tensors if name not in base.tensors and not name.endswith(BUFFERS)]
+    missing = [name for name in base if name not in model]
+    extra = [name for name in model if name not in base and not name.endswith(BUFFERS)]
     if missing:
         problems.append(
             f"{label}: lacks {_some(missing, 'tensor')} of the base. Is it a fine-tune of this base?"
@@ -73,8 +139,8 @@ def _tensor_problems(base: TensorSource, model: TensorSource, label: str) -> lis
             f"{label}: has {_some(extra, 'tensor')} that the base lacks. Is it a fine-tune of this base?"
         )
     shapes, kinds = [], []
-    for name, info in base.tensors.items():
-        other = model.tensors.get(name)
+    for name, info in base.items():
+        other = model.get(name)
         if other is None:
             continue
         if other.shape != info.shape:
@@ -142,51 +208,32 @@ def _compare_vocabularies(base: Checkpoint, model: Checkpoint, label: str) -> tu
     ]
 
 
-def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
-    """Why `out` cannot be the output folder: it is an input, holds one, lies in one, or holds foreign files."""
-    try:
-        target = Path(os.path.realpath(out))
-    except (OSError, ValueError):
-        return [f"{str(out)[:200]}: cannot be the name of a folder; choose another."]
-    for folder in inputs:
-        source = folder.resolve()
-        taken = (target, *hidden_names(target))
-        if source in target.parents or any(one == source or one in source.parents for one in taken):
-            return [
-                f"{out}: the output would overwrite or enclose the input {folder}; choose another folder."
-            ]
-    try:
-        ensure_replaceable(out)
-    except OutputError as error:
-        return [str(error)]
-    return []
-
-
 def recipe_problems(
     recipe: Recipe,
     method: type[Method],
     base: TensorSource | None,
-    entries: Sequence[ModelEntry],
+    parts: Sequence[Part],
     earlier: Sequence[str] = (),
 ) -> Iterator[str]:
     """What a recipe lacks, or has too much of, for its method."""
-    if method.needs_base and recipe.base_model is None and base is None:
+    named = [recipe.base_model, *(part.base_model for part in recipe.slices)]
+    if method.needs_base and base is None and not any(named):
         yield f"base_model: missing. {method.title} works on changes from a base; name the model all others were tuned from."
-    if not recipe.models and not any(problem.startswith("models") for problem in earlier):
+    if recipe.models and recipe.slices:
+        yield "models and slices: a recipe has one of them; 'models' merges whole models, 'slices' names their blocks."
+    nothing = not recipe.models and not recipe.slices
+    if nothing and not any(problem.startswith(("models", "slices")) for problem in earlier):
         yield "models: missing. List at least one model to merge."
-    elif (
-        method.needs_base
-        and recipe.models
-        and all(entry.model == recipe.base_model for entry in recipe.models)
-    ):
+    for part in parts:
+        yield from _count_problems(method, part)
+    if recipe.slices:
+        return
+    only_base = recipe.models and all(entry.model == recipe.base_model for entry in recipe.models)
+    if method.needs_base and only_base:
         yield "models: only the base is listed. Add a model that was tuned from it."
-    if method.experts_wanted is not None and len(recipe.models) and len(entries) > method.experts_wanted:
-        yield (
-            f"models: {method.title} takes the base and exactly {method.experts_wanted} other model, not {len(entries)}; "
-            "remove some, or choose another method."
-        )
-    listed = {entry.model for entry in entries}
-    base_counts = recipe.profile == "mergekit" and not method.needs_base and recipe.base_model is not None
+    listed = {member.entry.model for part in parts for member in part.experts}
+    counts = not method.needs_base and not method.base_optional
+    base_counts = recipe.profile == "mergekit" and counts and recipe.base_model is not None
     if base_counts and recipe.base_model not in listed:
         yield (
             f"base_model: {method.name} counts it as one more model; list it under 'models' with its weight, or remove "
@@ -194,11 +241,25 @@ def recipe_problems(
         )
 
 
+def _count_problems(method: type[Method], part: Part) -> Iterator[str]:
+    wanted, given = method.experts_wanted, len(part.experts)
+    if part.length is not None and method.needs_base and not given:
+        yield f"{part.where}: only the base is among its sources; add a model that was tuned from it."
+    elif wanted is not None and given > wanted:
+        models = (
+            f"the base and exactly {wanted} other model" if method.needs_base else f"exactly {wanted} model"
+        )
+        yield (
+            f"{part.where}: {method.title} takes {models}{'s' if wanted > 1 else ''}, not {given}; remove some, or choose "
+            "another method."
+        )
+
+
 def tokenizer_problems(
-    recipe: Recipe, reference: TensorSource | None, experts: Sequence[tuple[ModelEntry, TensorSource]]
+    recipe: Recipe, reference: TensorSource | None, models: Sequence[TensorSource]
 ) -> Iterator[str]:
     """What the recipe asks of tokenizer and chat template beyond copying the base's."""
-    vocabularies = [getattr(source, "vocabulary", None) for _, source in experts]
+    vocabularies = [getattr(source, "vocabulary", None) for source in models]
     ours = getattr(reference, "vocabulary", None)
     if recipe.tokenizer_source not in (None, "base") and any(other != ours for other in vocabularies):
         yield (
@@ -210,34 +271,3 @@ def tokenizer_problems(
             f"chat_template: the name '{recipe.chat_template}' is not supported yet; give the Jinja text itself, or leave "
             "it out to keep the base's."
         )
-
-
-def memory_problem(needed: int) -> list[str]:
-    """Too little free memory for `needed` bytes; nothing where the system does not tell."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = max(
-            free,
-            *(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvailable")),
-        )
-    except (OSError, ValueError, TypeError):
-        return []
-    if needed > free:
-        return [
-            f"this merge needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; close something."
-        ]
-    return []
-
-
-def disk_problem(out: Path, needed: int) -> list[str]:
-    """Too little free space for `needed` bytes where `out` will lie."""
-    folder = out.absolute()
-    while not path_exists(folder):
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed + (32 << 20) > free:
-        return [
-            f"{out}: the result needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; make room."
-        ]
-    return []

@@ -14,10 +14,12 @@ import torch
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
 from merging.header import MERGEABLE, TensorInfo
+from merging.layout import Input
 from merging.methods import Group, Method, Survey
 from merging.pieces import Piece
-from merging.plan import KEEP_BYTES, Plan, TensorPlan
+from merging.plan import KEEP_BYTES, Plan
 from merging.statistics import Accumulator, Attained
+from merging.tensor_plan import TensorPlan
 
 
 class Sink(Protocol):
@@ -138,9 +140,10 @@ class _Run:
         known: Any,
         sink: Sink,
     ) -> Iterator[Progress]:
-        if (attained := method.attained(known)) is not None:
+        models = tensors[0].models
+        if (attained := method.attained(known)) is not None and models == self.plan.names:
             self.attained = attained if self.attained is None else self.attained + attained
-        self.remarks.update(dict.fromkeys(method.remarks(known, self.plan.names)))
+        self.remarks.update(dict.fromkeys(method.remarks(known, models)))
         totals = _Totals()
         for tensor, piece in pieces:
             rows = self._merged(tensor, piece, known, totals)
@@ -153,12 +156,12 @@ class _Run:
 
     def _group(self, tensors: Sequence[TensorPlan]) -> Group:
         shapes = {tensor.info.name: tensor.info.shape for tensor in tensors}
-        return Group(shapes, len(self.plan.experts), self.plan.scores)
+        return Group(shapes, len(tensors[0].experts), self.plan.scores)
 
     def _pieces(self, method: Method, tensors: Sequence[TensorPlan]) -> _Pieces:
         """The pieces of some tensors, kept after the first time they are read if they will be read again and fit."""
         elements = sum(tensor.info.elements for tensor in tensors)
-        keep = method.scans > 0 and elements * 4 * (len(self.plan.experts) + 1) <= KEEP_BYTES
+        keep = method.scans > 0 and elements * 4 * (len(tensors[0].experts) + 1) <= KEEP_BYTES
         return _Kept(self.read(tensors)) if keep else _Reread(self, tensors)
 
     def _survey(
@@ -183,16 +186,16 @@ class _Run:
     def copy(self, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
         """Write the reference's values; an integer tensor must be the same in every model."""
         for tensor in tensors:
-            name = tensor.info.name
+            name, reference = tensor.info.name, tensor.reference
             for start, stop in tensor.row_blocks:
-                rows = self.plan.reference.read(name, start, stop)
+                rows = reference.source.read(reference.name, start, stop)
                 self.bytes_read += rows.nbytes
                 if tensor.info.dtype not in MERGEABLE and not tensor.excluded:
                     self._require_equal(tensor, rows, start, stop)
                 rows = rows.to(tensor.info.torch_dtype)
                 if rows.is_floating_point() and not bool(torch.isfinite(rows).all()):
                     raise MergingError(
-                        f"'{name}': copied from {self.plan.reference.label}, and not finite as {tensor.info.dtype}. Set "
+                        f"'{name}': copied from {reference.source.label}, and not finite as {tensor.info.dtype}. Set "
                         "out_dtype: float32, or use an intact model."
                     )
                 sink.write(name, rows, start)
@@ -202,10 +205,10 @@ class _Run:
                 yield self._progress("merging", len(self.plan.tensors))
 
     def _require_equal(self, tensor: TensorPlan, rows: torch.Tensor, start: int, stop: int) -> None:
-        for label, source in zip(self.plan.names, self.plan.experts, strict=True):
-            if not torch.equal(source.read(tensor.info.name, start, stop), rows):
+        for expert in tensor.experts:
+            if not torch.equal(expert.source.read(expert.name, start, stop), rows):
                 raise MergingError(
-                    f"{label}: '{tensor.info.name}' is {tensor.info.dtype} and differs from the base's; such tensors can "
+                    f"{expert.model}: '{expert.name}' is {tensor.info.dtype} and differs from the base's; such tensors can "
                     "only be copied. Exclude it to keep the base's."
                 )
 
@@ -237,12 +240,12 @@ class _Run:
 
     def _piece(self, tensor: TensorPlan, start: int, stop: int) -> Piece:
         name = tensor.info.name
-        base = self._read(self.plan.base, name, start, stop) if self.plan.base is not None else None
-        models = torch.stack([self._read(expert, name, start, stop) for expert in self.plan.experts])
-        weight = torch.ones(len(self.plan.experts))
+        base = self._read(tensor.base, start, stop) if tensor.base is not None else None
+        models = torch.stack([self._read(expert, start, stop) for expert in tensor.experts])
+        weight = torch.ones(len(tensor.experts))
         if tensor.method is not None and "weight" in type(tensor.method).model_fields:
             weight = torch.tensor(
-                tensor.method.for_experts("weight", len(self.plan.experts)), dtype=torch.float32
+                tensor.method.for_experts("weight", len(tensor.experts)), dtype=torch.float32
             )
         return Piece(name, start, base, models, weight.to(self.device), self._saliency(tensor, start, stop))
 
@@ -252,8 +255,8 @@ class _Run:
         sources = self.plan.saliency
         return torch.stack([source.read(tensor.info.name, start, stop) for source in sources]).to(self.device)
 
-    def _read(self, source: Any, name: str, start: int, stop: int) -> torch.Tensor:
-        values = source.read(name, start, stop)
+    def _read(self, one: Input, start: int, stop: int) -> torch.Tensor:
+        values = one.source.read(one.name, start, stop)
         self.bytes_read += values.nbytes
         values = values.to(self.device)
         if self.plan.work_dtype is not None:
@@ -265,7 +268,7 @@ class _Run:
         merged = tensor.method.merge(piece, known)
         rows = merged.to(tensor.info.torch_dtype)
         if not bool(torch.isfinite(rows).all()):
-            raise MergingError(_not_finite(self.plan, tensor.info, piece, rows))
+            raise MergingError(_not_finite(self.plan, tensor, piece, rows))
         totals.add(piece, merged, rows)
         return rows
 
@@ -341,17 +344,16 @@ def _square(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
 
 
-def _not_finite(plan: Plan, info: TensorInfo, piece: Piece, rows: torch.Tensor) -> str:
+def _not_finite(plan: Plan, tensor: TensorPlan, piece: Piece, rows: torch.Tensor) -> str:
     bad = int((~torch.isfinite(rows)).sum())
-    text = f"'{info.name}': {bad:,} of {rows.numel():,} merged values are not finite"
-    for label, source in [("the base", plan.base), *zip(plan.names, plan.experts, strict=True)]:
-        if source is None:
-            continue
-        stored = source.read(info.name, piece.start, piece.stop)
+    text = f"'{tensor.info.name}': {bad:,} of {rows.numel():,} merged values are not finite"
+    for one in tensor.inputs:
+        label = "the base" if one is tensor.base else one.model
+        stored = one.source.read(one.name, piece.start, piece.stop)
         if count := int((~torch.isfinite(stored)).sum()):
             return (
                 f"{text}, because {label} holds {count:,} NaN or infinite values there. Use an intact model."
             )
         if plan.work_dtype is not None and not bool(torch.isfinite(stored.to(plan.work_dtype)).all()):
             return f"{text}, because {label} does not fit {plan.recipe.dtype} there. Set dtype: float32."
-    return f"{text}: too large for {info.dtype}. Lower λ or the weights, or set out_dtype: float32."
+    return f"{text}: too large for {tensor.info.dtype}. Lower λ or the weights, or set out_dtype: float32."

@@ -5,29 +5,28 @@ What mergekit runs and we do not is refused by name; a key neither knows is an e
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, ValidationError
 
 from merging.errors import RecipeError, did_you_mean
 from merging.methods import Profile, Scope
 from merging.values import ParameterValue, value_problem
+from merging.yaml_text import load_yaml
 
 NOT_YET = {
-    "slices": "the slices form is not supported yet; list whole models under 'models'",
     "modules": "multi-module models are not supported yet",
     "tokenizer": "the tokenizer block is not supported yet; all models must share the base's vocabulary",
-    "importance": "importance files are not supported yet",
 }
 IGNORED_PARAMETERS = {"int8_mask"}
 """mergekit's parameters that change no number of ours; accepted so that old recipes run."""
-
-MOST_VALUES = 20_000
+IGNORED_KEYS = {"residual_weight"}
+"""What mergekit's slices may hold and mergekit never reads."""
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+DTYPE_KEYS = ("dtype", "out_dtype")
 
 
 class ModelEntry(BaseModel):
@@ -36,6 +35,26 @@ class ModelEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
+    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
+
+
+class SliceSource(ModelEntry):
+    """One model of a slice: its blocks from the first number of `layer_range` up to, without, the second."""
+
+    layer_range: tuple[StrictInt, StrictInt]
+
+    @property
+    def length(self) -> int:
+        return self.layer_range[1] - self.layer_range[0]
+
+
+class Slice(BaseModel):
+    """A run of the output's blocks and the equally many blocks of every source that are merged into it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[SliceSource, ...] = ()
+    base_model: str | None = None
     parameters: dict[str, ParameterValue] = Field(default_factory=dict)
 
 
@@ -52,8 +71,8 @@ class Override(BaseModel):
 class Recipe(BaseModel):
     """What to merge and how. Field names are the YAML's keys.
 
-    A parameter's value is a number, a list (a gradient over the blocks), or a list of `{filter, value}`. A recipe
-    without `profile` gives mergekit's weights; the app and `merge_state_dicts` use `paper`.
+    Either `models` are merged whole, or `slices` say which of their blocks become the output's. A parameter's value
+    is a number, a list (a gradient over the blocks), or a list of `{filter, value}`. A recipe without `profile` gives mergekit's weights; the app and `merge_state_dicts` use `paper`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,12 +80,14 @@ class Recipe(BaseModel):
     merge_method: str
     base_model: str | None = None
     models: tuple[ModelEntry, ...] = ()
+    slices: tuple[Slice, ...] = ()
     parameters: dict[str, ParameterValue] = Field(default_factory=dict)
     profile: Profile = "mergekit"
     scope: Scope | None = None
     seed: int = Field(0, ge=0, lt=2**63, strict=True)
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
+    importance: str | None = None
     tokenizer_source: str | None = None
     chat_template: str | None = None
     exclude: tuple[str, ...] = ()
@@ -97,14 +118,9 @@ class Recipe(BaseModel):
         cls, text: str, *, name: str = "recipe", folder: Path | None = None
     ) -> tuple[Recipe | None, list[str]]:
         """As much of a recipe as makes sense, and a sentence for each thing that does not."""
-        try:
-            content = yaml.load(text, _Loader)
-        except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError, TypeError) as error:
-            return None, [_yaml_problem(error)]
-        if _too_large(content):
-            return None, [
-                f"it holds, or its aliases expand to, more than {MOST_VALUES:,} values; write it plainly."
-            ]
+        content, unreadable = load_yaml(text)
+        if unreadable is not None:
+            return None, [unreadable]
         if not isinstance(content, dict):
             return None, [
                 "a recipe is a table of keys such as merge_method, base_model and models; this is none."
@@ -127,9 +143,6 @@ class Recipe(BaseModel):
         """The recipe as YAML, without the keys that hold their default."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         content = {"merge_method": self.merge_method, **content}
-        for entry in content.get("models", []):
-            if not entry.get("parameters"):
-                entry.pop("parameters", None)
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
     def dump(self, path: str | Path) -> None:
@@ -168,55 +181,6 @@ def path_exists(path: Path) -> bool:
         return False
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key cannot be repeated (one would silently win) and 1e-3 is a number, as in YAML 1.2."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
-            if key_node.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"'{key_node.value}' appears twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _too_large(content: Any) -> bool:
-    """Whether walking the content meets too many values; aliases count wherever they are used."""
-    count, waiting = 0, [content]
-    while waiting:
-        value = waiting.pop()
-        count += 1
-        if count > MOST_VALUES:
-            return True
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return False
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    reason = (
-        "nested too deeply"
-        if isinstance(error, RecursionError)
-        else "a value or character that is not allowed"
-    )
-    return f"not valid YAML{where}: {getattr(error, 'problem', None) or reason}."
-
-
 def _without_unsupported(content: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     problems, kept = [], {}
     for key, value in content.items():
@@ -225,21 +189,50 @@ def _without_unsupported(content: dict[Any, Any]) -> tuple[dict[str, Any], list[
         elif key not in Recipe.model_fields:
             problems.append(f"unknown key '{key}'.{did_you_mean(str(key), [*Recipe.model_fields, *NOT_YET])}")
         elif value is not None:
-            kept[key] = value
-    parts = [part for key in ("models", "overrides") for part in _entries(kept.get(key))]
-    tables = [kept, *(part for part in parts if isinstance(part, dict))]
-    for table in tables:
-        if isinstance(table.get("parameters"), dict):
-            table["parameters"] = {
-                name: value for name, value in table["parameters"].items() if name not in IGNORED_PARAMETERS
-            }
-            for name, value in table["parameters"].items():
-                if problem := value_problem(value):
-                    problems.append(f"parameter {name}: {problem}.")
-                    table["parameters"] = {k: v for k, v in table["parameters"].items() if k != name}
-        elif "parameters" in table and table["parameters"] is None:
-            del table["parameters"]
+            kept[key] = (
+                value.removeprefix("torch.") if key in DTYPE_KEYS and isinstance(value, str) else value
+            )
+    for table in _tables(kept):
+        for key in IGNORED_KEYS & table.keys():
+            del table[key]
+        for key in ("model", "base_model"):
+            if isinstance(table.get(key), dict):
+                table[key] = _plain_reference(table[key])
+        problems += _clean_parameters(table)
     return kept, problems
+
+
+def _tables(kept: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every table of a recipe that may hold parameters."""
+    slices = _entries(kept.get("slices"))
+    sources = [
+        source for part in slices if isinstance(part, dict) for source in _entries(part.get("sources"))
+    ]
+    parts = [*_entries(kept.get("models")), *slices, *sources, *_entries(kept.get("overrides"))]
+    return [kept, *(part for part in parts if isinstance(part, dict))]
+
+
+def _clean_parameters(table: dict[str, Any]) -> list[str]:
+    """Take out of a table's parameters what changes nothing and what cannot be resolved; a sentence for the latter."""
+    if table.get("parameters", ...) is None:
+        del table["parameters"]
+    if not isinstance(table.get("parameters"), dict):
+        return []
+    given = {name: value for name, value in table["parameters"].items() if name not in IGNORED_PARAMETERS}
+    wrong = {name: problem for name, value in given.items() if (problem := value_problem(value))}
+    table["parameters"] = {name: value for name, value in given.items() if name not in wrong}
+    return [f"parameter {name}: {problem}." for name, problem in wrong.items()]
+
+
+def _plain_reference(table: dict[Any, Any]) -> Any:
+    """mergekit's long form of a model reference, {model: {path, revision}, lora: {path}}, as one text; itself if it is
+    none."""
+    model, adapter = table.get("model", table), table.get("lora")
+    paths = [part.get("path") if isinstance(part, dict) else part for part in (model, adapter)]
+    revision = model.get("revision") if isinstance(model, dict) else None
+    if not isinstance(paths[0], str) or not isinstance(paths[1], str | None):
+        return table
+    return paths[0] + (f"@{revision}" if revision else "") + (f"+{paths[1]}" if paths[1] else "")
 
 
 def _entries(models: Any) -> list[Any]:
@@ -251,12 +244,26 @@ def _without(keys: set[Any], content: dict[str, Any]) -> tuple[dict[str, Any], b
     return kept, len(kept) < len(content)
 
 
+TABLES: dict[str, type[BaseModel]] = {
+    "models": ModelEntry,
+    "slices": Slice,
+    "sources": SliceSource,
+    "overrides": Override,
+}
+
+
 def _sentence(problem: Any) -> str:
     *parents, key = problem["loc"] or ("recipe",)
     where = ".".join(str(part + 1) if isinstance(part, int) else str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = list((Override if parents and parents[0] == "overrides" else ModelEntry).model_fields)
-        return f"unknown key '{key}' in {'.'.join(map(str, parents[:1])) or 'the recipe'}.{did_you_mean(str(key), known)}"
+        table = next((TABLES[part] for part in reversed(parents) if part in TABLES), Recipe)
+        inside = where.removesuffix(str(key)).rstrip(".") or "the recipe"
+        return f"unknown key '{key}' in {inside}.{did_you_mean(str(key), list(table.model_fields))}"
     if problem["type"] == "missing":
         return f"{where}: missing."
+    if key == "layer_range" or "layer_range" in parents:
+        return (
+            f"{where}: must be two whole numbers, the first block and the one after the last, such as [0, 8]; it is "
+            f"{problem['input']!r}."
+        )
     return f"{where}: {problem['msg'].removeprefix('Input ')}; it is {problem['input']!r}."

@@ -2,52 +2,222 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from merging.anatomy import blocks
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.errors import CheckpointError
 from merging.methods import METHODS
-from merging.recipe import ModelEntry, Recipe, path_exists
+from merging.recipe import ModelEntry, Recipe, Slice, SliceSource, path_exists
+
+
+@dataclass(frozen=True)
+class Member:
+    """An open model of a part, with the recipe's entry that names it."""
+
+    entry: ModelEntry
+    source: TensorSource
+
+    @property
+    def first(self) -> int:
+        """The block that becomes the first of the part, in a slice."""
+        return self.entry.layer_range[0] if isinstance(self.entry, SliceSource) else 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Models that are merged into a run of the output's blocks: a slice, or the whole of a recipe in models form."""
+
+    base: Member | None
+    experts: tuple[Member, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What the slice itself sets."""
+    length: int | None = None
+    """Blocks of a slice; None: whole models."""
+    where: str = "models"
+    """What the recipe calls the part."""
+
+    @property
+    def reference(self) -> Member:
+        """The model whose tensors the output has, and whose values are copied: the base, or the first model."""
+        return self.base or self.experts[0]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return (*((self.base,) if self.base else ()), *self.experts)
+
+
+def open_parts(recipe: Recipe, problems: list[str]) -> tuple[TensorSource | None, list[Part]]:
+    """The recipe's base and its parts, of the models that could be opened; each other one leaves a problem."""
+    return _Opening(recipe, problems).parts()
 
 
 def open_models(
     recipe: Recipe, problems: list[str]
 ) -> tuple[Checkpoint | None, list[tuple[ModelEntry, TensorSource]]]:
-    """Base and experts that could be opened; each other one leaves a problem. The base among `models` is dropped
-    where a method works on changes from it, and counts as a model for one that needs no base."""
-    opened: dict[str, Checkpoint | None] = {}
+    """Base and experts of a recipe over whole models; see `open_parts`."""
+    if recipe.slices:
+        problems.append("slices: only whole models can be used here; list them under 'models'.")
+        return None, []
+    opening = _Opening(recipe, problems)
+    part = opening.whole()
+    return opening.base, [(member.entry, member.source) for member in part.experts]
 
-    def open_model(reference: str) -> Checkpoint | None:
-        if reference not in opened:
-            opened[reference] = None
-            try:
-                opened[reference] = _open(recipe, reference)
-            except CheckpointError as error:
-                problems.append(str(error))
-        return opened[reference]
 
-    base = open_model(recipe.base_model) if recipe.base_model is not None else None
-    keep_base = recipe.merge_method in METHODS and not METHODS[recipe.merge_method].needs_base
-    experts: list[tuple[ModelEntry, TensorSource]] = []
-    seen: list[Path] = []
-    for entry in recipe.models:
-        source = open_model(entry.model)
-        if source is None or (base is not None and not keep_base and _same(source.path, base.path)):
-            continue
-        if any(_same(source.path, path) for path in seen):
-            problems.append(
-                f"models: {entry.model} is listed twice; list it once with the sum of the weights."
+@dataclass
+class _Opening:
+    """Opens every model once. The base among the others is dropped where a method works on changes from it, and
+    counts as a model for one that needs no base."""
+
+    recipe: Recipe
+    problems: list[str]
+    _opened: dict[str, Checkpoint | None] = field(default_factory=dict)
+
+    @cached_property
+    def base(self) -> Checkpoint | None:
+        return self._open(self.recipe.base_model) if self.recipe.base_model is not None else None
+
+    @property
+    def base_is_a_model(self) -> bool:
+        method = METHODS.get(self.recipe.merge_method)
+        return method is not None and not method.needs_base and not method.base_optional
+
+    def parts(self) -> tuple[TensorSource | None, list[Part]]:
+        base = self.base
+        if not self.recipe.slices:
+            part = self.whole()
+            return base, [part] if part.members else []
+        found = [self._slice(part, f"slices.{number}") for number, part in enumerate(self.recipe.slices, 1)]
+        return base, [part for part in found if part is not None and part.members]
+
+    def whole(self) -> Part:
+        """The models form as one part."""
+        experts = self._experts(self.recipe.models, self.base, "models")
+        counts = (
+            self.base_is_a_model and self.recipe.profile == "mergekit" and "weight" in self.recipe.parameters
+        )
+        listed = any(member.source is self.base for member in experts)
+        base = self._member(self.recipe.base_model, self.base)
+        if counts and base is not None and not listed:
+            experts.append(base)
+        return Part(base, tuple(experts))
+
+    def _slice(self, part: Slice, where: str) -> Part | None:
+        """A slice's models; None, with problems noted, where its ranges cannot be."""
+        before = len(self.problems)
+        named = part.base_model if part.base_model is not None else self.recipe.base_model
+        wanted = self._open(named) if named is not None else None
+        if not part.sources:
+            self.problems.append(f"{where}: has no sources; list the models whose blocks it is made of.")
+        opened = [(entry, self._open(entry.model)) for entry in part.sources]
+        for entry, source in opened:
+            self.problems += _range_problems(entry, source, where)
+        lengths = {entry.model: entry.length for entry in part.sources}
+        if len(set(lengths.values())) > 1:
+            some = ", ".join(f"{length} ({model})" for model, length in lengths.items())
+            self.problems.append(
+                f"{where}: its sources give unequal numbers of blocks: {some}. Make them equal."
             )
-        seen.append(source.path)
-        experts.append((entry, source))
-    counts = keep_base and recipe.profile == "mergekit" and "weight" in recipe.parameters
-    if counts and base is not None and recipe.base_model and not any(_same(base.path, path) for path in seen):
-        experts.append((ModelEntry(model=recipe.base_model), base))
-    return base, experts
+        base = next((Member(entry, s) for entry, s in opened if s is not None and s is wanted), None)
+        if base is None and wanted is not None and not self.base_is_a_model:
+            self.problems.append(
+                f"{where}: the base {named} is not among its sources; add it with the blocks the others are compared to."
+            )
+        experts = self._experts(part.sources, base.source if base else None, where)
+        if len(self.problems) > before:
+            return None
+        return Part(base, tuple(experts), part.parameters, part.sources[0].length, where)
+
+    def _experts(self, entries: Iterable[ModelEntry], base: TensorSource | None, where: str) -> list[Member]:
+        experts: list[Member] = []
+        for entry in entries:
+            source = self._open(entry.model)
+            if source is None or (not self.base_is_a_model and source is base):
+                continue
+            if any(source is member.source for member in experts):
+                self.problems.append(
+                    f"{where}: {entry.model} is listed twice; list it once with the sum of the weights."
+                )
+            experts.append(Member(entry, source))
+        return experts
+
+    def _member(self, reference: str | None, source: TensorSource | None) -> Member | None:
+        if reference is None or source is None:
+            return None
+        return Member(ModelEntry(model=reference), source)
+
+    def _open(self, reference: str) -> Checkpoint | None:
+        if reference not in self._opened:
+            self._opened[reference] = None
+            try:
+                opened = _open(self.recipe, reference)
+            except CheckpointError as error:
+                self.problems.append(str(error))
+            else:  # another spelling of a path is the same model
+                same = (one for one in self._opened.values() if one and _same(one.path, opened.path))
+                self._opened[reference] = next(same, opened)
+        return self._opened[reference]
+
+
+def _range_problems(entry: SliceSource, source: TensorSource | None, where: str) -> Iterable[str]:
+    first, stop = entry.layer_range
+    if not 0 <= first < stop:
+        yield (
+            f"{where}: layer_range [{first}, {stop}] of {entry.model} names no blocks; write the first block and the one "
+            "after the last, such as [0, 8]."
+        )
+    elif source is not None:
+        numbers = blocks(source.tensors)
+        if missing := [number for number in range(first, min(stop, first + 10_000)) if number not in numbers]:
+            yield (
+                f"{where}: {entry.model} has no block {missing[0]}; it has {len(numbers)}"
+                + (f", {numbers[0]} to {numbers[-1]}" if numbers else "")
+                + f", and layer_range [{first}, {stop}] asks for {first} to {stop - 1}."
+            )
 
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
+
+
+def _open(self, reference: str) -> Checkpoint | None:
+    if reference not in self._opened:
+        self._opened[reference] = None
+        try:
+            opened = _open(self.recipe, reference)
+        except CheckpointError as error:
+            self.problems.append(str(error))
+        else:  # another spelling of a path is the same model
+            same = (one for one in self._opened.values() if one and _same(one.path, opened.path))
+            self._opened[reference] = next(same, opened)
+    return self._opened[reference]
+
+
+def _range_problems(entry: SliceSource, source: TensorSource | None, where: str) -> Iterable[str]:
+    first, stop = entry.layer_range
+    if not 0 <= first < stop:
+        yield (
+            f"{where}: layer_range [{first}, {stop}] of {entry.model} names no blocks; write the first block and the one "
+            "after the last, such as [0, 8]."
+        )
+    elif source is not None:
+        numbers = blocks(source.tensors)
+        if missing := [number for number in range(first, min(stop, first + 10_000)) if number not in numbers]:
+            yield (
+                f"{where}: {entry.model} has no block {missing[0]}; it has {len(numbers)}"
+                + (f", {numbers[0]} to {numbers[-1]}" if numbers else "")
+                + f", and layer_range [{first}, {stop}] asks for {first} to {stop - 1}."
+            )
+
+
+def _is(one: TensorSource | None, other: TensorSource | None) -> bool:
+    if isinstance(one, Checkpoint) and isinstance(other, Checkpoint):
+        return one is other or one.path.resolve() == other.path.resolve()
+    return one is not None and one is other
 
 
 def _open(recipe: Recipe, reference: str) -> Checkpoint:

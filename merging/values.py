@@ -34,12 +34,13 @@ def value_problem(value: Any) -> str | None:
     return f"{value!r} mixes values and filters, or nests lists"
 
 
-def resolve(value: ParameterValue, tensor: str, position: float) -> Scalar | None:
+def resolve(value: ParameterValue, tensor: str, position: float, *, steps: bool = False) -> Scalar | None:
     """The value that holds for one tensor, or None where no filter matches it.
 
     `position` runs from 0 at the first block to 1 at the last; tensors outside the blocks have 0. A list is a
-    gradient: numbers are interpolated linearly, bools and strings taken at int(position·(length − 1)). Filters are
-    substrings of the tensor's name, `*` or none matches all, the first match wins.
+    gradient: numbers are interpolated linearly, bools and strings, and all values of a parameter that `steps`, taken at
+    int(position·(length − 1)). Filters are substrings of the tensor's name, `*` or none matches all, the first match
+    wins.
     """
     if isinstance(value, dict):
         value = [value]
@@ -49,11 +50,14 @@ def resolve(value: ParameterValue, tensor: str, position: float) -> Scalar | Non
         for item in value:
             wanted = item.get("filter")
             if wanted in (None, "*") or str(wanted) in tensor:
-                return resolve(item["value"], tensor, position)
+                return resolve(item["value"], tensor, position, steps=steps)
         return None
-    if any(isinstance(item, bool | str) for item in value):
+    if steps or any(isinstance(item, bool | str) for item in value):
         return value[int(position * (len(value) - 1))]
     where = position * (len(value) - 1)
     lower = min(int(where), len(value) - 1)
     upper = min(lower + 1, len(value) - 1)
-    return value[lower] + (value[upper] - value[lower]) * (where - lower)
+    share = where - lower
+    if value[lower] == value[upper]:
+        return value[lower]
+    return (1 - share) * value[lower] + share * value[upper]

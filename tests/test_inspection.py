@@ -82,7 +82,7 @@ def test_the_map_has_blocks_and_modules(case):
 def test_row_blocks_change_nothing(case, bf16_family, write_recipe, monkeypatch):
     recipe = write_recipe(bf16_family, "ties", EXPERTS)
     whole = merging.inspect(recipe)
-    monkeypatch.setattr("merging.plan.PIECE_BYTES", 2000)
+    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 2000)
     blocks = merging.inspect(recipe)
     for name, found in whole.tensors.items():
         assert found.histogram == blocks.tensors[name].histogram

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import merging.plan
+import merging
 from merging import METHODS, MergingError, merge_state_dicts
 
 EXPERTS = 3
@@ -77,7 +77,7 @@ def test_one_expert_comes_out(method, dtype):
 def test_row_blocks_equal_the_whole(method, monkeypatch):
     base, models = family(number_of_experts(method), shape=(40, 6))
     whole = merge_state_dicts(base, models, method, **options_for(method))
-    monkeypatch.setattr(merging.plan, "PIECE_BYTES", 500)
+    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 500)
     monkeypatch.setattr("merging.engine.KEEP_BYTES", 0)
     monkeypatch.setattr("merging.statistics.SMALL_SCOPE", 0)
     blocks = merge_state_dicts(base, models, method, **options_for(method))

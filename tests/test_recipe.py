@@ -37,7 +37,22 @@ def test_dump_and_load_give_the_same_recipe(tmp_path):
     [
         ("merge_metod: ties", "Did you mean 'merge_method'"),
         ("merge_method: ties\nbase: x", "unknown key 'base'"),
-        ("merge_method: ties\nslices: []", "slices form is not supported yet"),
+        ("merge_method: ties\nslices: 7", "slices: should be"),
+        ("merge_method: ties\nslices: [7]", "slices.1: should be"),
+        ("merge_method: ties\nslices: [{sources: [{model: a}]}]", "slices.1.sources.1.layer_range: missing"),
+        (
+            "merge_method: ties\nslices: [{sources: [{model: a, layer_range: [0, 2.5]}]}]",
+            "slices.1.sources.1.layer_range.2: must be two whole numbers",
+        ),
+        (
+            "merge_method: ties\nslices: [{sources: [{model: a, layer_range: [0, 1], parametres: {}}]}]",
+            "unknown key 'parametres' in slices.1.sources.1. Did you mean 'parameters'",
+        ),
+        ("merge_method: ties\nslices: [{source: []}]", "Did you mean 'sources'"),
+        (
+            "merge_method: ties\nslices: [{sources: [{model: a, layer_range: [0, 1], parameters: {weight: [[1]]}}]}]",
+            "parameter weight",
+        ),
         ("merge_method: ties\nmodules: {}", "multi-module"),
         ("merge_method: ties\ntokenizer: {source: union}", "tokenizer block"),
         ("merge_method: ties\nmodels:\n- model: a\n  parametres: {}", "Did you mean 'parameters'"),
@@ -81,8 +96,8 @@ def test_numbers_and_anchors_as_people_write_them():
 
 def test_all_mistakes_at_once():
     with pytest.raises(RecipeError) as caught:
-        Recipe.from_yaml("merge_method: ties\nbse_model: x\nseed: no\nmodels:\n- modl: a\nslices: []")
-    for part in ("bse_model", "seed", "modl", "slices"):
+        Recipe.from_yaml("merge_method: ties\nbse_model: x\nseed: no\nmodels:\n- modl: a\nslices: [{sorces: []}]")
+    for part in ("bse_model", "seed", "modl", "sorces"):
         assert part in str(caught.value)
 
 

@@ -72,6 +72,8 @@ class Method(BaseModel):
     paper: ClassVar[str]
     elementwise: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    base_optional: ClassVar[bool] = False
+    """Whether a method that needs no base works on changes where one is named."""
     experts_wanted: ClassVar[int | None] = None
     """The exact number of models beside the base, where a method is made for just so many."""
     scans: ClassVar[int] = 0
@@ -92,9 +94,8 @@ class Method(BaseModel):
         Raises:
             ParameterError: an unknown name (with a suggestion) or a value out of range, all of them in one text.
         """
-        defaults = cls.MERGEKIT if profile == "mergekit" else {}
         try:
-            return cls.model_validate({**defaults, **parameters})
+            return cls.model_validate({**(cls.MERGEKIT if profile == "mergekit" else {}), **parameters})
         except ValidationError as error:
             raise ParameterError("; ".join(dict.fromkeys(cls._sentences(error)))) from None
 
@@ -102,6 +103,12 @@ class Method(BaseModel):
     def parameters(cls) -> dict[str, Any]:
         """YAML name -> pydantic field."""
         return {field.alias or name: field for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def defaults(cls, profile: Profile) -> dict[str, Any]:
+        """YAML name -> what a parameter is where nothing sets it."""
+        fields = {name: field.default for name, field in cls.parameters().items()}
+        return {**fields, **cls.MERGEKIT} if profile == "mergekit" else fields
 
     @classmethod
     def per_model(cls) -> set[str]:
@@ -165,6 +172,10 @@ class Method(BaseModel):
 
     def remarks(self, known: Any, names: Sequence[str]) -> list[str]:
         """What a user should know of what the survey found, a sentence each; `names` are the experts'."""
+        return []
+
+    def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
+        """Why this method may fail with experts whose relative changes ‖δ‖/‖θ0‖ are these, a sentence each."""
         return []
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:

@@ -1,0 +1,63 @@
+"""Whether this machine has room for a merge: an output folder that may be written, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from merging.errors import OutputError
+from merging.recipe import path_exists
+from merging.writer import ensure_replaceable, hidden_names
+
+
+def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
+    """Why `out` cannot be the output folder: it is an input, holds one, lies in one, or holds foreign files."""
+    try:
+        target = Path(os.path.realpath(out))
+    except (OSError, ValueError):
+        return [f"{str(out)[:200]}: cannot be the name of a folder; choose another."]
+    for folder in inputs:
+        source = folder.resolve()
+        taken = (target, *hidden_names(target))
+        if source in target.parents or any(one == source or one in source.parents for one in taken):
+            return [
+                f"{out}: the output would overwrite or enclose the input {folder}; choose another folder."
+            ]
+    try:
+        ensure_replaceable(out)
+    except OutputError as error:
+        return [str(error)]
+    return []
+
+
+def memory_problem(needed: int) -> list[str]:
+    """Too little free memory for `needed` bytes; nothing where the system does not tell."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+        free = max(
+            free,
+            *(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvailable")),
+        )
+    except (OSError, ValueError, TypeError):
+        return []
+    if needed > free:
+        return [
+            f"this merge needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; close something."
+        ]
+    return []
+
+
+def disk_problem(out: Path, needed: int) -> list[str]:
+    """Too little free space for `needed` bytes where `out` will lie."""
+    folder = out.absolute()
+    while not path_exists(folder):
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed + (32 << 20) > free:
+        return [
+            f"{out}: the result needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; make room."
+        ]
+    return []

@@ -1,0 +1,137 @@
+"""What is to be done for one tensor of the output, from the settings that hold for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+
+from merging.anatomy import locate
+from merging.header import DTYPE_NAMES, DTYPE_WORDS, MERGEABLE, TensorInfo
+from merging.layout import Input, Slot
+from merging.methods import Method, Scope
+from merging.recipe import Recipe
+from merging.settings import Settings
+
+PIECE_BYTES = 2 << 20
+"""Float32 bytes of one piece over base and experts: what fits a cache fixes the grid, never the number of workers."""
+NAME_OF_WORD = {word: name for name, word in DTYPE_WORDS.items()}
+
+GroupKey = tuple[Scope, str]
+"""What is ranked together: ("tensor", its name), ("layer", the block's number) or ("model", "")."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output: where its values come from and in which blocks of rows they are made."""
+
+    info: TensorInfo
+    """Name, shape and dtype in the output."""
+    method: Method | None
+    """None: the base's tensor is copied."""
+    group: GroupKey
+    """The scope it is ranked in."""
+    row_blocks: tuple[tuple[int, int], ...]
+    reference: Input
+    """What is copied, and where the shape is from."""
+    base: Input | None
+    """None for methods that do not use one."""
+    experts: tuple[Input, ...]
+    """The models that are merged here, in the order of their slice; random masks go by the place in it."""
+    position: float = 0.0
+    """Where a gradient is read: from 0 at the first block of a slice to 1 at its last."""
+    excluded: bool = False
+    """Whether the recipe asked for the copy."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Base and experts."""
+        return (*((self.base,) if self.base else ()), *self.experts)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The experts as the recipe names them."""
+        return tuple(one.model for one in self.experts)
+
+
+def plan_tensors(
+    recipe: Recipe, slots: Sequence[Slot], settings: Settings, *, complete: bool = True
+) -> tuple[list[TensorPlan], list[str]]:
+    """A plan for every slot, and the problems found on the way. In a layout that is not `complete` it is no problem
+    that a glob matches no tensor."""
+    unused = set(recipe.exclude)
+    planned = []
+    for slot in slots:
+        matching = {glob for glob in recipe.exclude if fnmatchcase(slot.name, glob)}
+        unused -= matching
+        planned.append(_plan_tensor(recipe, slot, settings, excluded=bool(matching)))
+    problems = list(settings.problems_found)
+    if complete:
+        problems += [f"exclude: '{glob}' matches no tensor." for glob in sorted(unused)]
+        problems += settings.unused_overrides()
+    return planned, problems + list(_mixed_scopes(planned))
+
+
+def _plan_tensor(recipe: Recipe, slot: Slot, settings: Settings, *, excluded: bool) -> TensorPlan:
+    stored = slot.reference.info
+    assert stored is not None
+    merged = not excluded and stored.dtype in MERGEABLE
+    method = settings.for_tensor(slot) if merged else None
+    inputs = [one.info for one in slot.inputs if one.info is not None]
+    info = replace(stored, name=slot.name, dtype=_out_dtype(recipe, stored, inputs), file=None, start=0)
+    whole = settings.method.whole_vectors and len(info.shape) == 1
+    return TensorPlan(
+        info=info,
+        method=method,
+        group=_group(slot.name, method.ranked_within if method else "tensor"),
+        row_blocks=((0, info.rows),) if whole else _row_blocks(info, len(slot.experts) + 1),
+        reference=slot.reference,
+        base=slot.base if settings.method.needs_base else None,
+        experts=slot.experts,
+        position=slot.position,
+        excluded=excluded,
+    )
+
+
+def _group(name: str, scope: Scope) -> GroupKey:
+    block = locate(name).block
+    if scope == "model":
+        return "model", ""
+    return ("layer", str(block)) if scope == "layer" and block is not None else ("tensor", name)
+
+
+def _mixed_scopes(planned: Sequence[TensorPlan]) -> Iterator[str]:
+    """Tensors ranked together must be ranked by the same rule."""
+    rules: dict[GroupKey, object] = {}
+    for tensor in planned:
+        if tensor.method is None or tensor.group[0] == "tensor":
+            continue
+        rule = tensor.method.model_dump(exclude={"weight", "lambda_", "normalize"})
+        if rules.setdefault(tensor.group, rule) != rule:
+            yield (
+                "a parameter other than weight, lambda and normalize differs between tensors that are ranked together "
+                f"('{tensor.info.name}' and others, scope {tensor.group[0]}); set scope: tensor, or give one value."
+            )
+            return
+
+
+def _out_dtype(recipe: Recipe, info: TensorInfo, inputs: Sequence[TensorInfo]) -> str:
+    if info.dtype not in MERGEABLE:
+        return info.dtype
+    if wanted := recipe.out_dtype or recipe.dtype:
+        return NAME_OF_WORD[wanted]
+    if recipe.profile == "paper":
+        return info.dtype
+    promoted = info.torch_dtype
+    for tensor in inputs:
+        promoted = torch.promote_types(promoted, tensor.torch_dtype)
+    return DTYPE_NAMES[promoted]
+
+
+def _row_blocks(info: TensorInfo, sources: int) -> tuple[tuple[int, int], ...]:
+    if info.elements == 0:
+        return ((0, info.rows),)
+    rows = max(1, PIECE_BYTES // max(1, info.row_elements * 4 * sources))
+    return tuple((start, min(start + rows, info.rows)) for start in range(0, info.rows, rows))

@@ -1,0 +1,73 @@
+"""YAML text to plain values, safely: no tags that run code, no alias that expands without end, no key twice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+MOST_VALUES = 20_000
+
+
+def load_yaml(text: str) -> tuple[Any, str | None]:
+    """The content of a YAML text, or None and a sentence on why it cannot be read."""
+    try:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return None, _yaml_problem(error)
+    if _too_large(content):
+        return (
+            None,
+            f"it holds, or its aliases expand to, more than {MOST_VALUES:,} values; write it plainly.",
+        )
+    return content, None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key cannot be repeated (one would silently win) and 1e-3 is a number, as in YAML 1.2."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
+            if key_node.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"'{key_node.value}' appears twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _too_large(content: Any) -> bool:
+    """Whether walking the content meets too many values; aliases count wherever they are used."""
+    count, waiting = 0, [content]
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            return True
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    reason = (
+        "nested too deeply"
+        if isinstance(error, RecursionError)
+        else "a value or character that is not allowed"
+    )
+    return f"not valid YAML{where}: {getattr(error, 'problem', None) or reason}."
