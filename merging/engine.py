@@ -18,6 +18,7 @@ from merging.layout import Input
 from merging.methods import Group, Method, Survey
 from merging.pieces import Piece
 from merging.plan import KEEP_BYTES, Plan
+from merging.relations import Relations
 from merging.statistics import Accumulator, Attained
 from merging.tensor_plan import TensorPlan
 
@@ -105,6 +106,8 @@ class _Run:
     results: list[TensorResult] = field(default_factory=list)
     tensors_done: Counter[str] = field(default_factory=Counter)
     remarks: dict[str, None] = field(default_factory=dict)
+    relations: dict[tuple[str, ...], Relations] = field(default_factory=dict)
+    """Of every set of models that is merged somewhere: one, unless slices have different ones."""
 
     def __post_init__(self) -> None:
         def passes(tensor: TensorPlan) -> int:
@@ -225,8 +228,16 @@ class _Run:
             bytes_read=self.bytes_read,
             bytes_written=self.bytes_written,
             seconds=time.perf_counter() - self.started,
-            warnings=(*self.plan.warnings, *self.remarks),
+            warnings=tuple(dict.fromkeys((*self.plan.warnings, *self.remarks, *self._cautions()))),
         )
+
+    def _cautions(self) -> Iterator[str]:
+        """What the experts' whole task vectors say against them or against this method."""
+        for models, relations in self.relations.items():
+            yield from relations.remarks(models)
+            methods = [t.method for t in self.plan.tensors if t.method is not None and t.models == models]
+            for method in dict.fromkeys(methods):
+                yield from method.cautions(relations.changes, models)
 
     def _progress(self, stage: str, tensors: int) -> Progress:
         return Progress(
@@ -265,6 +276,9 @@ class _Run:
 
     def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, totals: _Totals) -> torch.Tensor:
         assert tensor.method is not None
+        relations = self.relations.setdefault(tensor.models, Relations(len(tensor.models)))
+        if not relations.update(piece):
+            _require_finite(self.plan, tensor, piece)
         merged = tensor.method.merge(piece, known)
         rows = merged.to(tensor.info.torch_dtype)
         if not bool(torch.isfinite(rows).all()):
@@ -342,6 +356,12 @@ class _Totals:
 
 def _square(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
+
+
+def _require_finite(plan: Plan, tensor: TensorPlan, piece: Piece) -> None:
+    """Raise if base or an expert holds NaN or infinite values in a piece; squares may also be just too large."""
+    if not bool(piece.models.isfinite().all() and piece.base_or_zero.isfinite().all()):
+        raise MergingError(_not_finite(plan, tensor, piece, piece.models))
 
 
 def _not_finite(plan: Plan, tensor: TensorPlan, piece: Piece, rows: torch.Tensor) -> str:

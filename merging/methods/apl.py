@@ -132,12 +132,12 @@ class Apl(Method):
         place = known.partitions.index[piece.name]
         if place.ndim and place.shape[0] > 1:
             place = place[piece.start : piece.stop]
+        shape = (piece.experts, *[1] * (piece.deltas.ndim - 1 - place.ndim), *place.shape)
         if known.cut is None:
-            factors = survivors(piece, 1 - known.drop[:, place], self.seed, "expected")
+            factors = survivors(piece, (1 - known.drop[:, place]).view(shape), self.seed, "expected")
         else:
             factors = known.cut.keep(piece)
-        weight = known.weight[:, place].to(torch.float32).to(piece.deltas.device)
-        weight = weight.view(piece.experts, *[1] * (piece.deltas.ndim - 1 - place.ndim), *place.shape)
+        weight = known.weight[:, place].view(shape).to(torch.float32).to(piece.deltas.device)
         factors = factors * (weight * ops.per_expert(piece.weight, weight))
         if self.elect:
             votes = factors * piece.deltas

@@ -70,10 +70,8 @@ class Competition:
         """β = softmax(T·minmax(δ_t²)) · Σ_j softmax(minmax(δ_t·δ_j)), times the squared number of elements."""
         assert self.mean is not None
         exponentials = self.exponentials(piece)
-        mean = self.mean.to(exponentials.device).flatten()
-        softmax = exponentials / ops.per_expert(mean, exponentials.flatten(0, 1)).view_as(
-            exponentials[..., :1]
-        )
+        mean = self.mean.to(exponentials.device)
+        softmax = exponentials / mean.view(*mean.shape, *[1] * (exponentials.ndim - 2))
         return softmax[0] * ops.sum_experts(softmax[1:])
 
 

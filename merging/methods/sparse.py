@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +14,9 @@ from merging.methods.base import Group, Method, Number, Profile, Scope, Share, S
 from merging.pieces import Piece
 from merging.statistics import Cut, Sums, largest_cut
 
+STRONGLY_TUNED = 0.1
+"""A relative change ‖δ‖/‖θ0‖ above that of light fine-tuning."""
+RISKY_DROP = 0.5
 TINY_NORM = 1e-7
 """A sum of magnitudes below which an l1 rescale is left out."""
 WINDOW_TOLERANCE = 1e-9
@@ -116,6 +119,15 @@ class Random(Sparse):
         RESCALE.format("Scale what is left up again: expected: by 1 / the element's chance to stay;"),
     )
     seed: Seed = parameter(0, "", "Another seed gives other random masks; the same seed always the same.")
+
+    def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
+        densities = self.for_experts("density", len(names))
+        return [
+            f"{name}: its change is {change:.0%} of the base's norm, and random dropping of more than half of a strong "
+            "change is known to fail (DARE is made for light tuning). Raise density, or use TIES or DPPA."
+            for name, change, density in zip(names, changes, densities, strict=True)
+            if density < 1 - RISKY_DROP and change > STRONGLY_TUNED
+        ]
 
 
 class Drop(Random):
