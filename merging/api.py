@@ -130,7 +130,14 @@ def _spelled(parameters: dict[str, Any], weight: Any) -> dict[str, Any]:
     spelled = {"lambda" if name == "lambda_" else name: value for name, value in parameters.items()}
     if weight is not None:
         spelled["weight"] = weight
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in spelled.items()}
+    return {name: _plain(value) for name, value in spelled.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and tuples as lists."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _recipe_in_memory(

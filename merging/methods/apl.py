@@ -80,7 +80,7 @@ class Apl(Method):
         "What is dropped inside a partition: by chance (the rest is scaled up), the smallest changes, or those with the "
         "smallest |δ·g|, which needs an importance file with element scores.",
     )
-    elect: bool = parameter(False, "", "Elect a sign for every element first and leave out who disagrees.")
+    elect: bool = parameter(False, "", "Elect a sign for every element first, leave out who disagrees, and add up the rest.")
     include: bool = parameter(
         False, "", "Give norms, embeddings and the output head drop ratios and weights of their own, too."
     )
@@ -119,7 +119,7 @@ class Apl(Method):
         return "\n".join(known.partitions[int(known.partitions.index[tensor].flatten()[0])].tensors)
 
     def refine(self, part: Group, known: Known) -> Survey:
-        """The exact cut of every partition among some tensors: round((1 − r_P)·n_P) elements stay."""
+        """The exact cut of every partition among some tensors: round((1 − r_P)·n_P) elements stay, be it none."""
         index = {name: known.partitions.index[name] for name in part.shapes}
         numbers = torch.cat([values.flatten() for values in index.values()]).unique()
         labels = Labels({name: torch.searchsorted(numbers, i) for name, i in index.items()}, len(numbers))
