@@ -284,6 +284,20 @@ class Sums:
         return sums
 
 
+def products(vectors: Values) -> Sums:
+    """Σ x_a·x_b over the rows of what a piece gives [rows, *shape], in float64: tensor name -> [rows, rows].
+
+    Unlike `InnerProducts` it can be told to look at changes, whose products would cancel in those of the models.
+    """
+
+    def of(piece: Piece) -> torch.Tensor:
+        flat = vectors(piece)
+        flat = flat.reshape(len(flat), -1).double()
+        return flat @ flat.T
+
+    return Sums(of)
+
+
 class Maximum:
     """The largest of any numbers a piece gives, elementwise over the pieces; its result is such a tensor."""
 

@@ -20,6 +20,16 @@ Profile = Literal["paper", "mergekit"]
 Scope = Literal["tensor", "layer", "model"]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+GROUPS = {
+    "baseline": "Baselines",
+    "sign": "Size and sign",
+    "random": "Random dropping",
+    "importance": "Importance and competition",
+    "average": "Averages and stacks",
+    "two": "Two models",
+    "other": "Others",
+}
+"""The kinds of merge methods and their headings, in the order they are presented."""
 Survey = Generator[Accumulator, Any, Any]
 """Yields accumulators to run over the scope, is sent their results, returns what `coefficients` must know."""
 
@@ -45,11 +55,12 @@ def parameter(
     *,
     per_model: bool = False,
     sequence: bool = False,
+    rare: bool = False,
     **limits: Any,
 ) -> Any:
-    """A pydantic field that also knows the paper's symbol, whether each model may have its own value, and whether a
-    list is the value itself (`sequence`) rather than a gradient over the blocks."""
-    extra: dict[str, Any] = {"symbol": symbol, "per_model": per_model, "sequence": sequence}
+    """A pydantic field that also knows the paper's symbol, whether each model may have its own value, whether a list is
+    the value itself (`sequence`) rather than a gradient over the blocks, and whether few people change it (`rare`)."""
+    extra: dict[str, Any] = {"symbol": symbol, "per_model": per_model, "sequence": sequence, "rare": rare}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -70,10 +81,16 @@ class Method(BaseModel):
     title: ClassVar[str]
     when_to_use: ClassVar[str]
     paper: ClassVar[str]
+    group: ClassVar[str] = "other"
+    """What kind of method it is, one of `GROUPS`."""
+    caveat: ClassVar[str] = ""
+    """What somebody should know before using it, in a sentence or two."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Other published values than the defaults: whose they are -> the parameters that differ."""
     elementwise: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
-    base_optional: ClassVar[bool] = False
-    """Whether a method that needs no base works on changes where one is named."""
+    takes_base: ClassVar[bool] = True
+    """Whether it works on changes from a base where one is named; otherwise a base is one more model, or unused."""
     experts_wanted: ClassVar[int | None] = None
     """The exact number of models beside the base, where a method is made for just so many."""
     scans: ClassVar[int] = 0

@@ -21,8 +21,10 @@ class Linear(Method):
     title: ClassVar[str] = "Linear (model soup)"
     when_to_use: ClassVar[str] = "Models tuned from one base for similar tasks; the baseline to beat."
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.05482"
+    group: ClassVar[str] = "baseline"
     elementwise: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
+    takes_base: ClassVar[bool] = False
 
     weight: Number | tuple[Number, ...] = parameter(
         1.0, "w", "Share of this model in the average.", per_model=True
