@@ -232,8 +232,7 @@ def recipe_problems(
     if method.needs_base and only_base:
         yield "models: only the base is listed. Add a model that was tuned from it."
     listed = {member.entry.model for part in parts for member in part.experts}
-    counts = not method.needs_base and not method.base_optional
-    base_counts = recipe.profile == "mergekit" and counts and recipe.base_model is not None
+    base_counts = recipe.profile == "mergekit" and not method.takes_base and recipe.base_model is not None
     if base_counts and recipe.base_model not in listed:
         yield (
             f"base_model: {method.name} counts it as one more model; list it under 'models' with its weight, or remove "

@@ -189,7 +189,7 @@ def plan_parts(
     plan = Plan(
         recipe=recipe,
         reference=reference,
-        base=(base or (first.source if first else None)) if settings.method.needs_base else None,
+        base=(base or (first.source if first else None)) if settings.method.takes_base else None,
         experts=tuple(experts.values()),
         names=tuple(experts),
         tensors=tuple(tensors),

@@ -84,7 +84,7 @@ class _Opening:
     @property
     def base_is_a_model(self) -> bool:
         method = METHODS.get(self.recipe.merge_method)
-        return method is not None and not method.needs_base and not method.base_optional
+        return method is not None and not method.takes_base
 
     def parts(self) -> tuple[TensorSource | None, list[Part]]:
         base = self.base
@@ -97,14 +97,17 @@ class _Opening:
     def whole(self) -> Part:
         """The models form as one part."""
         experts = self._experts(self.recipe.models, self.base, "models")
-        counts = (
-            self.base_is_a_model and self.recipe.profile == "mergekit" and "weight" in self.recipe.parameters
-        )
+        counts = self.base_is_a_model and self.recipe.profile == "mergekit" and self._has_a_weight_for_all()
         listed = any(member.source is self.base for member in experts)
         base = self._member(self.recipe.base_model, self.base)
         if counts and base is not None and not listed:
             experts.append(base)
         return Part(base, tuple(experts))
+
+    def _has_a_weight_for_all(self) -> bool:
+        """Whether the recipe weighs every model, or its method none."""
+        own = METHODS[self.recipe.merge_method].per_model()
+        return "weight" in self.recipe.parameters or "weight" not in own
 
     def _slice(self, part: Slice, where: str) -> Part | None:
         """A slice's models; None, with problems noted, where its ranges cannot be."""
@@ -182,36 +185,6 @@ def _range_problems(entry: SliceSource, source: TensorSource | None, where: str)
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
-
-
-def _open(self, reference: str) -> Checkpoint | None:
-    if reference not in self._opened:
-        self._opened[reference] = None
-        try:
-            opened = _open(self.recipe, reference)
-        except CheckpointError as error:
-            self.problems.append(str(error))
-        else:  # another spelling of a path is the same model
-            same = (one for one in self._opened.values() if one and _same(one.path, opened.path))
-            self._opened[reference] = next(same, opened)
-    return self._opened[reference]
-
-
-def _range_problems(entry: SliceSource, source: TensorSource | None, where: str) -> Iterable[str]:
-    first, stop = entry.layer_range
-    if not 0 <= first < stop:
-        yield (
-            f"{where}: layer_range [{first}, {stop}] of {entry.model} names no blocks; write the first block and the one "
-            "after the last, such as [0, 8]."
-        )
-    elif source is not None:
-        numbers = blocks(source.tensors)
-        if missing := [number for number in range(first, min(stop, first + 10_000)) if number not in numbers]:
-            yield (
-                f"{where}: {entry.model} has no block {missing[0]}; it has {len(numbers)}"
-                + (f", {numbers[0]} to {numbers[-1]}" if numbers else "")
-                + f", and layer_range [{first}, {stop}] asks for {first} to {stop - 1}."
-            )
 
 
 def _is(one: TensorSource | None, other: TensorSource | None) -> bool:

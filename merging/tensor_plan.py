@@ -88,7 +88,7 @@ def _plan_tensor(recipe: Recipe, slot: Slot, settings: Settings, *, excluded: bo
         group=_group(slot.name, method.ranked_within if method else "tensor"),
         row_blocks=((0, info.rows),) if whole else _row_blocks(info, len(slot.experts) + 1),
         reference=slot.reference,
-        base=slot.base if settings.method.needs_base else None,
+        base=slot.base if settings.method.takes_base else None,
         experts=slot.experts,
         position=slot.position,
         excluded=excluded,
