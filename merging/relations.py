@@ -27,16 +27,20 @@ class Relations:
         self.equal = set(combinations(range(experts), 2))
 
     def update(self, piece: Piece) -> bool:
-        """Add a piece; False where its inner products are not finite, so that its values are to be looked at."""
+        """Add a piece; False where its inner products overflow float32, so that its values are to be looked at."""
         vectors = (
             torch.cat([piece.base_or_zero[None], piece.deltas]) if piece.base is not None else piece.deltas
         )
         flat = ops.flat(vectors)
         products = (flat @ flat.T).double().cpu()
+        finite = bool(products.isfinite().all())
+        if not finite:
+            flat = flat.double()
+            products = (flat @ flat.T).nan_to_num(0.0, 0.0, 0.0).cpu()
         first = len(self.products) - len(flat)
         self.products[first:, first:] += products
         self.equal = {pair for pair in self.equal if torch.equal(*(piece.models[expert] for expert in pair))}
-        return bool(products.isfinite().all())
+        return finite
 
     @property
     def changes(self) -> list[float]:
