@@ -32,6 +32,7 @@ TIES_MERGEKIT = {**TIES, "density": 1.0, "elect_on": "weighted", "zero_sum": "pl
 MAGNITUDE = {"density": 0.2, "count": "nearest", "rescale": "none", "normalize": False}
 MAGNITUDE_MERGEKIT = {**MAGNITUDE, "density": 1.0, "count": "floor"}
 FAMILIES = {"random": random_family, "coarse": coarse_family}
+CASES = [*(("random", dtype) for dtype in DTYPES), ("coarse", torch.float32)]
 
 
 def settings_of(options, paper, mergekit):
@@ -42,9 +43,8 @@ def settings_of(options, paper, mergekit):
     return weight, density, lam, {name: known[name] for name in paper if name in known}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("family", "dtype"), CASES, ids=str)
 @pytest.mark.parametrize("scope", ["tensor", "layer", "model"])
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "options",
     [
@@ -72,9 +72,8 @@ def test_ties(scope, options, dtype, family):
         assert_close(merged, base, expected, names)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("family", "dtype"), CASES, ids=str)
 @pytest.mark.parametrize("scope", ["tensor", "layer", "model"])
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "options",
     [

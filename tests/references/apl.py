@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from references.random_methods import prune
-from references.seed_methods import elect_and_combine
 
 
 def drop_ratios(importance, sizes, p, tau1=0.1):
@@ -64,15 +63,12 @@ def keep_top(delta, order_by, index, ratio):
 
 
 def merge(pruned, factors, lam=1.0, elect=False):
-    """λ Σ w·δ̂, or the elected mean; `factors` [experts, d]."""
-    if not elect:
-        return lam * sum(f * d for f, d in zip(factors, pruned, strict=True))
-    merged = np.zeros_like(pruned[0])
-    for i in range(len(merged)):
-        merged[i] = elect_and_combine(
-            [d[i : i + 1] for d in pruned], [f[i] for f in factors], elect_on="weighted", zero_sum="plus"
-        )[0]
-    return lam * merged
+    """λ Σ w·δ̂; with `elect` the sum of those that agree with the sign of the whole sum, plus where that is 0."""
+    changes = np.array([f * d for f, d in zip(factors, pruned, strict=True)])
+    if elect:
+        elected = np.where(changes.sum(axis=0) < 0, -1.0, 1.0)
+        changes = np.where(np.sign(changes) == elected, changes, 0.0)
+    return lam * changes.sum(axis=0)
 
 
 def random_drop(delta, mask, drop):

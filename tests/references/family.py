@@ -96,12 +96,28 @@ def masks_of(keep, names, seed, expert):
     return np.concatenate(found)
 
 
-def assert_close(merged, base, change, names, *, leave_out=None):
+def heavy_family(experts, seed, dtype):
+    """Changes with long tails, so that some stand out from their mean."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(shape):
+        return torch.randn(shape, generator=generator)
+
+    base = {name: noise(shape).to(dtype) for name, shape in SHAPES.items()}
+    models = []
+    for _ in range(experts):
+        changes = {n: noise(s).sign() * (1.5 * noise(s)).exp() / 64 for n, s in SHAPES.items()}
+        models.append({name: (base[name].float() + change).to(dtype) for name, change in changes.items()})
+    return base, models
+
+
+def assert_close(merged, base, change, names, *, leave_out=None, relative=1e-6):
     """The merged tensors are base + change, off by no more than the cast and float32's own rounding of the change.
 
     Args:
         change: float64, the tensors one after another.
         leave_out: elements that are not compared.
+        relative: how far the change may be off, as a share of the tensor's largest.
     """
     start = 0
     for name in names:
@@ -111,7 +127,7 @@ def assert_close(merged, base, change, names, *, leave_out=None):
         wanted = flat(base, [name]) + part
         half, smallest = HALF_ULP[value.dtype]
         exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(wanted), 2.0**-140))), smallest)
-        bound = 1.001 * half * 2.0**exponent + 1e-6 * np.abs(part).max(initial=0)
+        bound = 1.001 * half * 2.0**exponent + relative * np.abs(part).max(initial=0)
         error = np.abs(flat(merged, [name]) - wanted)
         if leave_out is not None:
             error = np.where(leave_out[start:stop], 0, error)

@@ -30,9 +30,9 @@ def pruned_election(deltas, masks, keep, weight, lam=1.0, *, sizes, rescale="exp
 
 def della_keep(delta, density, epsilon):
     """Keep probabilities of one tensor, flat: rank 0 is the largest |δ| of a row."""
-    rows = delta.reshape(delta.shape[0], -1) if delta.ndim > 1 else delta.reshape(1, -1)
-    if density >= 1 or density <= 0:
+    if density >= 1 or density <= 0 or not delta.size:
         return np.full(delta.size, float(density >= 1))
+    rows = delta.reshape(delta.shape[0], -1) if delta.ndim > 1 else delta.reshape(1, -1)
     keep = np.zeros(rows.shape)
     for i, row in enumerate(rows):
         m = len(row)
