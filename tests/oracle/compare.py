@@ -4,7 +4,8 @@ Both programs round to float32 (unit u = 2⁻²⁴) in another order. With T inp
 with a divisor that is a sum of T weights, scaled once: at most 2T + 3 roundings of terms whose sizes add up to at most
 gain·size, where size is the largest |δ| (the largest |θ| for methods on the models themselves) and gain the largest
 Σ|coefficient|. Adding the base rounds once more, by at most u·|merged|. Two programs differ by at most
-u·(2·max|merged| + 2(2T + 3)·gain·size).
+u·(2·max|merged| + 2(2T + 3)·gain·size). Methods that measure an angle get `ANGLE` units more: mergekit takes the inner
+product, the arc and its sines in float32, so its coefficients are off by some tens of units.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 
 import torch
 
-UNIT = 2.0**-24
-ELECTED = {"ties", "dare_ties", "della"}
-ON_CHANGES = {*ELECTED, "task_arithmetic", "dare_linear", "della_linear"}
-SLERP_GAIN = 2.0**0.5
-"""(sin (1−t)θ + sin tθ) / sin θ = 1/cos(θ/2) at its largest, for angles up to a right one."""
+from oracle.undecided import UNIT, Undecided
+
+ANGLE = 64
+ANGULAR = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"}
+ELECTED = {"ties", "dare_ties", "della", "breadcrumbs_ties"}
+WEIGHTED = {"task_arithmetic", "dare_linear", "della_linear", "breadcrumbs", "linear"}
+ON_CHANGES = (ELECTED | WEIGHTED | {"sce", "ram", "ramplus_tl", "multislerp", "nuslerp"}) - {"linear"}
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,15 @@ class Inputs:
 
     def gain(self, method: str) -> float:
         """The largest Σ|coefficient| an element can get."""
-        if method == "slerp":
-            return SLERP_GAIN
         if method == "passthrough":
             return max(abs(own["scale"] or 1) for own in self.own)
+        if method == "ramplus_tl":
+            return 1 + self.shared["r"] * self.shared["alpha"]
+        if method in ANGULAR:
+            # vectors at right angles: the direction of a mean of T has coefficients that add up to √T of the length
+            return len(self.models) ** 0.5
+        if method not in ELECTED | WEIGHTED:
+            return 1.0
         weights = self.weights
         chosen = [weights]
         if method in ELECTED:
@@ -74,49 +82,8 @@ class Inputs:
         """The largest difference that rounding alone can make in this tensor."""
         change = self.gain(method) * float(self.deltas.abs().max())
         merged = change + (0.0 if self.base is None else float(self.base.abs().max()))
-        return UNIT * (2 * merged + 2 * (2 * len(self.models) + 3) * change)
-
-
-def kept_count(density: float, elements: int) -> int:
-    """How many elements mergekit's trim keeps."""
-    return elements if density >= 1 else 0 if density <= 0 else max(1, int(density * elements))
-
-
-@dataclass
-class Undecided:
-    """Elements that the promise leaves out: |δ| equal to a threshold that cuts through equals, and elections whose sum
-    is zero but for rounding."""
-
-    tied: torch.Tensor
-    drawn: torch.Tensor
-
-    @classmethod
-    def of(cls, inputs: Inputs, method: str) -> Undecided:
-        deltas = inputs.deltas
-        tied = torch.zeros(deltas.shape[1:], dtype=torch.bool)
-        drawn = tied.clone()
-        if method != "ties":
-            return cls(tied, drawn)
-        trimmed = deltas.double().clone()
-        for change, kept, own in zip(deltas, trimmed, inputs.own, strict=True):
-            size = change.abs()
-            count = kept_count(own["density"], size.numel())
-            ordered = size.flatten().sort(descending=True).values
-            if count == 0:
-                kept.zero_()
-            elif count < len(ordered):
-                threshold = ordered[count - 1]
-                kept *= size >= threshold
-                if ordered[count] == threshold:
-                    tied |= size == threshold
-        votes = trimmed * torch.tensor(inputs.weights).double().reshape(-1, *[1] * (trimmed.ndim - 1))
-        mass = votes.abs().sum(0)
-        drawn = (mass > 0) & (votes.sum(0).abs() <= len(votes) * UNIT * mass)
-        return cls(tied, drawn & ~tied)
-
-    @property
-    def decided(self) -> torch.Tensor:
-        return ~(self.tied | self.drawn)
+        roundings = 2 * (2 * len(self.models) + 3) + (ANGLE if method in ANGULAR else 0)
+        return UNIT * (2 * merged + roundings * change)
 
 
 @dataclass
@@ -143,8 +110,8 @@ class Tally:
         self.drawn_unequal += int((difference[left.drawn] > bound).sum())
         if inside.numel():
             worst = float(inside.max())
-            self.worst = max(self.worst, worst / bound)
-            self.relative = max(self.relative, worst / largest)
+            self.worst = max(self.worst, worst / (bound or 1))
+            self.relative = max(self.relative, worst / (largest or 1))
             if worst > bound:
                 self.beyond.append(
                     f"{name}: {int((inside > bound).sum())} of {inside.numel()} elements differ by up to {worst:.3g}, "

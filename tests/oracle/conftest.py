@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import merging
+from oracle.case import Case
 from oracle.families import build_families
-from oracle.recipes import ALL, Case
+from oracle.recipes import ALL
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-mergekit"

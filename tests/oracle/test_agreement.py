@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from oracle.compare import Inputs, Tally, Undecided, kept_count
+from oracle.compare import Inputs, Tally
 from oracle.conftest import tensors_of
 from oracle.recipes import DETERMINISTIC, IN_BFLOAT16
+from oracle.undecided import Undecided, kept_count
 
 by_name = pytest.mark.parametrize("case", DETERMINISTIC, ids=lambda case: case.name)
 

@@ -11,7 +11,7 @@ from oracle.conftest import tensors_of
 from oracle.law import allowed, chances, draw, share_below
 from oracle.recipes import ALONE, RANDOM
 
-FOR_MEAN, FOR_LAW = 40, 100
+FOR_MEAN, FOR_LAW = 20, 60
 DEVIATIONS = 6
 LARGE = 512
 """Elements from which on a tensor's own sums are near enough to normal to be judged alone."""
