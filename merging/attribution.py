@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from merging.calibration import Task
 from merging.checkpoint import TensorSource
 from merging.errors import MergingError
 from merging.header import MERGEABLE, TensorInfo
+from merging.heartbeats import Stopped
 from merging.partitions import Partitions
 
 BLOCK_ELEMENTS = 1 << 22
@@ -31,9 +33,18 @@ def carried(base: TensorSource) -> dict[str, tuple[int, ...]]:
 
 
 class MovedModel:
-    """A model in float32 whose weights are set to base, expert, or anything between, always in place."""
+    """A model in float32 whose weights are set to base, expert, or anything between, always in place.
 
-    def __init__(self, model: torch.nn.Module, base: TensorSource, expert: TensorSource):
+    Once `stop` is set, a forward or backward pass under way raises `Stopped` at its next module.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        base: TensorSource,
+        expert: TensorSource,
+        stop: threading.Event | None = None,
+    ):
         """
         Raises:
             MergingError: base and expert differ in a tensor that the running model does not have by that name.
@@ -41,7 +52,15 @@ class MovedModel:
         self.model = model.eval()
         self.base, self.expert = base, expert
         self.device = next(model.parameters()).device
+        self.stop = stop or threading.Event()
         self.parameters = self._match()
+        for module in model.modules():
+            module.register_forward_pre_hook(lambda *_: self.look_up())
+
+    def look_up(self) -> None:
+        """Raises `Stopped` if nobody waits any more."""
+        if self.stop.is_set():
+            raise Stopped
 
     def _match(self) -> dict[str, torch.nn.Parameter]:
         """Stored name -> parameter; a checkpoint may leave out the prefix of the inner model."""
@@ -61,6 +80,7 @@ class MovedModel:
 
     def change(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows of δ in float32, on the model's device."""
+        self.look_up()
         return self._read(self.expert, name, start, stop) - self._read(self.base, name, start, stop)
 
     @torch.no_grad()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from merging.engine import resolve_device
 from merging.errors import MergingError, OutputError, PlanError, did_you_mean
 from merging.evaluation import Suite
 from merging.events import Progress
+from merging.heartbeats import heartbeats
 from merging.inference import LoadedModel
 from merging.measuring import ExpertMeasures, Measured, Measurement, Step
 from merging.partitions import Granularity, Partitions, make_partitions
@@ -160,6 +163,7 @@ class _Run:
     wanted: Measurement
     device: str
     started: float = field(default_factory=time.perf_counter)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def calibrations(self, data: Data) -> dict[str, Calibration]:
         """The examples of each expert, by its short name."""
@@ -198,12 +202,15 @@ class _Run:
         partitions = make_partitions(shapes, config, self.wanted.partition)
         measured = []
         for number, name in enumerate(self.experts):
-            yield self._progress(number, Step(f"{name}: loading", 0, 0), 0.0)
-            for step in self._measures(name, data[name], partitions):
-                if isinstance(step, Measured):
-                    measured.append(step)
-                else:
-                    yield self._progress(number, step, step.share)
+            last = Step(f"{name}: loading", 0, 0)
+            with closing(heartbeats(self._measures(name, data[name], partitions), self.stop)) as steps:
+                for step in steps:
+                    if isinstance(step, Measured):
+                        measured.append(step)
+                        continue
+                    last = step or last
+                    yield self._progress(number, last)
+            self.stop.clear()
         return Importance(
             self._description(shapes, config, data, measured),
             torch.stack([found.signed for found in measured]),
@@ -216,15 +223,17 @@ class _Run:
     ) -> Iterator[Step | Measured]:
         """Load one expert and measure it; its model is gone when this ends."""
         source = self.experts[name]
+        yield Step(f"{name}: loading", 0, 0)
         loaded = LoadedModel.load(source.folder)
         task = AnswerTask.of(examples, loaded)
-        moved = MovedModel(loaded.model.to(self.device), self.base, source)
+        moved = MovedModel(loaded.model.to(self.device), self.base, source, self.stop)
         for step in ExpertMeasures(name, moved, task, partitions, self.wanted).run():
             yield replace(step, stage=f"{name}: {step.stage}") if isinstance(step, Step) else step
 
-    def _progress(self, number: int, step: Step, share: float) -> Progress:
+    def _progress(self, number: int, step: Step) -> Progress:
         seconds = time.perf_counter() - self.started
-        return Progress(step.stage, step.done, step.total, 0, (number + share) / len(self.experts), seconds)
+        share = (number + (step.share if step.total else 0.0)) / len(self.experts)
+        return Progress(step.stage, step.done, step.total, 0, share, seconds)
 
     def _description(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from merging.calibration import AnswerTask, Calibration
 from merging.checkpoint import Checkpoint, StateDict
 from merging.errors import MergingError
 from merging.evaluation import Item, Suite
+from merging.heartbeats import Stopped, heartbeats
 from merging.inference import LoadedModel
 from merging.measuring import ExpertMeasures, Measured, Measurement
 from merging.partitions import make_partitions
@@ -516,3 +518,53 @@ def test_a_result_is_the_last_step(family):
         sum(float((expert.read(n).double() - base.read(n).double()).square().sum()) for n in base.tensors),
         rel=1e-6,
     )
+
+
+def test_a_pass_under_way_stops_too(family):
+    """Closing must not wait for a long forward or backward pass to end."""
+    base, expert = (Checkpoint.open(family / name) for name in ("base", "one"))
+    loaded = LoadedModel.load(family / "one")
+    stop, layers = threading.Event(), []
+    moved = MovedModel(loaded.model, base, expert, stop)
+    task = AnswerTask.of(Calibration.of(SUITE, 16), loaded)
+    for number, layer in enumerate(loaded.model.model.layers):
+        layer.register_forward_hook(lambda *_, number=number: layers.append(number))
+    loaded.model.model.layers[0].register_forward_hook(lambda *_: stop.set())
+    with pytest.raises(Stopped):
+        task.sums(loaded.model, range(5))
+    assert layers == [0]
+    stop.clear()
+    partitions = make_partitions({n: t.shape for n, t in base.tensors.items()}, base.config, "module")
+    loaded.model.model.layers[0]._forward_hooks.popitem()
+    loaded.model.get_parameter("model.layers.2.mlp.up_proj.weight").register_hook(lambda _: stop.set())
+    with pytest.raises(Stopped):
+        list(gradient_sums(moved, partitions, task, task.batches))
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_a_long_step_beats_and_can_be_left():
+    stop, ended = threading.Event(), threading.Event()
+
+    def work():
+        yield 1
+        stop.wait(30)
+        ended.set()
+        raise Stopped
+
+    events = heartbeats(work(), stop)
+    assert [next(events), next(events)] == [1, None]
+    started = time.perf_counter()
+    events.close()
+    assert time.perf_counter() - started < 1
+    assert ended.wait(5)
+
+
+def test_what_goes_wrong_on_the_thread_is_raised_where_it_is_awaited():
+    def work():
+        yield 1
+        raise MergingError("broken")
+
+    events = heartbeats(work(), threading.Event())
+    assert next(events) == 1
+    with pytest.raises(MergingError, match="broken"):
+        next(events)
