@@ -10,7 +10,8 @@ from pydantic import Field
 
 from merging import ops
 from merging.methods.base import Group, Method, Number, Scope, Survey, parameter, register
-from merging.methods.sparse import Seed, survivors
+from merging.methods.combine import LAMBDA
+from merging.methods.sparse import SEED, Seed, survivors
 from merging.partition_cut import Labels, PartitionCut, partition_cut
 from merging.partitions import Partitions
 from merging.pieces import Piece
@@ -52,39 +53,57 @@ class Apl(Method):
         "You have a few examples of each expert's task: keeps what matters there, by measured importance."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.09485"
+    group: ClassVar[str] = "importance"
+    caveat: ClassVar[str] = (
+        "A reconstruction: the paper's full text was not available to us and no code is public. It needs an importance "
+        "file, measured on a few examples of each expert's task."
+    )
     scans: ClassVar[int] = 5
     needs_importance: ClassVar[bool] = True
 
     weight: Number | tuple[Number, ...] = parameter(
         1.0,
         "w",
-        "How much of this expert's change is added, times its partitions' own weights.",
+        "How strongly this expert counts beside the others, on top of the weights its partitions get from their importance.",
         per_model=True,
     )
     density: KeptShare | tuple[KeptShare, ...] = parameter(
         0.8,
         "1 − p",
-        "Share of this expert's change that is kept on average, over all partitions.",
+        "Share of this expert's change that is kept on average; important partitions keep more, the others less.",
         per_model=True,
     )
-    lambda_: Number = parameter(1.0, "λ", "Scale of the whole merged change.", alias="lambda")
+    lambda_: Number = parameter(1.0, "λ", LAMBDA, alias="lambda")
     tau1: Annotated[float, Field(ge=0, le=1, strict=True)] = parameter(
-        0.1, "τ1", "How far the most important partition's drop ratio lies below the average."
+        0.1,
+        "τ1",
+        "How far importance moves a partition's drop ratio from the average at most; 0 drops the same share everywhere.",
+        rare=True,
     )
     tau2: Temperature = parameter(
-        1.0, "τ2", "Temperature of the partitions' weights: the smaller, the more the leading expert gets."
+        1.0,
+        "τ2",
+        "How evenly a partition is shared: the smaller, the more of it goes to the expert that needs it most.",
+        rare=True,
     )
     drop: Literal["random", "magnitude", "taylor"] = parameter(
         "random",
         "",
-        "What is dropped inside a partition: by chance (the rest is scaled up), the smallest changes, or those with the "
-        "smallest |δ·g|, which needs an importance file with element scores.",
+        "What is dropped inside a partition: any by chance, the rest scaled up (random), the smallest changes "
+        "(magnitude), or those that matter least, which needs scores of single elements (taylor).",
     )
-    elect: bool = parameter(False, "", "Elect a sign for every element first, leave out who disagrees, and add up the rest.")
+    elect: bool = parameter(
+        False,
+        "",
+        "Elect a direction for every element as TIES does, leave out who disagrees, and add up the rest.",
+    )
     include: bool = parameter(
-        False, "", "Give norms, embeddings and the output head drop ratios and weights of their own, too."
+        False,
+        "",
+        "Let importance decide over norms, embeddings and the output head too; off merges them evenly.",
+        rare=True,
     )
-    seed: Seed = parameter(0, "", "Another seed gives other random masks; the same seed always the same.")
+    seed: Seed = parameter(0, "", SEED)
 
     @property
     def ranked_within(self) -> Scope:

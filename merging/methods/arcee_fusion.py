@@ -45,7 +45,10 @@ class ArceeFusion(Method):
     MERGEKIT: ClassVar[dict[str, Any]] = {"precision": "float32"}
 
     precision: Literal["float64", "float32"] = parameter(
-        "float64", "", "In which numbers the divergence of a row is measured; float32 is mergekit's."
+        "float64",
+        "",
+        "How exactly a row's divergence is measured; float32 is mergekit's, and rounding for lightly tuned models.",
+        rare=True,
     )
 
     def survey(self, group: Group) -> Survey:

@@ -141,6 +141,10 @@ class Method(BaseModel):
                 sentences.append(
                     f"{cls.name} has no parameter '{name}'.{did_you_mean(name, known)} It has: {', '.join(known)}."
                 )
+            elif cls.parameters()[name].json_schema_extra["sequence"] and len(problem["loc"]) == 1:
+                sentences.append(
+                    f"{name}: {problem['input']!r} is no list of numbers, such as {list(cls.parameters()[name].default)}."
+                )
             elif problem["type"] != "tuple_type" and not isinstance(problem["input"], tuple):
                 message = problem["msg"].removeprefix("Input ").removesuffix(".")
                 sentences.append(f"{name}: {problem['input']!r} {message}.")

@@ -9,8 +9,8 @@ import torch
 
 from merging import ops
 from merging.methods.base import Group, Number, Scope, Share, Survey, parameter, register
-from merging.methods.combine import Added, Elected
-from merging.methods.sparse import Trim
+from merging.methods.combine import LAMBDA, Added, Elected
+from merging.methods.sparse import SCOPE, Trim
 from merging.pieces import Piece
 from merging.statistics import Attained, Cut, largest_cut
 
@@ -52,17 +52,18 @@ class Crumbs(Trim):
     """
 
     density: Share | tuple[Share, ...] = parameter(
-        0.15, "β", "Share of this expert's change that is kept, below the largest.", per_model=True
+        0.15,
+        "β",
+        "Share of this expert's change that is kept: the largest that are no outliers. The rest goes back to the base.",
+        per_model=True,
     )
     gamma: Share | tuple[Share, ...] = parameter(
         0.006,
         "γ",
-        "Share of this expert's change that is dropped as outliers, the largest first.",
+        "Share of this expert's change that is dropped as outliers, the very largest first; 0 drops none.",
         per_model=True,
     )
-    scope: Scope = parameter(
-        "tensor", "", "What is ranked together: each tensor, each block, or the whole model."
-    )
+    scope: Scope = parameter("tensor", "", SCOPE)
 
     def select(self, group: Group) -> Survey:
         both = zip(
@@ -94,7 +95,7 @@ class Breadcrumbs(Added, Crumbs):
     scans: ClassVar[int] = 2
     MERGEKIT: ClassVar[dict[str, Any]] = MERGEKIT
 
-    lambda_: Number = parameter(0.2, "α", "Scale of the whole merged change.", alias="lambda")
+    lambda_: Number = parameter(0.2, "α", LAMBDA, alias="lambda")
 
 
 @register

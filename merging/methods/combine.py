@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -15,6 +16,20 @@ from merging.pieces import Piece
 from merging.statistics import Attained, Sums
 
 ZeroDivisor = Literal["error", "one"]
+ElectOn = Literal["delta", "weighted"]
+ZeroSum = Literal["majority", "plus"]
+LAMBDA = "Scale of what all experts change together: 0 is the base, 1 adds it as it is, more exaggerates it."
+NORMALIZE = "Divide by the sum of the weights: an average of the changes. Off adds them up, so more experts move the base further."
+ELECT_ON = (
+    "What is summed to elect a direction: the changes as they are (delta), or times the experts' weights (weighted), "
+    "which gives a heavier expert more say."
+)
+ZERO_SUM = (
+    "Where up and down are exactly equal: take the direction that most elements of the scope took (majority), or up "
+    "(plus) as mergekit does."
+)
+OVERSHOOT = 3
+"""From this scale on, experts that agree push the merge far beyond any of them."""
 MOST_MIXED = 12
 """Experts up to which every subset of weights of both signs is tried for a sum of 0."""
 
@@ -22,13 +37,25 @@ MOST_MIXED = 12
 class Combined(Sparse):
     """What both ways to combine have in common."""
 
-    lambda_: Number = parameter(1.0, "λ", "Scale of the whole merged change.", alias="lambda")
-    normalize: bool = parameter(
-        False, "", "Divide by the sum of the weights: an average of changes, not a sum."
-    )
+    lambda_: Number = parameter(1.0, "λ", LAMBDA, alias="lambda")
+    normalize: bool = parameter(False, "", NORMALIZE)
     zero_divisor: ZeroDivisor = parameter(
-        "error", "", "Where the weights to divide by add up to 0: refuse, or divide by 1."
+        "error",
+        "",
+        "What to do where the weights to divide by add up to 0: refuse the merge, or divide by 1 as mergekit does.",
+        rare=True,
     )
+
+    def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
+        found = super().cautions(changes, names)
+        total = self.lambda_ * (1 if self.normalize else sum(self.for_experts("weight", len(names))))
+        if total >= OVERSHOOT:
+            what = "lambda" if self.normalize else "lambda times the sum of the weights"
+            found.append(
+                f"{what} is {total:g}: where the experts agree, the merge goes {total:g} times as far as one of them. "
+                "Values near 1 are usual."
+            )
+        return found
 
 
 class Added(Combined):
@@ -65,17 +92,17 @@ class Elected(Combined):
     """
 
     normalize: bool = parameter(
-        True, "", "Divide by the weights of the experts that agree (the disjoint mean), or only add them up."
+        True, "", "Average the experts that agree on an element, by their weights; off adds them up."
     )
     sign: Literal["total", "frequency"] = parameter(
-        "total", "γ", "Elect by the mass of the changes or by the number of experts."
+        "total",
+        "γ",
+        "Who decides whether an element goes up or down: the larger sum of changes (total), where one large change "
+        "outvotes two small ones, or the greater number of experts (frequency).",
+        rare=True,
     )
-    elect_on: Literal["delta", "weighted"] = parameter(
-        "delta", "", "Whether the experts' weights count in the election (weighted) or not (delta)."
-    )
-    zero_sum: Literal["majority", "plus"] = parameter(
-        "majority", "", "The sign where both sides are equally strong: that of most other elements, or plus."
-    )
+    elect_on: ElectOn = parameter("delta", "", ELECT_ON, rare=True)
+    zero_sum: ZeroSum = parameter("majority", "", ZERO_SUM, rare=True)
 
     def problems(self, experts: int, profile: Profile) -> list[str]:
         found = super().problems(experts, profile)

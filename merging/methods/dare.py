@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from merging.methods.base import Scope, parameter, register
-from merging.methods.combine import Added, Elected
+from merging.methods.combine import NORMALIZE, Added, Elected
 from merging.methods.sparse import Drop
+
+CAVEAT = (
+    "Made for lightly tuned models: dropping more than half of a change that exceeds a tenth of the base's norm is known "
+    "to fail."
+)
 
 
 @register
@@ -25,6 +30,8 @@ class DareLinear(Added, Drop):
         "Lightly tuned experts: most of a small change can be dropped at random without loss."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2311.03099"
+    group: ClassVar[str] = "random"
+    caveat: ClassVar[str] = CAVEAT
     scans: ClassVar[int] = 1
     MERGEKIT: ClassVar[dict[str, Any]] = {
         "density": 1.0,
@@ -33,9 +40,7 @@ class DareLinear(Added, Drop):
         "zero_divisor": "one",
     }
 
-    normalize: bool = parameter(
-        True, "", "Divide by the sum of the weights: an average of changes, not a sum."
-    )
+    normalize: bool = parameter(True, "", NORMALIZE)
 
 
 @register
@@ -52,6 +57,8 @@ class DareTies(Elected, Drop):
     title: ClassVar[str] = "DARE with TIES"
     when_to_use: ClassVar[str] = "Lightly tuned experts whose changes also pull in different directions."
     paper: ClassVar[str] = "https://arxiv.org/abs/2311.03099"
+    group: ClassVar[str] = "random"
+    caveat: ClassVar[str] = CAVEAT
     scans: ClassVar[int] = 2
     MERGEKIT: ClassVar[dict[str, Any]] = {
         "density": 1.0,
@@ -63,7 +70,12 @@ class DareTies(Elected, Drop):
         "zero_divisor": "one",
     }
 
-    scope: Scope = parameter("model", "", "Over what a draw's majority sign is counted.")
+    scope: Scope = parameter(
+        "model",
+        "",
+        "Whose majority decides a draw (see zero_sum): the tensor's, the block's, or the model's.",
+        rare=True,
+    )
 
     @property
     def ranked_within(self) -> Scope:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from merging.methods.base import Number, parameter, register
-from merging.methods.combine import Added, Elected
+from merging.methods.combine import ELECT_ON, LAMBDA, ZERO_SUM, Added, Elected, ElectOn, ZeroSum
 from merging.methods.sparse import MagPrune
 
 MERGEKIT: dict[str, Any] = {
@@ -30,16 +30,13 @@ class Della(Elected, MagPrune):
         "As DARE with TIES, but a large change is likelier to stay: for experts that were tuned more strongly."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11617"
+    group: ClassVar[str] = "random"
     scans: ClassVar[int] = 2
     MERGEKIT: ClassVar[dict[str, Any]] = MERGEKIT
 
-    lambda_: Number = parameter(1.1, "λ", "Scale of the whole merged change.", alias="lambda")
-    elect_on: Literal["delta", "weighted"] = parameter(
-        "weighted", "", "Whether the experts' weights count in the election (weighted) or not (delta)."
-    )
-    zero_sum: Literal["majority", "plus"] = parameter(
-        "plus", "", "The sign where both sides are equally strong: that of most other elements, or plus."
-    )
+    lambda_: Number = parameter(1.1, "λ", LAMBDA, alias="lambda")
+    elect_on: ElectOn = parameter("weighted", "", ELECT_ON, rare=True)
+    zero_sum: ZeroSum = parameter("plus", "", ZERO_SUM, rare=True)
 
 
 @register
@@ -53,7 +50,8 @@ class DellaLinear(Added, MagPrune):
     title: ClassVar[str] = "DELLA without election"
     when_to_use: ClassVar[str] = "As DELLA, for experts whose changes hardly fight."
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11617"
+    group: ClassVar[str] = "random"
     scans: ClassVar[int] = 1
     MERGEKIT: ClassVar[dict[str, Any]] = MERGEKIT
 
-    lambda_: Number = parameter(1.1, "λ", "Scale of the whole merged change.", alias="lambda")
+    lambda_: Number = parameter(1.1, "λ", LAMBDA, alias="lambda")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -91,22 +91,42 @@ class Dppa(Added):
         "Experts that were tuned strongly (where DARE fails): keeps few, outlying changes and scales them up."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.02799"
+    group: ClassVar[str] = "importance"
+    caveat: ClassVar[str] = (
+        "Its factors are meant to be searched for on each expert's task, from amplify 1.8, 0 upwards; at 1, 1 it only "
+        "prunes. Even one expert alone is pruned."
+    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "where the authors' search begins: amplify 1.8, 0": {"amplify": (1.8, 0.0)},
+        "the authors' rule where levels overlap": {"rule": "authors"},
+    }
     scans: ClassVar[int] = 4
     reduces: ClassVar[bool] = False
 
     levels: tuple[Drop, ...] = parameter(
-        (0.9, 0.8), "p", "Shares of each change to drop on average, from strict to loose.", sequence=True
+        (0.9, 0.8),
+        "p",
+        "Shares of each change to drop on average, from strict to loose; what a strict level keeps, the looser keep too.",
+        sequence=True,
     )
     amplify: tuple[Number, ...] = parameter(
-        (1.0, 1.0), "α", "Factor of what each level keeps beyond the stricter ones.", sequence=True
+        (1.0, 1.0),
+        "α",
+        "A factor for each level, for what it keeps beyond the stricter ones: above 1 amplifies it, 0 leaves it out.",
+        sequence=True,
     )
     rule: Literal["strictest", "authors"] = parameter(
         "strictest",
         "",
-        "An element's factor: that of the strictest level that keeps it, or (authors) the largest of those that do.",
+        "Whose factor an element gets that several levels keep: the strictest level's, or (authors) the largest.",
+        rare=True,
     )
     nu: Annotated[float, Field(ge=0, le=1, strict=True)] = parameter(
-        0.08, "ν", "How far the density of a block or a linear may move from 1 − p."
+        0.08,
+        "ν",
+        "How far blocks, and matrices, in which more changes stand out may keep a larger share than others; 0 treats all "
+        "alike.",
+        rare=True,
     )
 
     @property

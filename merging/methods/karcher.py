@@ -36,10 +36,13 @@ class Karcher(Method):
     scans: ClassVar[int] = 1
 
     max_iter: Annotated[int, Field(ge=0, le=1000)] = parameter(
-        10, "", "Steps at most; 0 takes the normalised mean of the directions."
+        10, "", "Steps towards the exact mean, at most; 0 takes the plain average of the directions."
     )
     tol: Annotated[float, Field(gt=0, le=1, strict=True)] = parameter(
-        1e-5, "", "A step, an angle or a tensor's norm this small counts as none."
+        1e-5,
+        "",
+        "Stop when a step is smaller than this; a tensor with a smaller norm counts as none.",
+        rare=True,
     )
 
     def survey(self, group: Group) -> Survey:

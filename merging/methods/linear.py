@@ -22,14 +22,22 @@ class Linear(Method):
     when_to_use: ClassVar[str] = "Models tuned from one base for similar tasks; the baseline to beat."
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.05482"
     group: ClassVar[str] = "baseline"
+    caveat: ClassVar[str] = "An average means something only for models that come from one ancestor."
     elementwise: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     takes_base: ClassVar[bool] = False
 
     weight: Number | tuple[Number, ...] = parameter(
-        1.0, "w", "Share of this model in the average.", per_model=True
+        1.0,
+        "w",
+        "Share of this model in the average, beside the others' weights; 0 leaves it out.",
+        per_model=True,
     )
-    normalize: bool = parameter(True, "", "Divide by the sum of the weights.")
+    normalize: bool = parameter(
+        True,
+        "",
+        "Divide by the sum of the weights. Off, weights that do not add up to 1 scale the whole model.",
+    )
 
     def problems(self, experts: int, profile: Profile) -> list[str]:
         return mean_problem(self.for_experts("weight", experts)) if self.normalize else []

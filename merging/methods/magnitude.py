@@ -18,6 +18,7 @@ class Magnitude(Added, Trim):
     title: ClassVar[str] = "Magnitude pruning"
     when_to_use: ClassVar[str] = "To see what the largest changes alone are worth, without an election."
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.01708"
+    group: ClassVar[str] = "sign"
     scans: ClassVar[int] = 2
     MERGEKIT: ClassVar[dict[str, Any]] = {
         "density": 1.0,

@@ -37,13 +37,21 @@ class ModelStock(Method):
     MERGEKIT: ClassVar[dict[str, Any]] = {"clamp": False, "floor": 1e-6}
 
     filter_wise: bool = parameter(
-        False, "", "Measure the angles, and choose t, for each row of a tensor instead of the whole."
+        False,
+        "",
+        "Choose how far to go towards the average for each row of a tensor, not once for the whole.",
     )
     clamp: bool = parameter(
-        True, "", "Take a negative mean cosine for 0, which gives the base, instead of stepping beyond it."
+        True,
+        "",
+        "Where the experts' changes point apart on average, keep the base; off steps away from the average, as mergekit.",
+        rare=True,
     )
     floor: Annotated[float, Field(ge=0, le=1, strict=True)] = parameter(
-        0.0, "", "Two changes whose norms multiply to less than this count as less alike than they are."
+        0.0,
+        "",
+        "Changes whose norms multiply to less than this count as less alike than they are; mergekit's guard against 0.",
+        rare=True,
     )
 
     def problems(self, experts: int, profile: Profile) -> list[str]:

@@ -36,11 +36,19 @@ class MultiSlerp(Method):
     scans: ClassVar[int] = 1
 
     weight: Number | tuple[Number, ...] = parameter(
-        1.0, "w", "Share of this model in direction and length.", per_model=True
+        1.0,
+        "w",
+        "Share of this model in the mean direction and length, beside the others' weights.",
+        per_model=True,
     )
-    normalize_weights: bool = parameter(True, "", "Divide the weights by their sum.")
+    normalize_weights: bool = parameter(
+        True, "", "Divide the weights by their sum, so that only their proportion counts."
+    )
     eps: Annotated[float, Field(gt=0, le=1, strict=True)] = parameter(
-        1e-8, "ε", "A norm, or a sum of directions, this small counts as none."
+        1e-8,
+        "ε",
+        "A norm, or a sum of directions, this small counts as none; a guard against division by 0.",
+        rare=True,
     )
 
     def problems(self, experts: int, profile: Profile) -> list[str]:

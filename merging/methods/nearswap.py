@@ -31,7 +31,9 @@ class NearSwap(Method):
     experts_wanted: ClassVar[int | None] = 1
 
     t: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = parameter(
-        0.0001, "t", "How far an element may move; a difference up to t is taken whole."
+        0.0001,
+        "t",
+        "How far an element may move: differences up to t are taken whole, larger ones only by t.",
     )
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:

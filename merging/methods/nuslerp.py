@@ -39,15 +39,19 @@ class NuSlerp(Method):
     reduces: ClassVar[bool] = False
 
     weight: Number | tuple[Number, ...] = parameter(
-        1.0, "w", "How near the result is to this model, against the other's weight.", per_model=True
+        1.0,
+        "w",
+        "How near the result comes to this model: with weights 3 and 1 it lies at a quarter of the way to the other.",
+        per_model=True,
     )
     nuslerp_flatten: bool = parameter(
-        True, "", "One angle for a whole tensor; otherwise one for each row, or column."
+        True, "", "Turn a whole tensor by one angle; off, every row (or column) by its own.", rare=True
     )
     nuslerp_row_wise: bool = parameter(
         False,
         "",
-        "Without nuslerp_flatten: one angle for each column of a matrix (mergekit's word), not each row.",
+        "With nuslerp_flatten off: an angle for each column of a matrix, not each row; the name is mergekit's.",
+        rare=True,
     )
 
     def problems(self, experts: int, profile: Profile) -> list[str]:

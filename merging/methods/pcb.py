@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from merging import ops
 from merging.methods.base import Group, Method, Number, Scope, Share, Survey, parameter, register
+from merging.methods.combine import LAMBDA
 from merging.pieces import Piece
 from merging.statistics import Cut, Keys, Maximum, Sums, largest_cut, magnitudes, order_statistics
 
@@ -119,23 +120,43 @@ class Pcb(Method):
         "Experts that compete for the same weights: keeps what is large and what they agree on."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.02396"
+    group: ClassVar[str] = "importance"
+    caveat: ClassVar[str] = (
+        "No vote is held, yet there is an election: an element at which an expert disagrees with the sum of all changes "
+        "scores below 0 and is left out, unless ratio is so large that such scores are needed to fill it. Where one "
+        "expert is left, its change applies in full."
+    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "the authors' smallest ratio, 0.05": {"ratio": 0.05},
+        "the authors' largest ratio, 0.2": {"ratio": 0.2},
+        "the authors' larger scale, λ 1.2": {"lambda": 1.2},
+        "the authors' program for vision": {"variant": "vision"},
+        "the formulas as printed": {"variant": "paper"},
+    }
     scans: ClassVar[int] = 4
     reduces: ClassVar[bool] = False
 
     weight: Number | tuple[Number, ...] = parameter(
-        1.0, "λ_t", "How much of this expert's change is added where it takes part.", per_model=True
+        1.0,
+        "λ_t",
+        "How much of this expert's change is added where it takes part; who takes part does not depend on it.",
+        per_model=True,
     )
     ratio: Share = parameter(
-        0.1, "r", "Share of each expert's elements that take part, the best scores first."
+        0.1,
+        "r",
+        "Share of each expert's elements that take part, the best scores first; the rest is left out.",
     )
-    lambda_: Number = parameter(1.0, "λ", "Scale of the whole merged change.", alias="lambda")
+    lambda_: Number = parameter(1.0, "λ", LAMBDA, alias="lambda")
     variant: Literal["root", "vision", "paper"] = parameter(
         "root",
         "",
-        "Whose formula: the authors' program for language models (root), for vision, or the paper's text.",
+        "Which published formula scores the elements: the authors' program for language models (root), theirs for "
+        "vision, or the one printed in the paper.",
+        rare=True,
     )
     scope: Scope = parameter(
-        "model", "", "What is ranked together: each tensor, each block, or the whole model."
+        "model", "", "What competes for the ratio: each tensor, each block, or the whole model."
     )
 
     def survey(self, group: Group) -> Survey:

@@ -33,7 +33,9 @@ class Ram(Method):
     group: ClassVar[str] = "importance"
     reduces: ClassVar[bool] = False
 
-    epsilon: Epsilon = parameter(1e-5, "ε", "A change up to this counts as none.")
+    epsilon: Epsilon = parameter(
+        1e-5, "ε", "A change up to this size counts as none, and goes back to the base."
+    )
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
         active = self._active(piece)
@@ -57,9 +59,13 @@ class RamPlus(Ram):
     when_to_use: ClassVar[str] = "As RAM, where averaging the shared changes leaves an expert too weak."
     scans: ClassVar[int] = 1
 
-    r: Number = parameter(0.1, "r", "How much an expert's own changes are raised.")
+    r: Number = parameter(
+        0.1,
+        "r",
+        "How much what an expert alone changed is raised, for each unit of its shared changes; 0 is RAM.",
+    )
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = parameter(
-        0.2, "α", "The largest ratio of shared to own elements that counts."
+        0.2, "α", "Where raising ends: the largest ratio of shared to own elements that counts."
     )
 
     def survey(self, group: Group) -> Survey:

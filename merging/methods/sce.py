@@ -8,6 +8,7 @@ from pydantic import Field
 
 from merging import ops
 from merging.methods.base import Group, Method, Share, Survey, parameter, register
+from merging.methods.sparse import COUNT
 from merging.pieces import Piece
 from merging.statistics import Cut, Sums, largest_cut
 
@@ -49,15 +50,16 @@ class Sce(Method):
     MERGEKIT: ClassVar[dict[str, Any]] = {"floor": 1e-6, "count": "floor"}
 
     select_topk: Share = parameter(
-        1.0, "τ", "Share of the elements on which experts differ that is merged, the largest variance first."
+        1.0,
+        "τ",
+        "Share of the elements that is merged, those first on which the experts differ most; the rest stays the base's.",
     )
-    count: ops.Counting = parameter(
-        "nearest",
-        "",
-        "How select_topk times elements becomes a whole number: rounded, or cut off as mergekit does.",
-    )
+    count: ops.Counting = parameter("nearest", "", COUNT.format("select_topk"), rare=True)
     floor: Annotated[float, Field(ge=0, le=1, strict=True)] = parameter(
-        0.0, "", "Mean squares that add up to less than this give every expert the same weight."
+        0.0,
+        "",
+        "Changes so small that their mean squares add up to less than this give every expert the same weight.",
+        rare=True,
     )
 
     def survey(self, group: Group) -> Survey:

@@ -29,11 +29,13 @@ class Slerp(Method):
         "Exactly two models: a smooth path from one to the other that keeps the norm."
     )
     paper: ClassVar[str] = "https://doi.org/10.1145/325165.325242"
+    group: ClassVar[str] = "two"
+    caveat: ClassVar[str] = "The base is one end of the path; only the other end is chosen."
     elementwise: ClassVar[bool] = False
     scans: ClassVar[int] = 1
     experts_wanted: ClassVar[int | None] = 1
 
-    t: Share = parameter(0.5, "t", "Position on the way: 0 is the base, 1 the other model.")
+    t: Share = parameter(0.5, "t", "Position on the way: 0 is the base, 1 the other model, 0.5 halfway.")
 
     def survey(self, group: Group) -> Survey:
         """The factors of base and model, from the angle between them in float64; None where they are parallel."""

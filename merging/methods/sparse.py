@@ -27,9 +27,15 @@ def _rescale_word(value: Any) -> Any:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-RESCALE = (
-    "{} l1: so that each tensor's Σ|δ| stays (mergekit's, also written true); none (also written false)."
+RESCALE = "{} l1 restores each tensor's Σ|δ| (in YAML also true), none leaves it as it is (also false)."
+SCOPE = (
+    "Where the largest are looked for: in each tensor, each block, or the whole model, where strongly changed layers "
+    "keep more."
 )
+COUNT = (
+    "How {} times elements becomes a whole number: rounded, or cut off as mergekit does; one element at most."
+)
+SEED = "Another number drops other elements; the same number always gives the same model."
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,10 @@ class Sparse(Method):
     """Base of the methods that combine sparse changes δ̂_t = factor_t·δ_t. By default nothing is dropped."""
 
     weight: Number | tuple[Number, ...] = parameter(
-        1.0, "w", "How much of this expert's change is added.", per_model=True
+        1.0,
+        "w",
+        "How strongly this expert counts beside the others; 0 leaves it out, below 0 takes away what it learned.",
+        per_model=True,
     )
 
     def sparsify(self, group: Group) -> Survey:
@@ -83,18 +92,15 @@ class Trim(Sparse):
     """
 
     density: Share | tuple[Share, ...] = parameter(
-        0.2, "k", "Share of this expert's change that is kept, the largest first.", per_model=True
+        0.2,
+        "k",
+        "Share of this expert's change that is kept, the largest first; the rest goes back to the base. 1 keeps all.",
+        per_model=True,
     )
-    scope: Scope = parameter(
-        "model", "", "What is ranked together: each tensor, each block, or the whole model."
-    )
-    count: ops.Counting = parameter(
-        "nearest",
-        "",
-        "How density times elements becomes a whole number: rounded, or cut off as mergekit does.",
-    )
+    scope: Scope = parameter("model", "", SCOPE)
+    count: ops.Counting = parameter("nearest", "", COUNT.format("density"), rare=True)
     rescale: Annotated[Literal["none", "l1"], BeforeValidator(_rescale_word)] = parameter(
-        "none", "", RESCALE.format("Scale what is left up again:")
+        "none", "", RESCALE.format("Whether what is kept is scaled up for what was cut:"), rare=True
     )
 
     def select(self, group: Group) -> Survey:
@@ -111,14 +117,20 @@ class Random(Sparse):
     """Base of the methods that drop by chance; masks depend on seed, expert, tensor and position alone."""
 
     density: Share | tuple[Share, ...] = parameter(
-        0.8, "1 − p", "Share of this expert's change that is kept, on average.", per_model=True
+        0.8,
+        "1 − p",
+        "Share of this expert's change that survives, drawn by chance: 0.8 drops a fifth of it, 1 nothing.",
+        per_model=True,
     )
     rescale: Annotated[Literal["expected", "l1", "none"], BeforeValidator(_rescale_word)] = parameter(
         "expected",
         "",
-        RESCALE.format("Scale what is left up again: expected: by 1 / the element's chance to stay;"),
+        RESCALE.format(
+            "How the survivors make up for the dropped: expected divides each by its chance to survive,"
+        ),
+        rare=True,
     )
-    seed: Seed = parameter(0, "", "Another seed gives other random masks; the same seed always the same.")
+    seed: Seed = parameter(0, "", SEED)
 
     def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
         densities = self.for_experts("density", len(names))
@@ -151,7 +163,10 @@ class MagPrune(Random):
 
     whole_vectors: ClassVar[bool] = True
     density: Share | tuple[Share, ...] = parameter(
-        0.7, "1 − p", "Share of this expert's change that is kept, on average.", per_model=True
+        0.7,
+        "1 − p",
+        "Share of this expert's change that survives on average; in every row large changes survive more often.",
+        per_model=True,
     )
     epsilon: (
         Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -159,7 +174,8 @@ class MagPrune(Random):
     ) = parameter(
         0.07,
         "ε",
-        "How far a row's largest element is likelier, and its smallest less likely, to stay than the density.",
+        "How much size decides: a row's largest change survives with chance density + ε, its smallest with density − ε. "
+        "0 is DARE.",
         per_model=True,
     )
 

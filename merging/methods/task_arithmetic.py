@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from merging.methods.base import Number, parameter, register
-from merging.methods.combine import Added
+from merging.methods.combine import LAMBDA, Added
 
 
 @register
@@ -19,6 +19,7 @@ class TaskArithmetic(Added):
         "Experts whose changes hardly overlap; the simplest way to keep all of every change."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2212.04089"
+    group: ClassVar[str] = "baseline"
     MERGEKIT: ClassVar[dict[str, Any]] = {"lambda": 1.0, "zero_divisor": "one"}
 
-    lambda_: Number = parameter(0.4, "λ", "Scale of the whole merged change.", alias="lambda")
+    lambda_: Number = parameter(0.4, "λ", LAMBDA, alias="lambda")

@@ -24,6 +24,7 @@ class Ties(Elected, Trim):
         "Experts that pull the same weights in different directions; keeps the large changes."
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.01708"
+    group: ClassVar[str] = "sign"
     scans: ClassVar[int] = 3
     MERGEKIT: ClassVar[dict[str, Any]] = {
         "density": 1.0,
