@@ -164,6 +164,8 @@ def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
         problems.append(
             "chat_template: templates are not taken from this page; set it with the command line."
         )
+    if recipe.slices:
+        return None, [*problems, "slices: this page merges whole models; use the command line for slices."]
     recipe, foreign = _of_family(recipe, family)
     problems += foreign
     try:

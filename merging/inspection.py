@@ -14,7 +14,7 @@ import torch
 
 from merging import engine, ops
 from merging.anatomy import Place, kinds, locate
-from merging.errors import OutputError
+from merging.errors import MergingError, OutputError
 from merging.events import Progress
 from merging.pieces import Piece
 from merging.plan import Plan
@@ -242,7 +242,16 @@ def _sum(statistics: Iterable[TensorStatistics]) -> TensorStatistics:
 
 
 def inspect_plan(plan: Plan, *, device: str = "auto") -> Iterator[Progress | Report]:
-    """Progress after every piece, the report at the end."""
+    """Progress after every piece, the report at the end.
+
+    Raises:
+        MergingError: slices that are made of different models.
+    """
+    if any(tensor.models != plan.names for tensor in plan.tensors):
+        raise MergingError(
+            "inspect: these slices are made of different models, which do not fit one map; inspect a recipe with whole "
+            "models."
+        )
     accumulator = ChangeWatch()
     yield from engine.watch(plan, accumulator, device=device)
     yield Report(plan.reference.label, plan.names, accumulator.result())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from merging.block_config import origins, recut
 from merging.checkpoint import Checkpoint
 from merging.engine import run_plan
 from merging.events import Event, Finished
@@ -63,6 +64,8 @@ def _config(plan: Plan, reference: Checkpoint) -> dict[str, object]:
     stored = {DTYPE_WORDS[t.info.dtype] for t in plan.tensors if t.info.dtype in DTYPE_WORDS}
     dtype = plan.recipe.out_dtype or plan.recipe.dtype or (stored.pop() if len(stored) == 1 else "float32")
     config = dict(reference.config)
+    if plan.recipe.slices:
+        config, _ = recut(config, origins(plan.tensors))
     config.pop("_name_or_path", None)
     config["torch_dtype"] = dtype
     if "dtype" in config:

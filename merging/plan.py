@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from merging.artefact import Importance, importance_scores
+from merging.block_config import origins, recut
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
@@ -185,6 +186,8 @@ def plan_parts(
     tensors, found = plan_tensors(recipe, slots, settings, complete=complete)
     problems += found
     warnings += settings.warnings
+    if recipe.slices and isinstance(reference, Checkpoint):
+        warnings += recut(reference.config, origins(tensors))[1]
     first = parts[0].base
     plan = Plan(
         recipe=recipe,

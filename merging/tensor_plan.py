@@ -105,9 +105,16 @@ def _group(name: str, scope: Scope) -> GroupKey:
 def _mixed_scopes(planned: Sequence[TensorPlan]) -> Iterator[str]:
     """Tensors ranked together must be ranked by the same rule."""
     rules: dict[GroupKey, object] = {}
+    models: dict[GroupKey, tuple[str, ...]] = {}
     for tensor in planned:
         if tensor.method is None or tensor.group[0] == "tensor":
             continue
+        if models.setdefault(tensor.group, tensor.models) != tensor.models:
+            yield (
+                "the slices are made of different models, which cannot be ranked over the whole model "
+                f"('{tensor.info.name}' and others, scope {tensor.group[0]}); set scope: layer or scope: tensor."
+            )
+            return
         rule = tensor.method.model_dump(exclude={"weight", "lambda_", "normalize"})
         if rules.setdefault(tensor.group, rule) != rule:
             yield (

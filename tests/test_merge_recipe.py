@@ -214,3 +214,12 @@ def test_names_that_cannot_be_a_folder_are_foreign(models, name):
 def test_templates_are_not_taken_from_the_page(models):
     text = default_recipe(models).to_yaml() + "chat_template: '{{ messages }}'\n"
     assert any("chat_template" in problem for problem in from_yaml(text, models)[1])
+
+
+def test_slices_are_not_opened_by_the_page(models, monkeypatch):
+    monkeypatch.setattr(merging.plan.Checkpoint, "open", lambda path: pytest.fail("a model was opened"))
+    source = {"model": "/somewhere/else", "layer_range": [0, 1]}
+    text = json.dumps({"merge_method": "passthrough", "slices": [{"sources": [source]}]})
+    recipe, problems = from_yaml(text, models)
+    assert recipe is None
+    assert any("slices" in problem for problem in problems)
