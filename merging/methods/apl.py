@@ -22,7 +22,7 @@ REACH = 2.0
 """The shift of the drop ratios is looked for between −2 and 2."""
 HALVINGS = 60
 
-KeptShare = Annotated[float, Field(ge=1 - MOST_DROPPED, le=1, strict=True)]
+KeptShare = Annotated[float, Field(ge=0.01, le=1, strict=True)]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 
@@ -133,9 +133,10 @@ class Apl(Method):
         yield
 
     def part_of(self, tensor: str, known: Known) -> str | None:
-        if self.drop == "random":
+        numbers = known.partitions.index[tensor].flatten()[:1].tolist()
+        if self.drop == "random" or not numbers:
             return None
-        return "\n".join(known.partitions[int(known.partitions.index[tensor].flatten()[0])].tensors)
+        return "\n".join(known.partitions[numbers[0]].tensors)
 
     def refine(self, part: Group, known: Known) -> Survey:
         """The exact cut of every partition among some tensors: round((1 − r_P)·n_P) elements stay, be it none."""
