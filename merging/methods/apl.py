@@ -119,9 +119,8 @@ class Apl(Method):
         partitions, values = group.scores.partitions, group.scores.values
         inside = torch.ones_like(partitions.outside) if self.include else ~partitions.outside
         densities = self.for_experts("density", group.experts)
-        drop = (
-            torch.tensor([1 - density for density in densities]).double()[:, None].repeat(1, len(partitions))
-        )
+        dropped = torch.tensor([1 - density for density in densities], dtype=torch.float64)
+        drop = dropped[:, None].repeat(1, len(partitions))
         weight = torch.ones_like(drop)
         if inside.any():
             weight[:, inside] = partition_weights(relative_importance(values[:, inside]), self.tau2)
