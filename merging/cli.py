@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from merging import api, inspection
+from merging.effective import summary
 from merging.errors import MergingError, PlanError
 from merging.events import Event, Finished
 from merging.events import Progress as EngineProgress
@@ -63,7 +64,16 @@ def methods(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def check(recipe: RecipePath, as_json: AsJson = False) -> None:
+def check(
+    recipe: RecipePath,
+    values: Annotated[
+        bool,
+        typer.Option(
+            "--effective", help="Also show the value every parameter really gets, tensor by tensor."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check a recipe against its models' headers; lists every problem at once, reads no weight."""
     try:
         plan = api.check(recipe)
@@ -73,7 +83,8 @@ def check(recipe: RecipePath, as_json: AsJson = False) -> None:
             raise typer.Exit(1) from None
         raise
     if as_json:
-        _print_json({"ok": True, "warnings": plan.warnings, **_size(plan)})
+        shown = {"effective": [one.as_json() for one in plan.effective()]} if values else {}
+        _print_json({"ok": True, "warnings": plan.warnings, **_size(plan), **shown})
         return
     size = _size(plan)
     print(
@@ -84,6 +95,8 @@ def check(recipe: RecipePath, as_json: AsJson = False) -> None:
     )
     for warning in plan.warnings:
         print(f"warning: {warning}")
+    for line in summary(plan.effective()) if values else ():
+        print(line)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from merging.artefact import Importance, importance_scores
 from merging.block_config import origins, recut
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
+from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
 from merging.header import DTYPES
 from merging.layout import layout
@@ -58,6 +59,10 @@ class Plan:
         for tensor in self.tensors:
             groups.setdefault(tensor.group, []).append(tensor)
         return groups
+
+    def effective(self) -> list[Effective]:
+        """The values that every tensor really gets, in plan order."""
+        return effective(self.tensors)
 
     @property
     def work_dtype(self) -> torch.dtype | None:
