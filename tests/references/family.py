@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from merging import METHODS
 from merging.anatomy import locate
 from references import noise
 
@@ -21,6 +22,7 @@ SHAPES = {
     "model.layers.1.conv.weight": (2, 3, 2),
 }
 NAMES = sorted(SHAPES)
+EXPERTS = 3
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HALF_ULP = {torch.float32: (2.0**-24, -126), torch.float16: (2.0**-11, -14), torch.bfloat16: (2.0**-8, -126)}
 """Half the gap between neighbours at 1, and the exponent below which gaps stay equal."""
@@ -58,6 +60,28 @@ def coarse_family(experts, seed, dtype):
         for _ in range(experts)
     ]
     return base, models
+
+
+def small_family(experts=EXPERTS, seed=0, dtype=torch.float32, shape=(8, 6)):
+    """Two matrices of this shape in two blocks, and a norm."""
+    generator = torch.Generator().manual_seed(seed)
+    base = {
+        "model.layers.0.mlp.up_proj.weight": torch.randn(shape, generator=generator).to(dtype),
+        "model.layers.1.mlp.up_proj.weight": torch.randn(shape, generator=generator).to(dtype),
+        "model.norm.weight": torch.ones(6, dtype=dtype),
+    }
+    models = [
+        {
+            name: (value.float() + torch.randn(value.shape, generator=generator) * 0.05).to(dtype)
+            for name, value in base.items()
+        }
+        for _ in range(experts)
+    ]
+    return base, models
+
+
+def number_of_experts(method):
+    return METHODS[method].experts_wanted or EXPERTS
 
 
 def scopes_of(scope):
