@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,10 +14,10 @@ import torch
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
 from merging.header import MERGEABLE, TensorInfo
-from merging.layout import Input
 from merging.methods import Group, Method, Survey
 from merging.pieces import Piece
-from merging.plan import KEEP_BYTES, Plan
+from merging.plan import Plan
+from merging.reading import Pieces, Reader
 from merging.relations import Relations
 from merging.statistics import Accumulator, Attained
 from merging.tensor_plan import TensorPlan
@@ -86,7 +86,7 @@ def watch(plan: Plan, accumulator: Accumulator, *, device: str = "auto") -> Iter
     """Show every merged piece of the plan to an accumulator, without merging or writing anything."""
     tensors = [tensor for tensor in plan.tensors if tensor.method is not None]
     run = _Run(plan, resolve_device(device), only_read=True)
-    for tensor, piece in run.read(tensors):
+    for tensor, piece in run.reader.read(tensors):
         accumulator.update(piece)
         yield run.advance("reading", tensor, piece, len(tensors))
 
@@ -99,7 +99,6 @@ class _Run:
     device: torch.device
     only_read: bool = False
     started: float = field(default_factory=time.perf_counter)
-    bytes_read: int = 0
     bytes_written: int = 0
     work_done: int = 0
     attained: Attained | None = None
@@ -113,22 +112,18 @@ class _Run:
         def passes(tensor: TensorPlan) -> int:
             return 1 if tensor.method is None or self.only_read else 1 + tensor.method.scans
 
+        self.reader = Reader(self.plan, self.device)
         self.work = sum(tensor.info.elements * passes(tensor) for tensor in self.plan.tensors)
-
-    def read(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, Piece]]:
-        for tensor in tensors:
-            for start, stop in tensor.row_blocks:
-                yield tensor, self._piece(tensor, start, stop)
 
     def merge(self, method: Method, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
         """Survey a group of tensors that are looked at together, refine its parts, then merge and write them."""
-        pieces = self._pieces(method, tensors)
+        pieces = self.reader.pieces(tensors, again=method.scans > 0)
         known, scans = yield from self._survey(method.survey(self._group(tensors)), tensors, pieces)
         parts: dict[str | None, list[TensorPlan]] = {}
         for tensor in tensors:
             parts.setdefault(method.part_of(tensor.info.name, known), []).append(tensor)
         for name, part in parts.items():
-            some = pieces if len(parts) == 1 else pieces.of(part) or self._pieces(method, part)
+            some = pieces if len(parts) == 1 else pieces.of(part)
             found, more = known, 0
             if name is not None:
                 found, more = yield from self._survey(method.refine(self._group(part), known), part, some)
@@ -139,7 +134,7 @@ class _Run:
         self,
         method: Method,
         tensors: Sequence[TensorPlan],
-        pieces: _Pieces,
+        pieces: Pieces,
         known: Any,
         sink: Sink,
     ) -> Iterator[Progress]:
@@ -161,14 +156,8 @@ class _Run:
         shapes = {tensor.info.name: tensor.info.shape for tensor in tensors}
         return Group(shapes, len(tensors[0].experts), self.plan.scores)
 
-    def _pieces(self, method: Method, tensors: Sequence[TensorPlan]) -> _Pieces:
-        """The pieces of some tensors, kept after the first time they are read if they will be read again and fit."""
-        elements = sum(tensor.info.elements for tensor in tensors)
-        keep = method.scans > 0 and elements * 4 * (len(tensors[0].experts) + 1) <= KEEP_BYTES
-        return _Kept(self.read(tensors)) if keep else _Reread(self, tensors)
-
     def _survey(
-        self, survey: Survey, tensors: Sequence[TensorPlan], pieces: _Pieces
+        self, survey: Survey, tensors: Sequence[TensorPlan], pieces: Pieces
     ) -> Generator[Progress, None, tuple[Any, int]]:
         """Run the accumulators a method asks for; what it then knows, and how many scans that took."""
         answer = None
@@ -191,8 +180,7 @@ class _Run:
         for tensor in tensors:
             name, reference = tensor.info.name, tensor.reference
             for start, stop in tensor.row_blocks:
-                rows = reference.source.read(reference.name, start, stop)
-                self.bytes_read += rows.nbytes
+                rows = self.reader.rows(reference, start, stop)
                 if tensor.info.dtype not in MERGEABLE and not tensor.excluded:
                     self._require_equal(tensor, rows, start, stop)
                 rows = rows.to(tensor.info.torch_dtype)
@@ -225,7 +213,7 @@ class _Run:
             path=None,
             tensors=tuple(self.results),
             attained=self.attained,
-            bytes_read=self.bytes_read,
+            bytes_read=self.reader.bytes_read,
             bytes_written=self.bytes_written,
             seconds=time.perf_counter() - self.started,
             warnings=tuple(dict.fromkeys((*self.plan.warnings, *self.remarks, *self._cautions()))),
@@ -244,35 +232,10 @@ class _Run:
             stage=stage,
             tensors_done=self.tensors_done[stage],
             tensors=tensors,
-            bytes_done=self.bytes_read + self.bytes_written,
+            bytes_done=self.reader.bytes_read + self.bytes_written,
             share=min(1.0, self.work_done / self.work) if self.work else 1.0,
             seconds=time.perf_counter() - self.started,
         )
-
-    def _piece(self, tensor: TensorPlan, start: int, stop: int) -> Piece:
-        name = tensor.info.name
-        base = self._read(tensor.base, start, stop) if tensor.base is not None else None
-        models = torch.stack([self._read(expert, start, stop) for expert in tensor.experts])
-        weight = torch.ones(len(tensor.experts))
-        if tensor.method is not None and "weight" in type(tensor.method).model_fields:
-            weight = torch.tensor(
-                tensor.method.for_experts("weight", len(tensor.experts)), dtype=torch.float32
-            )
-        return Piece(name, start, base, models, weight.to(self.device), self._saliency(tensor, start, stop))
-
-    def _saliency(self, tensor: TensorPlan, start: int, stop: int) -> torch.Tensor | None:
-        if tensor.method is None or not tensor.method.needs_saliency:
-            return None
-        sources = self.plan.saliency
-        return torch.stack([source.read(tensor.info.name, start, stop) for source in sources]).to(self.device)
-
-    def _read(self, one: Input, start: int, stop: int) -> torch.Tensor:
-        values = one.source.read(one.name, start, stop)
-        self.bytes_read += values.nbytes
-        values = values.to(self.device)
-        if self.plan.work_dtype is not None:
-            values = values.to(self.plan.work_dtype)
-        return values.to(torch.float32)
 
     def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, totals: _Totals) -> torch.Tensor:
         assert tensor.method is not None
@@ -285,42 +248,6 @@ class _Run:
             raise MergingError(_not_finite(self.plan, tensor, piece, rows))
         totals.add(piece, merged, rows)
         return rows
-
-
-class _Kept:
-    """Pieces that are read once and kept for the next scan."""
-
-    def __init__(self, pieces: Iterable[tuple[TensorPlan, Piece]]):
-        self._pieces = iter(pieces)
-        self._seen: list[tuple[TensorPlan, Piece]] = []
-
-    def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
-        yield from self._seen
-        for item in self._pieces:
-            self._seen.append(item)
-            yield item
-
-    def of(self, tensors: Sequence[TensorPlan]) -> _Pieces | None:
-        """The pieces of some of the tensors."""
-        names = {tensor.info.name for tensor in tensors}
-        return _Kept(item for item in self if item[1].name in names)
-
-
-@dataclass(frozen=True)
-class _Reread:
-    """Pieces that are read anew by every scan, so that memory does not grow with the scope."""
-
-    run: _Run
-    tensors: Sequence[TensorPlan]
-
-    def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
-        return self.run.read(self.tensors)
-
-    def of(self, tensors: Sequence[TensorPlan]) -> _Pieces | None:
-        return None
-
-
-_Pieces = _Kept | _Reread
 
 
 @dataclass

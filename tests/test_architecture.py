@@ -21,6 +21,7 @@ METHODS_MAY_IMPORT = {
     "merging.anatomy",
     "merging.partitions",
     "merging.partition_cut",
+    "merging.geometry",
 }
 LEAVES = {"merging.cli", "merging.jobs", "merging.api", "merging.__main__"}
 
@@ -81,6 +82,7 @@ def test_engine_order():
     """engine -> plan -> recipe -> methods -> statistics -> ops; no arrow points back."""
     order = [
         "ops",
+        "geometry",
         "pieces",
         "noise",
         "anatomy",
@@ -93,6 +95,7 @@ def test_engine_order():
         "sources",
         "settings",
         "plan",
+        "reading",
         "engine",
     ]
     for position, name in enumerate(order):

@@ -371,7 +371,7 @@ def test_blocks_of_rows_equal_the_whole_tensor(method, options, monkeypatch):
     whole = merge_state_dicts(base, models, method, **options)
     for module in ("merging.plan", "merging.tensor_plan"):
         monkeypatch.setattr(f"{module}.PIECE_BYTES", 50, raising=False)
-    monkeypatch.setattr("merging.engine.KEEP_BYTES", 0)
+    monkeypatch.setattr("merging.reading.KEEP_BYTES", 0)
     monkeypatch.setattr("merging.statistics.SMALL_SCOPE", 0)
     blocks = merge_state_dicts(base, models, method, **options)
     for name in SHAPES:

@@ -88,7 +88,7 @@ def test_row_blocks_equal_the_whole(method, monkeypatch):
     settings = [options_for(method) | choice for choice in choices(method)]
     wholes = [merge(method, base, models, **options) for options in settings]
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 800)
-    monkeypatch.setattr("merging.engine.KEEP_BYTES", 0)
+    monkeypatch.setattr("merging.reading.KEEP_BYTES", 0)
     monkeypatch.setattr(
         "merging.statistics.SMALL_SCOPE", 0
     )  # the two scans of a large scope, by default settings
