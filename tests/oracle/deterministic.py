@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oracle.case import case
+from oracle.case import Case, case
 
 BASELINES = [
     case(
@@ -165,6 +165,18 @@ parameters: {normalize: true, int8_mask: true}
 """,
     ),
     case(
+        "task-arithmetic-idle-parameters",
+        "biased",
+        """
+merge_method: task_arithmetic
+base_model: $base
+models:
+  - {model: $one, parameters: {weight: 0.6, density: 0.3}}
+  - {model: $three, parameters: {weight: 0.6, density: [0, 1]}}
+parameters: {rescale: true, int8_mask: true}
+""",
+    ),
+    case(
         "task-arithmetic-coarse",
         "coarse",
         """
@@ -265,9 +277,9 @@ parameters: {normalize: false, lambda: 0.6}
 merge_method: ties
 base_model: $base
 models:
-  - {model: $one, parameters: {weight: 1, density: 0.0005}}
+  - {model: $one, parameters: {weight: 1, density: 5e-4}}
   - {model: $two, parameters: {weight: 1, density: 0}}
-  - {model: $three, parameters: {weight: 1, density: [0.01, 1]}}
+  - {model: $three, parameters: {weight: 1, density: [1e-2, 1]}}
 """,
     ),
     case(
@@ -280,6 +292,17 @@ models:
   - {model: $one, parameters: {weight: 0.7, density: 0.5}}
   - {model: $two, parameters: {weight: 0.4, density: 0.5}}
 out_dtype: bfloat16
+""",
+    ),
+    Case(
+        "ties-dtype-of-the-models",
+        "smooth",
+        """
+merge_method: ties
+base_model: $base
+models:
+  - {model: $one, parameters: {weight: 0.7, density: 0.5}}
+  - {model: $two, parameters: {weight: 0.4, density: 0.5}}
 """,
     ),
     case(

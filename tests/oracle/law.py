@@ -33,9 +33,12 @@ def chances(inputs: Inputs, method: str) -> torch.Tensor:
     return torch.stack([keep_probability(delta, method, own) for delta, own in pairs])
 
 
-def draw(inputs: Inputs, method: str, generator: torch.Generator) -> torch.Tensor:
-    """One merged change in float64: drop, rescale to the old Σ|δ| of each expert, weigh, elect, combine."""
-    deltas, keep = inputs.deltas.double(), chances(inputs, method)
+def draw(inputs: Inputs, keep: torch.Tensor, method: str, generator: torch.Generator) -> torch.Tensor:
+    """One merged change in float64: drop, rescale to the old Σ|δ| of each expert, weigh, elect, combine.
+
+    `keep` are the `chances` of the inputs.
+    """
+    deltas = inputs.deltas.double()
     kept = deltas * (torch.rand(deltas.shape, generator=generator, dtype=torch.float64) < keep)
     column = (-1, *[1] * (deltas.ndim - 1))
     if inputs.shared["rescale"]:

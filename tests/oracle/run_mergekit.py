@@ -3,7 +3,7 @@
     python run_mergekit.py JOBS.json ANSWERS.json
 
 A job is {name, recipe (a file), out (a folder, or null: only read the recipe), seed}. The answer to it is
-{error: text or null, tensors: {output name: what mergekit resolved for it}}.
+{error: text or null, tensors: {output name: what mergekit resolved for it}}; what was asked before is resolved once.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ def resolved(recipe: str, options: MergeOptions) -> dict[str, Any]:
     return answer
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
+def answer(job: dict[str, Any], known: set[str]) -> dict[str, Any]:
     options = MergeOptions(
         copy_tokenizer=False, write_model_card=False, quiet=True, random_seed=job["seed"], device="cpu"
     )
     try:
         if job["out"] is None:
             return {"error": None, "config": read(job["recipe"]).model_dump(mode="json", exclude_none=True)}
-        tensors = resolved(job["recipe"], options)
+        tensors = None if job["recipe"] in known else resolved(job["recipe"], options)
+        known.add(job["recipe"])
         run_merge(read(job["recipe"]), job["out"], options)
     except Exception as error:  # whatever mergekit raises is its answer
         return {"error": f"{type(error).__name__}: {error}"}
@@ -65,5 +66,6 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    answers = {job["name"]: answer(job) for job in jobs}
+    known: set[str] = set()
+    answers = {job["name"]: answer(job, known) for job in jobs}
     Path(sys.argv[2]).write_text(json.dumps(answers))

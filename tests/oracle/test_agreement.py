@@ -24,7 +24,7 @@ def method_of(case) -> str:
 def test_weights_agree(oracle, case):
     method, tally = method_of(case), Tally()
     ours, theirs = tensors_of(oracle.ours(case)), tensors_of(oracle.theirs(case))
-    exact = tensors_of(oracle.ours(case, out_dtype="float32"))
+    exact = tensors_of(oracle.ours(case, out_dtype="float32")) if "out_dtype" in case.text else ours
     assert {name: value.dtype for name, value in ours.items()} == {
         name: value.dtype for name, value in theirs.items()
     }

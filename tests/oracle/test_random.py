@@ -103,8 +103,9 @@ def test_expected_merge(oracle, case):
     """The mean over seeds is that of the law, for the projection on it and for the first and second moment."""
     method, inputs = inputs_of(oracle, case)
     generator = torch.Generator().manual_seed(1)
+    keep = {name: chances(given, method) for name, given in inputs.items()}
     drawn = [
-        {name: draw(given, method, generator) for name, given in inputs.items()}
+        {name: draw(given, keep[name], method, generator) for name, given in inputs.items()}
         for _ in range(FOR_MEAN + FOR_LAW)
     ]
     mean = {name: sum(changes[name] for changes in drawn[:FOR_MEAN]) / FOR_MEAN for name in inputs}
