@@ -20,7 +20,7 @@ import torch
 
 import merging
 from merging.agreement import CHANGE, Agreement
-from merging.importance_command import interval
+from merging.importance_command import advice, interval
 from merging.measuring import SAMPLE, STATES
 from merging.recipe import ModelEntry, Recipe
 
@@ -52,6 +52,7 @@ def correlations(report: Agreement, level: str) -> Iterator[str]:
         mean = f"{sum(known) / len(known):.2f}" if known else "–"
         yield f"| {row[0].predictor} | " + " | ".join(interval(one) for one in row) + f" | {mean} |"
     yield ""
+    yield advice(report) + "\n"
 
 
 def curves(reports: dict[str, Agreement]) -> Iterator[str]:
@@ -68,6 +69,7 @@ def curves(reports: dict[str, Agreement]) -> Iterator[str]:
 
 
 def report(samples: int, device: str) -> Iterator[str]:
+    timed(1, device)  # the first call imports transformers
     times: dict[str, float] = {}
     reports: dict[str, Agreement] = {}
     for at in STATES:
@@ -76,14 +78,13 @@ def report(samples: int, device: str) -> Iterator[str]:
     for at in (*STATES, "exact"):
         options = {"how": "exact"} if at == "exact" else {"at": at}
         seconds, measured = timed(samples, device, agreement=True, **options)
-        times["gradient at base with the report"] = (
-            seconds if at == "base" else times.get("gradient at base with the report", 0.0)
-        )
+        if at == "base":
+            times["gradient at base with the report"] = seconds
         assert measured.agreement is not None
         reports[at] = measured.agreement
     yield "# Importance on the demo family\n"
     yield f"`python -m benchmarks.importance`, {samples} examples an expert, {device}, {platform.machine()},"
-    yield f"{os.cpu_count()} cores (shared with other programs), torch {torch.__version__}. APL is a reconstruction from the"
+    yield f"{os.cpu_count()} cores, {torch.get_num_threads()} used, shared with other programs, torch {torch.__version__}. APL is a reconstruction from the"
     yield "paper's abstract and public digests (2408.09485).\n"
     losses = "; ".join(f"{e.name} {e.base_loss:.3f} → {e.expert_loss:.4f}" for e in found.experts)
     yield f"Mean NLL of an answer token, base → expert: {losses}.\n"

@@ -14,6 +14,8 @@ CHANGE = "‖δ‖²"
 """The null predictor that has to be beaten: how far the partition moved."""
 SIZE = "size"
 """The other one: how many elements it has."""
+SHUFFLED = "shuffled answers"
+"""Gradients of the prompts with each other's answers: they see the models, not the task."""
 RESAMPLES = 200
 COVERED = 0.95
 """Share of the resamples that an interval covers."""
@@ -70,6 +72,21 @@ class Agreement:
     resamples: int
     seed: int
     recommended: bool
+
+    def mean(self, predictor: str) -> float | None:
+        """Mean correlation of a predictor over the experts where it has one."""
+        known = [one for expert in self.experts if (one := expert.spearman(predictor)) is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def as_good(self) -> tuple[str, ...]:
+        """Null predictors, blind to the task, that agree with exact intervention at least as well as the score."""
+        mine = self.mean(self.score)
+        names = (CHANGE, SIZE, f"{SHUFFLED} at {self.score.rpartition(' at ')[2]}")
+        means = {name: self.mean(name) for name in names}
+        return tuple(
+            name for name, mean in means.items() if mean is not None and (mine is None or mean >= mine)
+        )
 
 
 def summarise(score: str, experts: Sequence[ExpertAgreement], examples: int, seed: int) -> Agreement:

@@ -165,6 +165,9 @@ def interval(found: Correlation) -> str:
 
 def advice(report: Agreement) -> str:
     """Whether to use the scores, in one sentence."""
-    if report.recommended:
-        return f"APL can be recommended here: {report.score} agrees better with exact intervention than ‖δ‖² does."
-    return f"APL is not recommended here: {report.score} agrees no better with exact intervention than ‖δ‖² does."
+    if not report.recommended:
+        return f"APL is not recommended here: {report.score} agrees no better with exact intervention than ‖δ‖² does."
+    told = f"APL can be recommended here: {report.score} agrees better with exact intervention than ‖δ‖² does"
+    if report.as_good:
+        return f"{told}, but {' and '.join(report.as_good)} agree at least as well: trust it little."
+    return f"{told}."

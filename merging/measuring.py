@@ -8,7 +8,16 @@ from typing import get_args
 
 import torch
 
-from merging.agreement import CHANGE, SIZE, ExpertAgreement, Tables, correlate, orders, removal_counts
+from merging.agreement import (
+    CHANGE,
+    SHUFFLED,
+    SIZE,
+    ExpertAgreement,
+    Tables,
+    correlate,
+    orders,
+    removal_counts,
+)
 from merging.artefact import At, How
 from merging.attribution import Elements, MovedModel, carried, gradient_sums, losses, row_blocks
 from merging.calibration import Task
@@ -214,9 +223,7 @@ class ExpertMeasures:
         numbers = self._sample()
         rises = yield from self._exact(numbers)
         gradients = yield from self._gradient_tables(self.task, numbers, "gradient")
-        shuffled = yield from self._gradient_tables(
-            self.task.shuffled(self.wanted.seed), numbers, "shuffled answers"
-        )
+        shuffled = yield from self._gradient_tables(self.task.shuffled(self.wanted.seed), numbers, SHUFFLED)
         fixed = {CHANGE: change[numbers], SIZE: self.partitions.sizes[numbers].double()}
         if self.wanted.elementwise:
             fixed[self.wanted.score] = signed[numbers]

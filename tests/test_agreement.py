@@ -27,6 +27,7 @@ from merging.agreement import (
     summarise,
 )
 from merging.calibration import AnswerTask, Calibration
+from merging.importance_command import advice
 from merging.inference import LoadedModel
 from merging.recipe import ModelEntry, Recipe
 
@@ -114,6 +115,25 @@ def expert(mine: float | None, null: float | None) -> ExpertAgreement:
 )
 def test_recommended_only_where_the_score_beats_the_change(pairs, expected):
     assert summarise("g", [expert(*pair) for pair in pairs], 16, 0).recommended is expected
+
+
+def test_advice_names_the_null_predictors_that_do_as_well():
+    def one(score: float, change: float, size: float, shuffled: float):
+        values = {"gradient at base": score, CHANGE: change, SIZE: size, "shuffled answers at base": shuffled}
+        rows = tuple(Correlation(name, value, None, None) for name, value in values.items())
+        return ExpertAgreement("e", (), (), {}, rows, (), {}, None, False)
+
+    good = summarise("gradient at base", [one(0.6, 0.1, 0.2, 0.3), one(0.4, 0.1, 0.6, 0.3)], 16, 0)
+    assert good.mean("gradient at base") == pytest.approx(0.5)
+    assert good.as_good == ()
+    assert advice(good).endswith("than ‖δ‖² does.")
+    doubtful = summarise("gradient at base", [one(0.2, -0.1, 0.3, 0.25)], 16, 0)
+    assert doubtful.recommended
+    assert doubtful.as_good == (SIZE, "shuffled answers at base")
+    assert "but size and shuffled answers at base agree at least as well" in advice(doubtful)
+    bad = summarise("gradient at base", [one(0.2, 0.5, 0, 0)], 16, 0)
+    assert bad.as_good == (CHANGE,)
+    assert advice(bad).startswith("APL is not recommended here")
 
 
 def demo_recipe() -> Recipe:
