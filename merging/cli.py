@@ -25,6 +25,7 @@ from merging.importance_command import importance
 from merging.inspection import Report
 from merging.methods import METHODS
 from merging.plan import Plan
+from merging.recipe import Recipe
 
 app = typer.Typer(
     name="merging",
@@ -97,6 +98,17 @@ def check(
         print(f"warning: {warning}")
     for line in summary(plan.effective()) if values else ():
         print(line)
+
+
+@app.command()
+def export(
+    recipe: RecipePath,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Leave out what mergekit cannot express, and say so.")
+    ] = False,
+) -> None:
+    """Print a recipe as mergekit's YAML, with every value that differs from its defaults written out."""
+    print(Recipe.load(recipe).to_mergekit(approximate=approximate), end="")
 
 
 @app.command()

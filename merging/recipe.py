@@ -145,6 +145,19 @@ class Recipe(BaseModel):
         content = {"merge_method": self.merge_method, **content}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
+    def to_mergekit(self, *, approximate: bool = False) -> str:
+        """The recipe as YAML that mergekit runs, with every value that differs from its defaults written out.
+
+        Args:
+            approximate: leave out what mergekit cannot express, and say so in comments.
+
+        Raises:
+            MergingError: mergekit lacks the method or something that decides the weights.
+        """
+        from merging.export import to_mergekit
+
+        return to_mergekit(self, approximate=approximate)
+
     def dump(self, path: str | Path) -> None:
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LARGEST = 10**18
@@ -61,3 +62,29 @@ def resolve(value: ParameterValue, tensor: str, position: float, *, steps: bool 
     if value[lower] == value[upper]:
         return value[lower]
     return (1 - share) * value[lower] + share * value[upper]
+
+
+def leaves(value: ParameterValue) -> Iterator[Scalar]:
+    """Every scalar in a value: those of its gradients and filters."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, dict):
+            yield from leaves(part["value"])
+        else:
+            yield part
+
+
+def with_leaves(value: ParameterValue, change: Callable[[Scalar], Scalar]) -> ParameterValue:
+    """The same gradients and filters with every scalar changed."""
+    if isinstance(value, list):
+        return [with_leaves(part, change) for part in value]
+    if isinstance(value, dict):
+        return {**value, "value": with_leaves(value["value"], change)}
+    return change(value)
+
+
+def covers(value: ParameterValue) -> bool:
+    """Whether a value holds for every tensor: it has no filters, or one that all names match."""
+    filtered = [value] if isinstance(value, dict) else value
+    if not isinstance(filtered, list) or not isinstance(filtered[0], dict):
+        return True
+    return any(part.get("filter") in (None, "", "*") for part in filtered)

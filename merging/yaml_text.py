@@ -1,4 +1,4 @@
-"""YAML text to plain values, safely: no tags that run code, no alias that expands without end, no key twice."""
+"""YAML text to plain values and back, safely: no tags that run code, no alias that expands without end, no key twice."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ def load_yaml(text: str) -> tuple[Any, str | None]:
             f"it holds, or its aliases expand to, more than {MOST_VALUES:,} values; write it plainly.",
         )
     return content, None
+
+
+def dump_yaml(content: Any) -> str:
+    """Plain values as YAML in their own order; a list of numbers or words stays on one line."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists of scalars as [0, 8]."""
+
+
+def _write_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    plain = not any(isinstance(value, list | dict) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
+
+
+_Dumper.add_representer(list, _write_list)
 
 
 class _Loader(yaml.SafeLoader):
