@@ -85,6 +85,18 @@ def test_the_printed_formulas(options, family, scope, dtype):
 
 
 @pytest.mark.parametrize("variant", ["root", "vision", "paper"])
+@pytest.mark.parametrize("ratio", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_as_in_a_large_scope(variant, ratio, scope, monkeypatch):
+    """By histograms, in small blocks read again for every scan; above a ratio of about a half thresholds are negative."""
+    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 300)
+    monkeypatch.setattr("merging.reading.KEEP_BYTES", 0)
+    monkeypatch.setattr("merging.statistics.SMALL_SCOPE", 0)
+    ratio = max(ratio, 0.6) if variant == "paper" else ratio
+    check({"variant": variant, "ratio": ratio}, scope, "random", torch.float32)
+
+
+@pytest.mark.parametrize("variant", ["root", "vision", "paper"])
 @pytest.mark.parametrize("experts", [1, 2, 5])
 def test_another_number_of_experts(experts, variant):
     check({"variant": variant, "ratio": 0.2}, "model", "random", torch.float32, experts)
