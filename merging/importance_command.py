@@ -169,5 +169,5 @@ def advice(report: Agreement) -> str:
         return f"APL is not recommended here: {report.score} agrees no better with exact intervention than ‖δ‖² does."
     told = f"APL can be recommended here: {report.score} agrees better with exact intervention than ‖δ‖² does"
     if report.as_good:
-        return f"{told}, but {' and '.join(report.as_good)} agree at least as well: trust it little."
+        return f"{told}, but no better than {' and '.join(report.as_good)}: trust it little."
     return f"{told}."

@@ -130,7 +130,7 @@ def test_advice_names_the_null_predictors_that_do_as_well():
     doubtful = summarise("gradient at base", [one(0.2, -0.1, 0.3, 0.25)], 16, 0)
     assert doubtful.recommended
     assert doubtful.as_good == (SIZE, "shuffled answers at base")
-    assert "but size and shuffled answers at base agree at least as well" in advice(doubtful)
+    assert "but no better than size and shuffled answers at base: trust it little" in advice(doubtful)
     bad = summarise("gradient at base", [one(0.2, 0.5, 0, 0)], 16, 0)
     assert bad.as_good == (CHANGE,)
     assert advice(bad).startswith("APL is not recommended here")
