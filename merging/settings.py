@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, get_args
 
 from merging.errors import ParameterError, did_you_mean
@@ -15,10 +14,32 @@ from merging.recipe import Override, Recipe
 from merging.sources import Member, Part
 from merging.values import Scalar, resolve
 
-WITHOUT_EFFECT: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"task_arithmetic": frozenset({"density", "rescale"})}
+FOR_MERGEKIT = frozenset(
+    [
+        "alpha",
+        "density",
+        "eps",
+        "epsilon",
+        "filter_wise",
+        "gamma",
+        "lambda",
+        "max_iter",
+        "normalize",
+        "normalize_weights",
+        "nuslerp_flatten",
+        "nuslerp_row_wise",
+        "r",
+        "rescale",
+        "scale",
+        "select_topk",
+        "t",
+        "tol",
+        "weight",
+    ]
 )
-"""Parameters that mergekit's method of this name has and does not use; accepted in its profile, with a warning."""
+"""The parameters of mergekit's methods. Each takes any of them, and leaves those alone that are another's."""
+NOT_MERGEKITS = frozenset({"magnitude", "pcb", "dppa", "apl"})
+"""Methods that only we have: whoever writes such a recipe does not expect what mergekit accepts."""
 
 
 class Settings:
@@ -138,7 +159,8 @@ class Settings:
     def _name_problems(self) -> list[str]:
         known = list(self.method.parameters())
         own = self.method.per_model()
-        idle = WITHOUT_EFFECT.get(self.method.name, frozenset()) if self.recipe.profile == "mergekit" else ()
+        lenient = self.recipe.profile == "mergekit" and self.method.name not in NOT_MERGEKITS
+        idle = FOR_MERGEKIT.difference(known) if lenient else ()
         problems = []
         for where, model, parameters in self._levels():
             for name in parameters:

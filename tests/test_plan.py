@@ -119,7 +119,9 @@ def test_a_dtype_that_is_no_float(pair, write_recipe):
         ("tise", {}, "Did you mean 'ties'"),
         ("ties", {"base_model": None}, "base_model: missing"),
         ("slerp", {}, "exactly 1 other model, not 2"),
-        ("slerp", {"parameters": {"density": 0.5}}, "no parameter 'density'"),
+        ("slerp", {"parameters": {"densty": 0.5}}, "no parameter 'densty'"),
+        ("slerp", {"profile": "paper", "parameters": {"density": 0.5}}, "no parameter 'density'"),
+        ("pcb", {"parameters": {"density": 0.5}}, "no parameter 'density'"),
         ("ties", {"parameters": {"density": 1.5}}, "density"),
         ("ties", {"parameters": {"density": [0.5, 1.5]}}, "density"),
         ("ties", {"scope": "model", "parameters": {"density": [0.1, 0.5]}}, "ranked together"),
@@ -142,6 +144,16 @@ def test_a_dtype_that_is_no_float(pair, write_recipe):
 )
 def test_recipe_and_method_mistakes(family, write_recipe, method, keys, says):
     assert any(says in text for text in problems(write_recipe(family, method, **keys)))
+
+
+def test_a_parameter_of_another_method_is_left_alone_as_mergekit_does(family, write_recipe):
+    models = [{"model": "one", "parameters": {"weight": 0.5}}, "two"]
+    plan = merging.check(
+        write_recipe(family, "sce", models, parameters={"normalize": True, "select_topk": 0.5})
+    )
+    assert sum("weight does nothing in sce" in warning for warning in plan.warnings) == 1
+    assert sum("normalize does nothing in sce" in warning for warning in plan.warnings) == 1
+    assert {tensor.method.select_topk for tensor in plan.tensors if tensor.method} == {0.5}
 
 
 def test_a_shared_parameter_under_a_model(family, write_recipe):
