@@ -12,6 +12,7 @@ import gradio as gr
 from components.chat_tab import CSS as CHAT_CSS
 from components.chat_tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD
+from components.importance_tab import CSS as IMPORTANCE_CSS
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.merge_tab import CSS as MERGE_CSS
 from components.merge_tab import build_merge_tab, wire_merge_tab
@@ -31,7 +32,7 @@ def build_app(settings: Settings) -> gr.Blocks:
                 models = build_models_tab(settings)
             with gr.Tab("2 Inspect", id="inspect"):
                 inspect = build_inspect_tab()
-            with gr.Tab("3 Merge", id="merge"):
+            with gr.Tab("3 Merge", id="merge") as merge_page:
                 merge = build_merge_tab(settings)
             with gr.Tab("4 Chat", id="chat"):
                 chat = build_chat_tab(settings)
@@ -42,7 +43,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         app.load(remember_owner, shared.owner, shared.owner, show_progress="hidden", api_visibility="private")
         wire_models_tab(app, models, settings, shared)
         wire_inspect_tab(app, inspect, settings, shared)
-        wire_merge_tab(app, merge, settings, shared)
+        wire_merge_tab(app, merge, settings, shared, merge_page.select)
         wire_chat_tab(app, chat, settings, shared, merge.fresh, merge.shown, merge.next)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
@@ -57,7 +58,7 @@ def main() -> None:
         server_name=settings.host,
         server_port=settings.port,
         theme=build_theme(),
-        css=CSS + MERGE_CSS + CHAT_CSS,
+        css=CSS + IMPORTANCE_CSS + MERGE_CSS + CHAT_CSS,
         head=HEAD + CHART_HEAD,
         footer_links=[],
         show_error=False,

@@ -14,9 +14,19 @@ import merging
 from components import inspect_views as views
 from components.clickable_plot import clickable_plot, clicked_cell
 from components.family import Family
+from components.figures.importance_maps import MAPS
 from components.figures.metrics import METRICS, row_name
+from components.importance_job import Found
+from components.importance_tab import (
+    ImportanceSection,
+    ImportanceStory,
+    build_importance,
+    build_importance_story,
+    wire_importance,
+)
+from components.importance_views import show_importance_story
 from components.inspect_views import Cell
-from components.reports import Reports, Stops, report_key
+from components.reports import Reports, Stops, report_key, shared_reports
 from components.settings import Settings
 from components.shared import Shared
 from merging import MergingError
@@ -50,6 +60,8 @@ class InspectTab:
     agreement: gr.HTML
     table: gr.Dataframe
     csv: gr.HTML
+    importance: ImportanceSection
+    cell_importance: ImportanceStory
     next: gr.Button
 
 
@@ -66,7 +78,9 @@ def build_inspect_tab() -> InspectTab:
     parts["status"] = gr.HTML(elem_classes="status")
     parts["totals"] = gr.HTML()
     _build_map(parts)
+    parts["importance"] = build_importance()
     _build_story(parts)
+    parts["cell_importance"] = build_importance_story()
     with gr.Row(elem_classes="actions"):
         parts["next"] = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
     return InspectTab(**parts)
@@ -76,7 +90,7 @@ def _build_map(parts: dict[str, Any]) -> None:
     """What to show, the map, its explanation, its table."""
     with gr.Row(elem_classes="controls"):
         parts["metric"] = gr.Radio(
-            [(entry.label, entry.key) for entry in METRICS.values()],
+            [(entry.label, entry.key) for entry in (*METRICS.values(), *MAPS.values())],
             value=FIRST_METRIC,
             label="What to show",
             elem_classes="segments",
@@ -116,11 +130,12 @@ def can_merge(family: Family) -> dict[str, Any]:
 
 def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: a family is measured, its report shown, a cell of it chosen."""
-    reports, stops = Reports(), Stops()
+    reports, stops = shared_reports(), Stops()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     measured = [tab.status, tab.measure, tab.stop, tab.token, tab.report]
-    choice = [tab.report, tab.metric, tab.everything, tab.cell]
-    named = [tab.report, tab.metric, tab.everything, tab.block, tab.module]
+    found = tab.importance.found
+    choice = [tab.report, tab.metric, tab.everything, tab.cell, found]
+    named = [tab.report, tab.metric, tab.everything, tab.block, tab.module, found]
     cell = [tab.cell, tab.block, tab.module, tab.story, tab.figures, tab.histogram, tab.agreement]
     map_views = [tab.map, tab.explanation, tab.table]
 
@@ -141,6 +156,16 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     tab.map.select(pick, [tab.report, tab.everything], cell, **latest)
     gr.on(
         [tab.block.input, tab.module.input], partial(choose_cell, reports), named, [tab.map, *cell], **quiet
+    )
+    wire_importance(app, tab.importance, settings, shared)
+    found.change(partial(show_metric, reports), choice, map_views, **latest)
+    tab.metric.input(open_importance, [tab.metric, found], tab.importance.accordion, **quiet)
+    gr.on(
+        [tab.cell.change, found.change],
+        partial(show_importance, reports),
+        [tab.report, tab.cell, found],
+        tab.cell_importance.outputs,
+        **latest,
     )
 
 
@@ -175,22 +200,37 @@ def measure(
         yield [views.error_status(f"The models could not be read: {error.strerror}."), shown, hidden, "", ""]
 
 
-def show_report(reports: Reports, key: str, metric: str, everything: bool, cell: Cell | None) -> list[Any]:
+def show_report(
+    reports: Reports, key: str, metric: str, everything: bool, cell: Cell | None, found: Found | None = None
+) -> list[Any]:
     """Everything under the status line."""
     report, everything = reports.get(key), bool(everything)
     cell = views.settle(report, metric, everything, *_names(cell))
     return [
         views.show_totals(report),
         views.show_csv(report, everything),
-        *views.show_map(report, metric, everything, cell),
+        *views.show_map(report, metric, everything, cell, found),
         *views.show_cell(report, everything, cell),
     ]
 
 
-def show_metric(reports: Reports, key: str, metric: str, everything: bool, cell: Cell | None) -> list[Any]:
+def show_metric(
+    reports: Reports, key: str, metric: str, everything: bool, cell: Cell | None, found: Found | None = None
+) -> list[Any]:
     """Another metric of the same report, with the same cell outlined."""
     report, everything = reports.get(key), bool(everything)
-    return views.show_map(report, metric, everything, views.settle(report, metric, everything, *_names(cell)))
+    settled = views.settle(report, metric, everything, *_names(cell))
+    return views.show_map(report, metric, everything, settled, found)
+
+
+def open_importance(metric: str, found: Found | None) -> dict[str, Any]:
+    """The section that computes importance opens when somebody asks for a map of it and there is none."""
+    return gr.update(open=True) if metric in MAPS and found is None else gr.skip()
+
+
+def show_importance(reports: Reports, key: str, cell: Cell | None, found: Found | None) -> list[Any]:
+    """The story of the chosen cell, as far as it is about importance."""
+    return show_importance_story(reports.get(key), cell, found)
 
 
 def pick_cell(reports: Reports, event: gr.EventData, key: str, everything: bool) -> list[Any]:
@@ -202,12 +242,21 @@ def pick_cell(reports: Reports, event: gr.EventData, key: str, everything: bool)
 
 
 def choose_cell(
-    reports: Reports, key: str, metric: str, everything: bool, block: str | None, module: str | None
+    reports: Reports,
+    key: str,
+    metric: str,
+    everything: bool,
+    block: str | None,
+    module: str | None,
+    found: Found | None = None,
 ) -> list[Any]:
     """The story of the cell two dropdowns name, and the map with it outlined."""
     report, everything = reports.get(key), bool(everything)
     cell = views.settle(report, metric, everything, block, module)
-    return [views.show_map(report, metric, everything, cell)[0], *views.show_cell(report, everything, cell)]
+    return [
+        views.show_map(report, metric, everything, cell, found)[0],
+        *views.show_cell(report, everything, cell),
+    ]
 
 
 def _names(cell: Cell | None) -> tuple[str | None, str | None]:

@@ -7,6 +7,7 @@ nothing until the job store has found them for this owner.
 from __future__ import annotations
 
 import html
+import secrets
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ import merging
 from components.backend import job_store
 from components.downloads import forget_zip, model_bytes, zip_model
 from components.family import Family
-from components.merge_form import MergeForm
+from components.merge_form import MergeForm, preset_note, profile_note
 from components.merge_html import (
     default_text,
     notice_html,
@@ -24,17 +25,13 @@ from components.merge_html import (
     problems_html,
     progress_html,
     result_html,
+    warnings_html,
 )
-from components.merge_recipe import (
-    MAX_YAML,
-    check,
-    default_recipe,
-    from_yaml,
-    one_click_recipe,
-    title,
-    to_recipe,
-)
+from components.merge_presets import advice, profile_changes, with_preset
+from components.merge_recipe import check, default_recipe, one_click_recipe, title, to_recipe
+from components.merge_yaml import MAX_YAML, from_yaml
 from components.numbers import size
+from components.reports import shared_reports
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
@@ -42,6 +39,7 @@ from merging.job_records import Job
 
 KIND = "merge"
 SHOWN_JOBS = 30
+NEW_SEEDS = 10_000
 NOT_APPLIED = "Edited. Apply the YAML to use it; a change in the form replaces it."
 
 
@@ -59,10 +57,11 @@ def toast(text: str, heading: str) -> gr.Error:
     return gr.Error(html.escape(text), title=heading, print_exception=False)
 
 
-def judge(recipe: Recipe, watched: str) -> list[Any]:
-    """Recipe, YAML, apply button, plan line, readiness, merge button."""
+def judge(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:
+    """Recipe, YAML, apply button, plan line, readiness, merge button, advice, and each problem at its field."""
     checked = check(recipe)
     ready = checked.plan is not None
+    report = shared_reports().of_experts(family.experts)
     return [
         recipe,
         recipe.to_yaml(),
@@ -70,18 +69,48 @@ def judge(recipe: Recipe, watched: str) -> list[Any]:
         plan_html(checked),
         ready,
         gr.update(interactive=ready and not watched),
+        warnings_html(advice(checked.plan, family, report)),
+        *form.mark(recipe, family, checked.problems),
     ]
+
+
+def refill(form: MergeForm, recipe: Recipe, family: Family, watched: str, note: str = "") -> list[Any]:
+    """Everything that shows the recipe: what `judge` gives, and the whole form."""
+    judged = judge(form, recipe, family, watched)
+    return [*judged[: -len(form.fields.marked)], *form.show(recipe, family, note)]
 
 
 def edit(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
     """A number or switch of the form changed."""
-    return judge(to_recipe(recipe, family, form.read(values)), watched)
+    return judge(form, to_recipe(recipe, family, form.read(values, recipe)), family, watched)
 
 
 def restructure(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
     """Method, profile or experts changed, and with them what the form shows."""
-    changed = to_recipe(recipe, family, form.read(values))
-    return [*judge(changed, watched), *form.show(changed, family)]
+    changed = to_recipe(recipe, family, form.read(values, recipe))
+    note = ""
+    if changed.profile != recipe.profile and changed.merge_method == recipe.merge_method:
+        note = profile_note(changed.profile, *profile_changes(recipe, changed.profile))
+    return refill(form, changed, family, watched, note)
+
+
+def preset(
+    form: MergeForm, recipe: Recipe, family: Family, watched: str, published: str | None = None
+) -> list[Any]:
+    """All parameters back to the paper's values, or to other published ones."""
+    chosen = with_preset(recipe, published if isinstance(published, str) else None)
+    return refill(form, chosen, family, watched, preset_note(chosen, published))
+
+
+def new_seed(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:
+    """Another random seed, small enough to be read."""
+    seed = secrets.randbelow(NEW_SEEDS)
+    return refill(form, recipe.model_copy(update={"seed": seed}), family, watched)
+
+
+def look_again(recipe: Recipe, family: Family) -> str:
+    """The advice once more: an inspection may have ended since."""
+    return warnings_html(advice(check(recipe).plan, family, shared_reports().of_experts(family.experts)))
 
 
 def yaml_edited() -> list[Any]:
@@ -94,19 +123,18 @@ def apply_yaml(form: MergeForm, text: str, recipe: Recipe, family: Family, watch
     """Take the recipe from the YAML, or say all that is wrong with it and change nothing else."""
     imported, problems = from_yaml(text or "", family)
     if imported is None:
-        unchanged = [gr.skip() for _ in form.outputs]
+        unchanged = [gr.skip() for _ in (None, *form.outputs)]
         words = problems_html("Not applied", problems)
         return [gr.skip(), gr.skip(), gr.skip(), words, False, gr.update(interactive=False), *unchanged]
-    return [*judge(imported, watched), *form.show(imported, family)]
+    return refill(form, imported, family, watched)
 
 
 def take_family(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:
     """Other models were chosen: the same method over them, at its default values."""
     fresh = default_recipe(family, recipe.merge_method)
-    judged = judge(fresh, watched)
     can_start = check(default_recipe(family)).plan is not None and not watched
     button = gr.update(value=default_label(family), interactive=can_start)
-    return [*judged, *form.show(fresh, family), default_text(family.names), button]
+    return [*refill(form, fresh, family, watched), default_text(family.names), button]
 
 
 def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
@@ -133,6 +161,8 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
     except MergingError as error:
         raise toast(str(error), "Not started") from None
     job = store.get(owner, id)
+    if job is not None and not job.active:  # it was quicker than this answer; the timer shows how it ended
+        job = job.model_copy(update={"state": "running"})
     hidden = [gr.update(visible=False) for _ in range(4)]
     return [*_running(job, ready=True, can_default=True), result_html(job), *hidden]
 

@@ -1,36 +1,44 @@
-"""The Merge tab's widgets for a recipe: method cards, that method's parameters, and a row for each expert."""
+"""The Merge tab's widgets for a recipe: the method and what it is, who takes part, and that method's parameters."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from components.family import Family
-from components.forms import default_of, for_each_expert, label_of, merge_wide, slider, slider_range, widget
+from components.forms import merge_wide, words
+from components.merge_fields import Fields, build_own, build_wide, slot_of
+from components.merge_picker import picked, picker_value
 from components.merge_recipe import AS_STORED, chosen_experts, default_recipe, to_form
 from merging import METHODS, Method, Recipe
 
-MAX_EXPERTS = 8
 DTYPES = (AS_STORED, "float32", "bfloat16", "float16")
-PROFILES = [("paper's values", "paper"), ("mergekit's values", "mergekit")]
+PROFILES = [("paper", "paper"), ("mergekit", "mergekit")]
+PROFILE_HELP = "Whose values hold for what you leave alone."
 
 
 @dataclass(frozen=True)
 class MergeForm:
-    """The form's components. `inputs` are the widgets by key (see `merge_recipe`), `groups` one per method."""
+    """The form's components. `inputs` are the widgets by key, those of parameters by slot; `preset` resets to the
+    paper's values, `published` offers others."""
 
     inputs: dict[str, gr.components.Component]
-    groups: dict[str, gr.Column]
-    rows: tuple[gr.Row, ...]
+    fields: Fields
+    more: gr.Accordion
     about: gr.HTML
+    note: gr.HTML
+    preset: gr.Button
+    published: gr.Dropdown
+    new_seed: gr.Button
 
     @property
     def outputs(self) -> list[Any]:
-        return [*self.inputs.values(), *self.groups.values(), *self.rows, self.about]
+        shown = [self.inputs[key] for key in self.inputs if key not in self.fields.inputs]
+        return [*shown, *self.fields.outputs, self.more, self.about, self.note, self.published]
 
     @property
     def structure(self) -> list[Any]:
@@ -41,133 +49,142 @@ class MergeForm:
     def details(self) -> list[Any]:
         return [component for component in self.inputs.values() if component not in self.structure]
 
-    def read(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The values of `inputs` as a form."""
-        return dict(zip(self.inputs, values, strict=True))
+    def read(self, values: Sequence[Any], recipe: Recipe) -> dict[str, Any]:
+        """The values of `inputs` as a form, while they show the parameters of a recipe's method."""
+        given = dict(zip(self.inputs, values, strict=True))
+        form = {key: value for key, value in given.items() if key not in self.fields.wide}
+        form |= {name: given[slot] for name, slot in _slots(METHODS[recipe.merge_method]).items()}
+        return {**form, "method": picked(form["method"], recipe.merge_method)}
 
-    def show(self, recipe: Recipe, family: Family) -> list[Any]:
+    def show(self, recipe: Recipe, family: Family, note: str = "") -> list[Any]:
         """Updates for `outputs` that make the form show a recipe."""
         form, fixed = to_form(recipe, family)
         method = METHODS[recipe.merge_method]
         chosen = chosen_experts(method, form, len(family.experts))
-        names = list(family.names)
-        updates = [self._update(key, form, fixed, names, chosen) for key in self.inputs]
-        updates += [gr.update(visible=name == method.name) for name in self.groups]
-        updates += [
-            gr.update(visible=bool(for_each_expert(method)) and n in chosen) for n in range(len(self.rows))
-        ]
-        return [*updates, about_html(method)]
+        updates = [_update(key, recipe, family, form) for key in self.inputs if key not in self.fields.inputs]
+        updates += self.fields.show(method, family, chosen, form, fixed)
+        more = gr.update(visible=any(slot.endswith("/more") for slot in _slots(method).values()))
+        names = list(method.presets)
+        published = gr.update(choices=[(n, n) for n in names], value=None, visible=bool(names))
+        return [*updates, more, about_html(method), note, published]
 
-    def _update(
-        self, key: str, form: dict[str, Any], fixed: set[str], names: list[str], chosen: list[int]
-    ) -> dict[str, Any]:
-        method = METHODS[form["method"]]
-        one = method.experts_wanted == 1
-        if key in ("experts", "partner"):
-            choices = [(name, number) for number, name in enumerate(names)]
-            value = list(range(len(names))) if one and key == "experts" else form[key]
-            return gr.update(choices=choices, value=value, visible=one == (key == "partner"))
-        owner, _, rest = key.partition(".")
-        if not rest or owner in METHODS:
-            return gr.update(value=form[key], **({"interactive": key not in fixed} if rest else {}))
-        fields = for_each_expert(method)
-        number = int(rest)
-        if owner not in fields or number >= len(names):
-            return gr.update(visible=False)
-        low, high = slider_range(fields[owner], form[key])
-        label = f"{names[number]} · {label_of(owner, fields[owner])}"
-        if key in fixed:
-            label += ", set in the YAML"
-        return gr.update(
-            value=form[key],
-            label=label,
-            minimum=low,
-            maximum=high,
-            visible=number in chosen,
-            interactive=key not in fixed,
-        )
+    def mark(self, recipe: Recipe, family: Family, problems: Sequence[str]) -> list[Any]:
+        """Updates for `fields.marked`: every problem at its field."""
+        return self.fields.mark(METHODS[recipe.merge_method], problems, to_form(recipe, family)[1])
 
 
-def build_merge_form(family: Family) -> MergeForm:
+def build_merge_form(family: Family, picker: gr.HTML) -> MergeForm:
     """The form for a family's default merge; call inside the tab's layout."""
     recipe = default_recipe(family)
     form, _ = to_form(recipe, family)
     method = METHODS[recipe.merge_method]
-    inputs: dict[str, Any] = {}
-    inputs["method"] = gr.Radio(
-        [(f"{m.title}\n{m.when_to_use}", name) for name, m in METHODS.items()],
-        value=method.name,
-        label="Method",
-        elem_id="merge-method",
-        elem_classes="mg-cards",
-    )
+    chosen = chosen_experts(method, form, len(family.experts))
+    inputs: dict[str, Any] = {"method": picker}
     about = gr.HTML(about_html(method), elem_id="merge-about")
+    with gr.Row(elem_classes="mg-values"):
+        inputs["profile"] = gr.Radio(
+            PROFILES,
+            value=recipe.profile,
+            label="Values",
+            info=PROFILE_HELP,
+            elem_id="merge-profile",
+            min_width=200,
+        )
+        published = gr.Dropdown(
+            [], value=None, label="Also published", visible=False, elem_id="merge-published", min_width=200
+        )
+        preset = gr.Button("Preset of the paper", size="sm", scale=0, min_width=170, elem_id="merge-preset")
+    note = gr.HTML("", elem_id="merge-note")
+    _build_experts(inputs, method, family, form)
+    fields = build_own(method, family, form, chosen)
+    new_seed = gr.Button("New seed", size="sm", render=False, elem_id="merge-new-seed")
+    with gr.Row(elem_classes="mg-fields"):
+        wide = build_wide(method, form, new_seed, rare=False)
+    with gr.Accordion("More", open=False, elem_classes="mg-more") as more, gr.Row(elem_classes="mg-fields"):
+        wide |= build_wide(method, form, new_seed, rare=True)
+    with gr.Accordion("Output", open=False, elem_classes="mg-more"):
+        inputs["out_dtype"] = gr.Dropdown(
+            list(DTYPES), value=AS_STORED, label="out_dtype", info="Number format of the merged weights."
+        )
+    fields = replace(fields, wide=wide)
+    return MergeForm({**inputs, **fields.inputs}, fields, more, about, note, preset, published, new_seed)
+
+
+def _build_experts(
+    inputs: dict[str, Any], method: type[Method], family: Family, form: Mapping[str, Any]
+) -> None:
+    """Who takes part: several experts, or the one of a method that takes one, and whether the base counts."""
     choices = [(name, number) for number, name in enumerate(family.names)]
     inputs["experts"] = gr.CheckboxGroup(
         choices, value=form["experts"], label="Experts that take part", elem_id="merge-experts"
     )
     inputs["partner"] = gr.Radio(
-        choices,
-        value=form["partner"],
-        label="Expert at the other end",
-        info="This method goes from the base to exactly one expert. Choose which.",
-        visible=False,
-        elem_id="merge-partner",
+        choices, value=form["partner"], label="The other model", visible=False, elem_id="merge-partner"
     )
-    own, rows = _expert_rows(method, family, form)
-    groups = {}
-    for name, each in METHODS.items():
-        with gr.Column(
-            visible=name == method.name, elem_id=f"merge-parameters-{name}", elem_classes="mg-fields"
-        ) as group:
-            for parameter, field in merge_wide(each).items():
-                key = f"{name}.{parameter}"
-                inputs[key] = widget(parameter, field, form[key], elem_id=f"merge-{name}-{parameter}")
-        groups[name] = group
-    with gr.Accordion("Defaults and output", open=False, elem_classes="mg-more"):
-        inputs["profile"] = gr.Radio(
-            PROFILES,
-            value=recipe.profile,
-            label="profile",
-            info="Whose values a parameter takes while you leave it alone.",
-            elem_id="merge-profile",
-        )
-        inputs["out_dtype"] = gr.Dropdown(
-            list(DTYPES), value=AS_STORED, label="out_dtype", info="Number format of the merged weights."
-        )
-    return MergeForm({**inputs, **own}, groups, rows, about)
+    inputs["with_base"] = gr.Checkbox(
+        False,
+        label="Work on the changes from the base",
+        info="Off, the models themselves are merged, and the base plays no part.",
+        visible=False,
+        elem_id="merge-with-base",
+    )
 
 
-def _expert_rows(
-    method: type[Method], family: Family, form: dict[str, Any]
-) -> tuple[dict[str, gr.Slider], tuple[gr.Row, ...]]:
-    """A row of sliders for each expert there may be: one for every parameter any method has per expert."""
-    fields = {name: field for each in METHODS.values() for name, field in for_each_expert(each).items()}
-    own, rows = {}, []
-    for number in range(MAX_EXPERTS):
-        known = number < len(family.experts)
-        with gr.Row(visible=known, elem_classes="mg-expert") as row:
-            for name, field in fields.items():
-                key = f"{name}.{number}"
-                expert = family.names[number] if known else f"expert {number + 1}"
-                own[key] = slider(
-                    field,
-                    form.get(key, default_of(method, name, "paper") if name in method.parameters() else None),
-                    label=f"{expert} · {label_of(name, field)}",
-                    visible=known and name in for_each_expert(method),
-                    min_width=180,
-                    elem_id=f"merge-{name}-{number}",
-                )
-        rows.append(row)
-    return own, tuple(rows)
+def _slots(method: type[Method]) -> dict[str, str]:
+    return {name: slot_of(method, name) for name in merge_wide(method)}
+
+
+def _update(key: str, recipe: Recipe, family: Family, form: Mapping[str, Any]) -> dict[str, Any]:
+    method = METHODS[recipe.merge_method]
+    one = method.experts_wanted == 1
+    if key == "method":
+        return gr.update(value=picker_value(recipe, family))
+    if key == "with_base":
+        return gr.update(value=form[key], visible=method.takes_base and not method.needs_base)
+    if key not in ("experts", "partner"):
+        return gr.update(value=form[key])
+    choices = [(name, number) for number, name in enumerate(family.names)]
+    if key == "partner":
+        whom = "The expert at the other end" if method.needs_base else "The model"
+        return gr.update(choices=choices, value=form[key], label=whom, visible=one)
+    label = "Experts that take part"
+    if method.experts_wanted:
+        label += f", exactly {method.experts_wanted}"
+    return gr.update(choices=choices, value=form[key], label=label, visible=not one)
 
 
 def about_html(method: type[Method]) -> str:
-    """What a method does, in its own words, and the paper."""
-    what = html.escape((method.__doc__ or "").strip().split("\n\n")[0])
+    """A method's name, when to use it, what it does, what to beware of, and where it is from."""
+    what = html.escape(" ".join((method.__doc__ or "").strip().split("\n\n")[0].split()))
     link = html.escape(method.paper, quote=True)
-    where = html.escape(method.paper.split("://")[-1])
-    return (
-        f'<p class="mg-about">{what} '
-        f'<a href="{link}" target="_blank" rel="noopener noreferrer">Paper: {where}</a></p>'
+    where = html.escape(
+        method.paper.split("://")[-1].split("/")[-1]
+        if "arxiv" in method.paper
+        else method.paper.split("/")[2]
     )
+    source = "arXiv " + where if "arxiv" in method.paper else where
+    caveat = f'<p class="mg-caveat">{html.escape(method.caveat)}</p>' if method.caveat else ""
+    return (
+        f'<div class="mg-about"><h3>{html.escape(method.title)}</h3><p>{html.escape(method.when_to_use)}</p>'
+        f'<p class="mg-what">{what} <a href="{link}" target="_blank" rel="noopener noreferrer">Read it: {source}</a></p>'
+        f"{caveat}</div>"
+    )
+
+
+def preset_note(recipe: Recipe, published: str | None) -> str:
+    """What the preset button, or the choice of other published values, did."""
+    given = ", ".join(f"{name} {words(value)}" for name, value in recipe.parameters.items())
+    text = f"Now {published} ({given})." if given else "Every parameter is back at its paper's value."
+    return f'<p class="mg-said" role="status">{html.escape(text)}</p>'
+
+
+def profile_note(profile: str, changed: Mapping[str, tuple[Any, Any]], kept: Sequence[str]) -> str:
+    """What a switch of the profile did, in words."""
+    whose = "the paper's" if profile == "paper" else "mergekit's"
+    moves = ", ".join(f"{name} {words(a)} → {words(b)}" for name, (a, b) in changed.items())
+    text = (
+        f"Now {whose} values: {moves}." if moves else f"Now {whose} values; nothing you left alone differs."
+    )
+    if kept:
+        text += f" As you set it: {', '.join(kept)}."
+    return f'<p class="mg-said" role="status">{html.escape(text)}</p>'

@@ -11,6 +11,8 @@ from components.numbers import clock, count, size
 from merging import METHODS, MergingError, Recipe
 from merging.job_records import Job
 
+MISSED = 1e-4
+"""A share kept that is less than this below what was asked is just rounding."""
 ENDINGS = {
     "failed": ("The merge failed", "mg-bad"),
     "cancelled": ("Cancelled. Nothing was written.", "mg-quiet"),
@@ -127,20 +129,42 @@ def _card(job: Job, result: dict[str, Any]) -> str:
 
 
 def _kept_table(job: Job, result: dict[str, Any]) -> str:
-    """What trimming kept of each expert's change; nothing for methods that trim nothing."""
+    """What trimming kept of each expert's change, and why that is not what was asked; nothing for methods that trim
+    nothing."""
     density = result.get("density")
     if not density:
         return ""
     names = _names(job, len(density))
+    asked, tied = result.get("asked") or density, result.get("tied") or [0] * len(density)
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td><span class="mg-meter" style="--share:{kept:.4f}"></span>'
-        f"{share(kept)}</td><td>{tied:,}</td></tr>"
-        for name, kept, tied in zip(names, density, result.get("tied") or [0] * len(density), strict=False)
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{share(wanted)}</td><td><span class="mg-meter" '
+        f'style="--share:{kept:.4f}"></span>{share(kept)}</td></tr>'
+        for name, wanted, kept in zip(names, asked, density, strict=False)
+    )
+    said = "".join(
+        f'<p class="mg-kept-words">{html.escape(text)}</p>'
+        for text in kept_words(names, list(zip(asked, density, tied, strict=False)))
     )
     return (
-        '<table class="mg-kept"><thead><tr><th scope="col">expert</th><th scope="col">change kept</th>'
-        f'<th scope="col">ties at the cut</th></tr></thead><tbody>{rows}</tbody></table>'
+        '<table class="mg-kept"><thead><tr><th scope="col">expert</th><th scope="col">to keep</th>'
+        f'<th scope="col">kept</th></tr></thead><tbody>{rows}</tbody></table>{said}'
     )
+
+
+def kept_words(names: Sequence[str], facts: Sequence[tuple[float, float, int]]) -> list[str]:
+    """What (share asked, share kept, elements tied at the cut) of each expert mean, where they mean something."""
+    found = []
+    for name, (asked, kept, tied) in zip(names, facts, strict=False):
+        if kept < asked - MISSED:
+            found.append(
+                f"{name}: {share(asked)} was to be kept, but only {share(kept)} of the weights changed; the rest are zeros."
+            )
+        if tied > 1:
+            found.append(
+                f"{name}: {tied:,} changes have exactly the size at which the cut lies. Which of them stay is decided by "
+                "their position, so that the share is exact."
+            )
+    return found
 
 
 def _names(job: Job, length: int) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """What the Merge tab's form means as a recipe, and a recipe as values of the form. No widgets here.
 
 A form is a table of values by key: `method`, `profile`, `out_dtype`, `experts` (numbers of the chosen experts),
-`partner` (the one expert of a method that takes one), `METHOD.PARAMETER`, and `PARAMETER.NUMBER` for an expert's own.
+`partner` (the one expert of a method that takes one), `with_base` (for methods to which a base is optional), the
+parameters of the method it shows by name, and `PARAMETER.NUMBER` for an expert's own.
 """
 
 from __future__ import annotations
@@ -9,15 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from components.family import Family
-from components.forms import default_of, explicit, for_each_expert, merge_wide, tidy
+from components.forms import (
+    LARGEST_WHOLE,
+    default_of,
+    explicit,
+    for_each_expert,
+    is_sequence,
+    merge_wide,
+    tidy,
+)
 from components.settings import ROOT
 from merging import METHODS, MergingError, Method, Plan, PlanError, Recipe
-from merging.methods import get_method
+from merging.methods import Profile, get_method
 from merging.plan import make_plan
-from merging.recipe import ModelEntry
+from merging.recipe import Dtype, ModelEntry
 
 Form = Mapping[str, Any]
 
@@ -28,7 +37,6 @@ ONE_CLICK_PARAMETERS: dict[str, Any] = {"lambda": 0.8}
 """The demo family's best merge on its validation files."""
 AS_STORED = "as stored"
 """The choice of the output dtype that leaves it to the models."""
-MAX_YAML = 64_000
 MAX_TITLE = 120
 
 
@@ -52,24 +60,24 @@ def default_recipe(family: Family, method: str = DEFAULT_METHOD) -> Recipe:
     count = chosen.experts_wanted or len(family.experts)
     content = {
         "merge_method": method,
-        "base_model": reference(family.base) if chosen.needs_base else None,
+        "base_model": reference(family.base) if chosen.takes_base else None,
         "models": tuple(ModelEntry(model=reference(expert)) for expert in family.experts[:count]),
         "parameters": dict(DEFAULT_PARAMETERS) if method == DEFAULT_METHOD else {},
         "profile": "paper",
     }
-    return _at_root(Recipe(**content))
+    return at_root(Recipe(**content))
 
 
 def one_click_recipe(family: Family) -> Recipe:
     """The merge the one-click button makes."""
     recipe = default_recipe(family, ONE_CLICK_METHOD)
-    return _at_root(recipe.model_copy(update={"parameters": dict(ONE_CLICK_PARAMETERS)}))
+    return at_root(recipe.model_copy(update={"parameters": dict(ONE_CLICK_PARAMETERS)}))
 
 
 def check(recipe: Recipe, earlier: Sequence[str] = ()) -> Checked:
     """Plan the recipe from headers, or say everything that is in the way."""
     try:
-        return Checked(make_plan(_at_root(recipe), earlier=earlier))
+        return Checked(make_plan(at_root(recipe), earlier=earlier))
     except PlanError as error:
         return Checked(None, tuple(error.problems))
     except MergingError as error:
@@ -77,43 +85,86 @@ def check(recipe: Recipe, earlier: Sequence[str] = ()) -> Checked:
 
 
 def to_recipe(previous: Recipe, family: Family, form: Form) -> Recipe:
-    """The recipe the form describes. What no widget shows (gradients, filters, overrides, seed) stays as it was."""
-    method = METHODS[form["method"]]
-    profile = previous.profile  # whose defaults the widgets show; what differs is kept when another is chosen
-    before = _entries(previous, family)
-    values = {name: form[f"{method.name}.{name}"] for name in merge_wide(method)}
-    parameters = explicit(method, profile, values) | _lists(previous.parameters, method)
-    own = for_each_expert(method)
-    entries = []
-    for number in chosen_experts(method, form, len(family.experts)):
-        kept = _lists(before[number].parameters if number in before else {}, method)
-        said = explicit(
-            method, profile, {name: form[f"{name}.{number}"] for name in own if name not in parameters}
-        )
-        entries.append(ModelEntry(model=reference(family.experts[number]), parameters=said | kept))
-    others = [entry for entry in previous.models if _index(entry.model, previous, family) is None]
+    """The recipe the form describes; it shows the parameters of `previous`'s method.
+
+    What no widget shows (gradients, filters, overrides) stays as it was. Another method starts at its own values, but
+    keeps what the experts' own parameters were set to where both methods have them with the same default.
+    """
+    method = get_method(form["method"])
+    same_method = previous.merge_method == method.name
+    parameters, entries = (
+        _said(previous, family, form) if same_method else _carried(previous, family, form, method)
+    )
+    others = [entry for entry in previous.models if number_of(entry.model, previous, family) is None]
     if not others:
         parameters, entries = _shared(parameters, entries)
-    same_method = previous.merge_method == method.name
-    base = reference(family.base) if method.needs_base else previous.base_model if same_method else None
+    base = previous.base_model if same_method else None
+    if method.takes_base:
+        base = reference(family.base) if method.needs_base or form["with_base"] else None
+    seed = previous.seed
+    if same_method and "seed" in method.parameters() and not isinstance(parameters.get("seed"), list | dict):
+        seed = parameters.pop("seed", 0)
     recipe = previous.model_copy(
         update={
             "merge_method": method.name,
             "base_model": base,
-            "models": (*(others if not method.needs_base else ()), *entries),
+            "models": (*(others if not method.takes_base else ()), *entries),
             "parameters": parameters,
-            "profile": form["profile"],
+            "profile": form["profile"] if form["profile"] in get_args(Profile) else previous.profile,
             "scope": None,
-            "out_dtype": None if form["out_dtype"] == AS_STORED else form["out_dtype"],
+            "seed": seed,
+            "out_dtype": form["out_dtype"] if form["out_dtype"] in get_args(Dtype) else None,
         }
     )
-    return _at_root(recipe)
+    return at_root(recipe)
+
+
+def _said(previous: Recipe, family: Family, form: Form) -> tuple[dict[str, Any], list[ModelEntry]]:
+    """What the form's widgets say beyond the defaults: for the merge, and for every chosen expert."""
+    method, profile = METHODS[previous.merge_method], previous.profile
+    before = entries_of(previous, family)
+    kept = _unshown(previous, method)
+    values = {name: form[name] for name in merge_wide(method) if name not in kept}
+    parameters = explicit(method, profile, values) | kept
+    own = for_each_expert(method)
+    entries = []
+    for number in chosen_experts(method, form, len(family.experts)):
+        kept = _lists(before[number].parameters if number in before else {}, method)
+        said = explicit(method, profile, {n: form[f"{n}.{number}"] for n in own if n not in parameters})
+        entries.append(ModelEntry(model=reference(family.experts[number]), parameters=said | kept))
+    return parameters, entries
+
+
+def _carried(
+    previous: Recipe, family: Family, form: Form, method: type[Method]
+) -> tuple[dict[str, Any], list[ModelEntry]]:
+    """The experts for another method, with their own parameters that mean the same in both."""
+    earlier, profile = METHODS[previous.merge_method], previous.profile
+    both = [
+        name
+        for name in for_each_expert(method)
+        if name in for_each_expert(earlier)
+        and default_of(method, name, profile) == default_of(earlier, name, profile)
+    ]
+    values, _ = to_form(previous, family)
+    numbers = chosen_experts(method, form, len(family.experts))
+    if earlier.experts_wanted is not None and earlier.experts_wanted < (
+        method.experts_wanted or len(family.experts)
+    ):
+        numbers = list(range(len(family.experts)))
+    entries = [
+        ModelEntry(
+            model=reference(family.experts[number]),
+            parameters=explicit(method, profile, {name: values[f"{name}.{number}"] for name in both}),
+        )
+        for number in numbers[: method.experts_wanted]
+    ]
+    return {}, entries
 
 
 def to_form(recipe: Recipe, family: Family) -> tuple[dict[str, Any], set[str]]:
     """The form's values for a recipe, and the keys whose value only the YAML can show."""
-    fixed: set[str] = set()
-    entries = _entries(recipe, family)
+    entries = entries_of(recipe, family)
     chosen = sorted(entries) or list(range(len(family.experts)))
     form: dict[str, Any] = {
         "method": recipe.merge_method,
@@ -121,23 +172,21 @@ def to_form(recipe: Recipe, family: Family) -> tuple[dict[str, Any], set[str]]:
         "out_dtype": recipe.out_dtype or AS_STORED,
         "experts": chosen,
         "partner": chosen[0] if chosen else None,
+        "with_base": recipe.base_model is not None,
     }
-    given = dict(recipe.parameters) | ({"scope": recipe.scope} if recipe.scope else {})
+    method = METHODS[recipe.merge_method]
+    top = {"scope": recipe.scope, "seed": recipe.seed or None}
+    given = dict(recipe.parameters) | {name: value for name, value in top.items() if value is not None}
+    hidden = _unshown(recipe, method)
+    fixed: set[str] = set(hidden)
 
     def put(key: str, value: Any, default: Any) -> None:
-        if isinstance(value, list):
+        if isinstance(value, list | dict) and not is_sequence(method.parameters()[key.partition(".")[0]]):
             fixed.add(key)
-        form[key] = default if value is None or isinstance(value, list) else value
+        form[key] = default if value is None or key in fixed else value
 
-    for method in METHODS.values():
-        active = method.name == recipe.merge_method
-        for name in merge_wide(method):
-            put(
-                f"{method.name}.{name}",
-                given.get(name) if active else None,
-                default_of(method, name, recipe.profile),
-            )
-    method = METHODS[recipe.merge_method]
+    for name in merge_wide(method):
+        put(name, given.get(name), default_of(method, name, recipe.profile))
     for name in for_each_expert(method):
         for number in range(len(family.experts)):
             own = entries[number].parameters if number in entries else {}
@@ -151,36 +200,9 @@ def chosen_experts(method: type[Method], form: Form, experts: int) -> list[int]:
     return sorted({number for number in wanted if isinstance(number, int) and 0 <= number < experts})
 
 
-def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
-    """A recipe somebody wrote, over the family's models, or a sentence for each thing that is wrong with it."""
-    if len(text) > MAX_YAML:
-        return None, [
-            f"a recipe of more than {MAX_YAML:,} characters is not read here; use the command line."
-        ]
-    recipe, problems = Recipe.parse(text, folder=ROOT)
-    if recipe is None:
-        return None, problems
-    if recipe.chat_template is not None:
-        problems.append(
-            "chat_template: templates are not taken from this page; set it with the command line."
-        )
-    if recipe.slices:
-        return None, [*problems, "slices: this page merges whole models; use the command line for slices."]
-    recipe, foreign = _of_family(recipe, family)
-    problems += foreign
-    try:
-        get_method(recipe.merge_method)
-    except MergingError as error:
-        return None, [*problems, str(error)]
-    checked = check(recipe, earlier=problems)
-    if checked.problems:
-        return None, list(checked.problems)
-    return to_recipe(recipe, family, to_form(recipe, family)[0]), []
-
-
 def title(recipe: Recipe, family: Family) -> str:
     """A job's name: method, experts, and the parameters the recipe sets."""
-    entries = _entries(recipe, family)
+    entries = entries_of(recipe, family)
     method = METHODS[recipe.merge_method].title
     said = " ".join(f"{name} {_short(value)}" for name, value in recipe.parameters.items())
     experts = [
@@ -200,47 +222,21 @@ def expert_names(recipe: Recipe) -> tuple[str, ...]:
     return Family(recipe.base_model or "", tuple(entry.model for entry in recipe.models)).names
 
 
-def _of_family(recipe: Recipe, family: Family) -> tuple[Recipe, list[str]]:
-    """The recipe without models from elsewhere, which are never opened, and a problem for each of them."""
-    problems, entries, seen = [], [], set()
-    known = ", ".join(reference(model) for model in (family.base, *family.experts))
-    remedy = f"Choose it under Models first. Chosen now: {known}."
-    base_counts = recipe.merge_method in METHODS and not METHODS[recipe.merge_method].needs_base
-    for entry in recipe.models:
-        place = _place(recipe, entry.model)
-        if place is not None and place == Path(family.base).resolve():
-            entries += [entry] if base_counts else []
-        elif _index(entry.model, recipe, family) is None:
-            problems.append(f"models: '{entry.model}' is none of the chosen models. {remedy}")
-        elif place in seen:
-            problems.append(f"models: '{entry.model}' is listed twice.")
-        else:
-            entries.append(entry)
-        seen.add(place)
-    base = recipe.base_model
-    if base is not None and _place(recipe, base) != Path(family.base).resolve():
-        problems.append(f"base_model: '{base}' is not the chosen base. {remedy}")
-        base = reference(family.base)
-    if problems and not entries:
-        entries = [ModelEntry(model=reference(expert)) for expert in family.experts[:1]]
-    return recipe.model_copy(update={"models": tuple(entries), "base_model": base}), problems
-
-
-def _entries(recipe: Recipe, family: Family) -> dict[int, ModelEntry]:
+def entries_of(recipe: Recipe, family: Family) -> dict[int, ModelEntry]:
     """The recipe's entries by the number of their expert."""
-    numbers = {_index(entry.model, recipe, family): entry for entry in recipe.models}
+    numbers = {number_of(entry.model, recipe, family): entry for entry in recipe.models}
     return {number: entry for number, entry in numbers.items() if number is not None}
 
 
-def _index(model: str, recipe: Recipe, family: Family) -> int | None:
-    place = _place(_at_root(recipe), model)
+def number_of(model: str, recipe: Recipe, family: Family) -> int | None:
+    place = place_of(at_root(recipe), model)
     for number, expert in enumerate(family.experts):
         if Path(expert).resolve() == place:
             return number
     return None
 
 
-def _place(recipe: Recipe, model: str) -> Path | None:
+def place_of(recipe: Recipe, model: str) -> Path | None:
     """The folder a model reference means; None for a name that cannot be one."""
     try:
         return recipe.locate(model).resolve()
@@ -249,8 +245,24 @@ def _place(recipe: Recipe, model: str) -> Path | None:
 
 
 def _lists(parameters: Mapping[str, Any], method: type[Method]) -> dict[str, Any]:
+    """Gradients and filters, which no widget shows."""
     known = method.parameters()
-    return {name: value for name, value in parameters.items() if isinstance(value, list) and name in known}
+    return {
+        name: value
+        for name, value in parameters.items()
+        if isinstance(value, list | dict) and name in known and not is_sequence(known[name])
+    }
+
+
+def _unshown(recipe: Recipe, method: type[Method]) -> dict[str, Any]:
+    """The values for the whole merge that no widget shows: gradients, filters, and numbers too large for the browser."""
+    given = dict(recipe.parameters) | ({"seed": recipe.seed} if "seed" in method.parameters() else {})
+    large = {
+        n: v
+        for n, v in given.items()
+        if n in merge_wide(method) and isinstance(v, int) and abs(v) > LARGEST_WHOLE
+    }
+    return _lists(recipe.parameters, method) | large
 
 
 def _shared(parameters: dict[str, Any], entries: list[ModelEntry]) -> tuple[dict[str, Any], list[ModelEntry]]:
@@ -266,7 +278,7 @@ def _shared(parameters: dict[str, Any], entries: list[ModelEntry]) -> tuple[dict
     return {**common, **parameters}, kept
 
 
-def _at_root(recipe: Recipe) -> Recipe:
+def at_root(recipe: Recipe) -> Recipe:
     """The recipe with its model paths looked up from the project's root."""
     recipe._folder = ROOT
     return recipe

@@ -13,6 +13,7 @@ from components import merge_events as events
 from components.family import Family
 from components.merge_form import MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
+from components.merge_picker import build_picker
 from components.merge_recipe import check, default_recipe
 from components.settings import Settings
 from components.shared import Shared
@@ -38,6 +39,7 @@ class MergeTab:
     lead: gr.HTML
     default: gr.Button
     form: MergeForm
+    advice: gr.HTML
     yaml: gr.Code
     apply: gr.Button
     plan: gr.HTML
@@ -79,9 +81,12 @@ def build_merge_tab(settings: Settings) -> MergeTab:
     _build_outcome(parts)
     gr.HTML('<div class="mg-divider"><h2>Or choose how</h2></div>')
     with gr.Row(elem_classes="mg-columns"):
-        with gr.Column(scale=3, min_width=320):
-            parts["form"] = build_merge_form(family)
-        with gr.Column(scale=2, min_width=320, elem_classes="mg-side"):
+        with gr.Column(min_width=0, elem_classes="mg-pick"):
+            picker = build_picker(recipe, family)
+        with gr.Column(min_width=0, elem_classes="mg-form"):
+            parts["form"] = build_merge_form(family, picker)
+            parts["advice"] = gr.HTML(elem_id="merge-advice")
+        with gr.Column(min_width=0, elem_classes="mg-side"):
             _build_side(parts, recipe.to_yaml(), plan_html(checked), ready=checked.plan is not None)
     return MergeTab(
         **parts,
@@ -107,6 +112,15 @@ def _build_outcome(parts: dict[str, Any]) -> None:
             visible=False,
             elem_id="cancel-button",
         )
+    with gr.Column(elem_classes="mg-outcome"):
+        _build_card(parts)
+    parts["history"] = gr.Radio(
+        [], label="Your merges", visible=False, elem_id="merge-history", elem_classes="mg-history"
+    )
+
+
+def _build_card(parts: dict[str, Any]) -> None:
+    """The result and its buttons; the style hides them while the card shows no result."""
     parts["result"] = gr.HTML(result_html(None), elem_id="merge-result")
     with gr.Row(elem_classes="actions"):
         parts["next"] = gr.Button(
@@ -128,9 +142,6 @@ def _build_outcome(parts: dict[str, Any]) -> None:
             "Delete", size="sm", scale=0, min_width=100, visible=False, elem_id="merge-delete"
         )
         parts["file"] = gr.DownloadButton("zip", visible="hidden", elem_id="merge-file")
-    parts["history"] = gr.Radio(
-        [], label="Your merges", visible=False, elem_id="merge-history", elem_classes="mg-history"
-    )
 
 
 def _build_side(parts: dict[str, Any], yaml: str, plan: str, *, ready: bool) -> None:
@@ -154,11 +165,17 @@ def _build_side(parts: dict[str, Any], yaml: str, plan: str, *, ready: bool) -> 
     parts["merge"] = gr.Button("Merge", variant="primary", interactive=ready, elem_id="merge-button")
 
 
-def wire_merge_tab(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared) -> None:
-    """Connect the tab's events. The recipe is the truth; form and YAML are two views of it."""
+def wire_merge_tab(
+    app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared, opened: Any = None
+) -> None:
+    """Connect the tab's events. The recipe is the truth; form and YAML are two views of it.
+
+    Args:
+        opened: the event of a visitor coming to this tab, if the app has one.
+    """
     form, widgets = tab.form, list(tab.form.inputs.values())
-    judged = [tab.recipe, tab.yaml, tab.apply, tab.plan, tab.ready, tab.merge]
-    filled = [*judged, *form.outputs]
+    shown = [tab.recipe, tab.yaml, tab.apply, tab.plan, tab.ready, tab.merge, tab.advice]
+    judged, filled = [*shown, *form.fields.marked], [*shown, *form.outputs]
     state = [tab.recipe, shared.family, tab.watched]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
@@ -170,10 +187,20 @@ def wire_merge_tab(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Sh
         filled,
         **latest,
     )
+    form.preset.click(partial(events.preset, form), state, filled, **PRIVATE)
+    form.published.input(partial(events.preset, form), [*state, form.published], filled, **PRIVATE)
+    form.new_seed.click(partial(events.new_seed, form), state, filled, **PRIVATE)
     tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.plan, tab.ready, tab.merge], **latest)
     tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE)
     shared.family.change(
         partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE
+    )
+    gr.on(
+        [event for event in (opened, app.load) if event is not None],
+        events.look_again,
+        state[:2],
+        tab.advice,
+        **PRIVATE,
     )
     _wire_jobs(app, tab, settings, shared)
     _wire_results(tab, settings, shared, filled, state)

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from merging import Checkpoint, Plan, Progress, Report
@@ -32,6 +33,11 @@ class Reports:
             self._kept.move_to_end(key)
             return self._kept[key]
 
+    def of_experts(self, experts: tuple[str, ...]) -> Report | None:
+        """The latest kept report on just these experts, as their family names them."""
+        with self._lock:
+            return next((r for r in reversed(self._kept.values()) if r.experts == experts), None)
+
     def keep(self, key: str, report: Report) -> None:
         """Keep a report in place of the one that was not asked for longest."""
         with self._lock:
@@ -49,6 +55,12 @@ class Reports:
                 self.keep(key, event)
             else:
                 yield event
+
+
+@cache
+def shared_reports() -> Reports:
+    """The reports that all pages of this process share."""
+    return Reports()
 
 
 class Stops:

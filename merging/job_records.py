@@ -54,6 +54,7 @@ def outcome(finished: Finished) -> dict[str, Any]:
         "relative_change": finished.relative_change,
         "lost_share": finished.lost_share,
         "density": [count / max(1, attained.elements) for count in attained.nonzero] if attained else None,
+        "asked": [count / max(1, attained.elements) for count in attained.kept] if attained else None,
         "tied": list(attained.tied) if attained else None,
         "bytes_read": finished.bytes_read,
         "bytes_written": finished.bytes_written,

@@ -9,16 +9,9 @@ import pytest
 
 import merging
 from components.family import Family
-from components.merge_recipe import (
-    MAX_YAML,
-    check,
-    default_recipe,
-    from_yaml,
-    reference,
-    title,
-    to_form,
-    to_recipe,
-)
+from components.merge_presets import advice, profile_changes, with_preset
+from components.merge_recipe import check, default_recipe, reference, title, to_form, to_recipe
+from components.merge_yaml import MAX_YAML, from_yaml
 from components.settings import ROOT
 from merging import METHODS, Recipe
 
@@ -41,14 +34,15 @@ def test_an_untouched_form_gives_back_its_recipe(models, method, profile):
     values, fixed = to_form(recipe, models)
     assert to_recipe(recipe, models, values) == recipe
     assert fixed == set()
-    assert check(recipe).problems == ()
+    needs_file = METHODS[method].needs_importance
+    assert [p for p in check(recipe).problems if not (needs_file and p.startswith("importance:"))] == []
 
 
 def test_only_what_differs_is_written(models):
-    recipe = edited(default_recipe(models), models, ties__lambda=0.7, ties__scope="layer", weight__1=0.25)
+    recipe = edited(default_recipe(models), models, **{"lambda": 0.7}, scope="layer", weight__1=0.25)
     assert recipe.parameters == {"density": 0.5, "lambda": 0.7, "scope": "layer"}
     assert [entry.parameters for entry in recipe.models] == [{}, {"weight": 0.25}, {}]
-    back = edited(recipe, models, ties__lambda=1.0, ties__scope="model", weight__1=1)
+    back = edited(recipe, models, **{"lambda": 1.0}, scope="model", weight__1=1)
     assert back == default_recipe(models)
 
 
@@ -72,17 +66,18 @@ def test_numbers_that_are_no_experts_are_left_out(models):
 
 
 def test_slerp_takes_the_one_expert_that_was_chosen(models):
-    recipe = edited(default_recipe(models), models, method="slerp", partner=2, slerp__t=0.25)
+    recipe = edited(default_recipe(models), models, method="slerp", partner=2)
+    recipe = edited(recipe, models, t=0.25)
     assert [Path(entry.model).name for entry in recipe.models] == ["three"]
     assert recipe.parameters == {"t": 0.25}
     assert check(recipe).problems == ()
 
 
 def test_another_profile_brings_its_defaults_and_keeps_what_was_set(models):
-    recipe = edited(default_recipe(models), models, ties__lambda=0.6)
+    recipe = edited(default_recipe(models), models, **{"lambda": 0.6})
     changed = edited(recipe, models, profile="mergekit")
     values, _ = to_form(changed, models)
-    assert (values["ties.scope"], values["ties.elect_on"], values["ties.lambda"]) == (
+    assert (values["scope"], values["elect_on"], values["lambda"]) == (
         "tensor",
         "weighted",
         0.6,
@@ -109,7 +104,7 @@ exclude: ["*norm*"]
     recipe, problems = from_yaml(text, models)
     assert problems == []
     fixed = to_form(recipe, models)[1]
-    assert {"weight.0", "ties.lambda"} <= fixed
+    assert {"weight.0", "lambda"} <= fixed
     after = edited(recipe, models, density__1=0.8)
     assert after.models[0].parameters == {"weight": [0.2, 1.0], "density": 0.4}
     assert after.models[1].parameters == {"density": 0.8}
@@ -135,7 +130,7 @@ dtype: float32
     assert problems == []
     values, _ = to_form(recipe, models)
     assert (values["profile"], values["experts"]) == ("mergekit", [0, 2])
-    assert (values["weight.0"], values["weight.2"], values["ties.zero_sum"]) == (0.5, 0.3, "plus")
+    assert (values["weight.0"], values["weight.2"], values["zero_sum"]) == (0.5, 0.3, "plus")
     assert recipe.dtype == "float32"
 
 
@@ -223,3 +218,128 @@ def test_slices_are_not_opened_by_the_page(models, monkeypatch):
     recipe, problems = from_yaml(text, models)
     assert recipe is None
     assert any("slices" in problem for problem in problems)
+
+
+def test_another_method_starts_at_its_own_values_and_keeps_what_means_the_same(models):
+    ties = edited(default_recipe(models), models, **{"lambda": 0.7}, weight__1=0.25)
+    dare = edited(ties, models, method="dare_ties")
+    assert dare.parameters == {}
+    assert [entry.parameters for entry in dare.models] == [{}, {"weight": 0.25}, {}]
+    magnitude = edited(ties, models, method="magnitude")
+    assert magnitude.parameters == {"density": 0.5}, "density means the same and has the same default"
+
+
+def test_a_method_for_two_takes_two_and_gives_the_third_back(models):
+    two = edited(default_recipe(models), models, method="nuslerp")
+    assert [Path(entry.model).name for entry in two.models] == ["one", "two"]
+    assert check(two).problems == ()
+    one = edited(two, models, method="nearswap", partner=1)
+    assert [Path(entry.model).name for entry in one.models] == ["two"]
+    assert len(edited(one, models, method="ties").models) == 3
+    alone = edited(two, models, with_base=False)
+    assert alone.base_model is None
+    assert check(alone).problems == ()
+    assert to_form(alone, models)[0]["with_base"] is False
+
+
+def test_lists_and_seeds_go_through_form_and_yaml(models):
+    recipe = edited(default_recipe(models, "dppa"), models, levels="0.9, 0.6", amplify="1.8, 0")
+    assert recipe.parameters == {"levels": [0.9, 0.6], "amplify": [1.8, 0]}
+    assert to_form(recipe, models)[1] == set(), "a list that is one value is not locked"
+    again, problems = from_yaml(recipe.to_yaml(), models)
+    assert problems == []
+    assert again == recipe
+    wrong = edited(recipe, models, levels="0.9, x")
+    assert wrong.parameters["levels"] == "0.9, x"
+    assert any("levels: '0.9, x' is no list of numbers" in problem for problem in check(wrong).problems)
+    assert to_form(wrong, models)[0]["levels"] == "0.9, x", "what was typed stays"
+    uneven = edited(recipe, models, amplify="1.8")
+    assert any("levels has 2 values and amplify 1" in problem for problem in check(uneven).problems)
+
+
+def test_the_seed_is_the_recipes(models):
+    recipe = edited(default_recipe(models, "dare_linear"), models, seed=7)
+    assert (recipe.seed, recipe.parameters) == (7, {})
+    assert to_form(recipe, models)[0]["seed"] == 7
+    assert edited(recipe, models, method="ties").seed == 7
+    huge = recipe.model_copy(update={"seed": 2**60 + 1})
+    form, fixed = to_form(huge, models)
+    assert "seed" in fixed
+    assert to_recipe(huge, models, form).seed == 2**60 + 1, "the browser would round it"
+    assert edited(recipe, models, seed=None).seed == 0
+
+
+def test_a_preset_resets_everything(models):
+    recipe = edited(default_recipe(models, "pcb"), models, ratio=0.3, weight__0=2.0, profile="mergekit")
+    assert with_preset(recipe) == default_recipe(models, "pcb")
+    title = next(name for name, values in METHODS["pcb"].presets.items() if values == {"ratio": 0.05})
+    assert with_preset(recipe, title).parameters == {"ratio": 0.05}
+    assert with_preset(recipe, "no such").parameters == {}
+    for method in METHODS:
+        for name in METHODS[method].presets:
+            assert check(with_preset(default_recipe(models, method), name)).problems == ()
+
+
+def test_what_a_profile_changes_is_named(models):
+    recipe = edited(default_recipe(models), models, scope="layer")
+    changed, kept = profile_changes(recipe, "mergekit")
+    assert changed["elect_on"] == ("delta", "weighted")
+    assert "density" not in changed
+    assert kept == ["density", "scope"]
+
+
+# advice before a merge
+
+
+def advised(recipe: Recipe, models: Family, report: merging.Report | None = None) -> str:
+    return " ".join(advice(check(recipe).plan, models, report))
+
+
+@pytest.fixture(scope="module")
+def report(family) -> merging.Report:
+    models = Family(str(family / "base"), tuple(str(family / name) for name in ("one", "two", "three")))
+    return merging.inspect(models.recipe(), device="cpu")
+
+
+def test_random_dropping_of_strong_changes_is_advised_against_with_the_number(models, report):
+    share = report.total.relative_change(0)
+    assert share > 0.1
+    dropped = edited(default_recipe(models, "dare_ties"), models, density__0=0.3)
+    assert f"one: its change is {share:.0%} of the base's norm" in advised(dropped, models, report)
+    assert "two: its change" not in advised(dropped, models, report)
+    assert advised(dropped, models) == "", "without an inspection nothing is known"
+
+
+def test_far_too_large_scales_are_advised_against(models):
+    assert "lambda is 3" in advised(edited(default_recipe(models), models, **{"lambda": 3}), models)
+    assert advised(edited(default_recipe(models), models, **{"lambda": 1.2}), models) == ""
+    assert "sum of the weights is 3.6" in advised(
+        edited(default_recipe(models, "task_arithmetic"), models, **{"lambda": 1.2}), models
+    )
+
+
+def test_a_density_beyond_what_changed_cannot_be_attained(models, report):
+    import copy
+
+    sparse = copy.deepcopy(report)
+    for statistics in sparse.tensors.values():
+        statistics.nonzero[1] = statistics.elements // 10
+    text = advised(default_recipe(models), models, sparse)
+    assert "two changed only 1" in text
+    assert "density 0.5 cannot be attained" in text
+    assert "one changed only" not in text
+
+
+def test_twins_and_experts_without_a_change_are_found_in_the_report(models, report):
+    import copy
+
+    odd = copy.deepcopy(report)
+    for statistics in odd.tensors.values():
+        statistics.change[2], statistics.change[1] = 0.0, statistics.change[0]
+        statistics.dot = [statistics.change[0], 0.0, 0.0]
+    text = advised(default_recipe(models), models, odd)
+    assert "one and two are the same model" in text
+    assert "three: equals the base" in text
+    only = advised(edited(default_recipe(models), models, experts=[0, 2]), models, odd)
+    assert "same model" not in only
+    assert "three: equals the base" in only

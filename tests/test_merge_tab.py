@@ -16,14 +16,11 @@ from components import merge_events as events
 from components.backend import job_store
 from components.downloads import zip_model
 from components.family import Family
-from components.merge_form import MergeForm, about_html, build_merge_form
-from components.merge_html import plan_html, progress_html, result_html, share
-from components.merge_recipe import (
-    check,
-    default_recipe,
-    to_form,
-    to_recipe,
-)
+from components.merge_fields import at_field
+from components.merge_form import MergeForm, about_html, build_merge_form, preset_note, profile_note
+from components.merge_html import kept_words, plan_html, progress_html, result_html, share
+from components.merge_picker import build_picker, groups, picked, picker_value, unfit
+from components.merge_recipe import check, default_recipe, to_form, to_recipe
 from components.settings import Settings
 from merging import METHODS, Recipe
 from merging.engine import Progress
@@ -48,7 +45,7 @@ def settings(tmp_path) -> Settings:
 @pytest.fixture
 def form(models) -> MergeForm:
     with gr.Blocks():
-        return build_merge_form(models)
+        return build_merge_form(models, build_picker(default_recipe(models), models))
 
 
 def edited(recipe: Recipe, models: Family, **changes) -> Recipe:
@@ -58,7 +55,12 @@ def edited(recipe: Recipe, models: Family, **changes) -> Recipe:
 
 
 def named(form: MergeForm, updates: list) -> dict:
-    return dict(zip(form.inputs, updates, strict=False))
+    """Updates by the key of their widget, those of parameters by name."""
+    keys = [key for key in form.inputs if key not in form.fields.inputs]
+    keys += [*form.fields.wide, *form.fields.own, *(f"{name}.section" for name in form.fields.sections)]
+    keys += [f"{name}.head" for name in form.fields.heads]
+    assert len(updates) == len(form.outputs)
+    return dict(zip(keys, updates, strict=False))
 
 
 # the widgets
@@ -71,8 +73,9 @@ def test_the_form_shows_only_what_the_method_has(form, models):
     assert shown["weight.0"]["visible"]
     assert not shown["density.0"]["visible"]
     assert not shown["weight.3"]["visible"]
-    groups = dict(zip(form.groups, updates[len(form.inputs) :], strict=False))
-    assert [name for name, update in groups.items() if update["visible"]] == ["linear"]
+    assert [key for key in form.fields.wide if shown[key]["visible"]] == ["normalize/switch"]
+    assert shown["weight.section"]["visible"]
+    assert not shown["density.section"]["visible"]
 
 
 def test_experts_keep_their_names_and_sliders_widen(form, models):
@@ -86,7 +89,12 @@ def test_leaving_slerp_brings_all_experts_back(form, models):
     slerp = edited(default_recipe(models), models, method="slerp", partner=1)
     shown = named(form, form.show(slerp, models))
     assert (shown["partner"]["visible"], shown["experts"]["visible"]) == (True, False)
-    assert (shown["partner"]["value"], shown["experts"]["value"]) == (1, [0, 1, 2])
+    assert shown["partner"]["value"] == 1
+    values = [shown[key].get("value") for key in form.inputs]
+    values[list(form.inputs).index("method")] = {"method": "ties"}
+    back, *_ = events.restructure(form, slerp, models, "", *values)
+    shown = named(form, form.show(back, models))
+    assert (shown["partner"]["visible"], shown["experts"]["value"]) == (False, [0, 1, 2])
 
 
 def test_values_only_the_yaml_can_say_are_locked(form, models):
@@ -129,12 +137,12 @@ def test_huge_numbers_reach_the_browser(form, models):
 
 
 def test_merge_can_only_be_pressed_when_it_can_work(form, models):
-    recipe, yaml, _, plan, ready, merge = events.judge(default_recipe(models), "")
+    recipe, yaml, _, plan, ready, merge = events.judge(form, default_recipe(models), models, "")[:6]
     assert (ready, merge["interactive"]) == (True, True)
     assert "3 experts" in plan
     assert Recipe.from_yaml(yaml).model_dump() == recipe.model_dump()
-    assert events.judge(recipe, "running")[5]["interactive"] is False
-    nothing = events.judge(edited(recipe, models, experts=[]), "")
+    assert events.judge(form, recipe, models, "running")[5]["interactive"] is False
+    nothing = events.judge(form, edited(recipe, models, experts=[]), models, "")
     assert (nothing[4], nothing[5]["interactive"]) == (False, False)
     assert "models: missing" in nothing[3]
 
@@ -152,6 +160,109 @@ def test_another_family_starts_anew_with_the_same_method(form, models):
 def test_every_method_says_what_it_is_and_where_it_is_from():
     for method in METHODS.values():
         assert method.paper in about_html(method)
+
+
+def test_widgets_are_shared_by_name_and_kind(form, models):
+    slerp, near = ("t/slider", "t/number")
+    for method, seen, hidden in (("slerp", slerp, near), ("nearswap", near, slerp)):
+        shown = named(form, form.show(default_recipe(models, method), models))
+        assert (shown[seen]["visible"], shown[hidden]["visible"]) == (True, False)
+    della = named(form, form.show(default_recipe(models, "della"), models))
+    assert della["lambda/number"]["value"] == 1.1
+    assert "paper 1.1, mergekit 1" in della["lambda/number"]["info"]
+    ids = [component.elem_id for component in form.inputs.values() if component.elem_id]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_form_of_every_method_reads_back_what_it_shows(form, models, method):
+    recipe = default_recipe(models, method)
+    shown = named(form, form.show(recipe, models))
+    values = [shown[key].get("value") for key in form.inputs]
+    assert to_recipe(recipe, models, form.read(values, recipe)) == recipe
+
+
+def test_a_problem_stands_at_its_field(form, models):
+    recipe = edited(default_recipe(models, "della"), models, epsilon__0=0.4)
+    updates = events.judge(form, recipe, models, "")
+    marks = dict(zip([*form.fields.wide, *form.fields.heads], updates[7:], strict=True))
+    assert "Epsilon 0.4 does not fit density 0.7" in marks["epsilon"]
+    assert 'role="alert"' not in marks["density"]
+    recipe = edited(default_recipe(models, "dppa"), models, levels="0.9, x")
+    updates = events.judge(form, recipe, models, "")
+    marks = dict(zip([*form.fields.wide, *form.fields.heads], updates[7:], strict=True))
+    assert "is no list of numbers" in marks["levels/numbers"]["info"]
+    assert "mg-wrong" in marks["levels/numbers"]["elem_classes"]
+    assert marks["amplify/numbers"]["elem_classes"] == ["mg-field"]
+    assert marks["ratio/slider"] == gr.skip()
+    assert updates[5]["interactive"] is False
+
+
+def test_problems_find_the_parameter_they_name_first():
+    problems = [
+        "ties: the weights add up to 0, so there is no mean",
+        "ties: density: 7 is too large.",
+        "models: none.",
+    ]
+    assert at_field(METHODS["ties"], problems) == {
+        "weight": "The weights add up to 0, so there is no mean",
+        "density": "Density: 7 is too large.",
+    }
+
+
+def test_a_switch_of_the_profile_says_what_changed(form, models):
+    recipe = edited(default_recipe(models), models, **{"lambda": 0.6})
+    values = [named(form, form.show(recipe, models))[key].get("value") for key in form.inputs]
+    values[list(form.inputs).index("profile")] = "mergekit"
+    updates = events.restructure(form, recipe, models, "", *values)
+    assert updates[0].profile == "mergekit"
+    assert updates[0].parameters == {"density": 0.5, "lambda": 0.6}
+    note = updates[7:][form.outputs.index(form.note)]
+    assert "scope model → tensor" in note
+    assert "As you set it: density" in note
+    assert "nothing you left alone differs" in profile_note("mergekit", {}, [])
+
+
+def test_presets_and_seeds_are_one_click(form, models):
+    recipe = edited(default_recipe(models, "pcb"), models, ratio=0.3)
+    updates = events.preset(form, recipe, models, "")
+    assert updates[0] == default_recipe(models, "pcb")
+    title = next(iter(METHODS["pcb"].presets))
+    updates = events.preset(form, recipe, models, "", title)
+    assert updates[0].parameters == {"ratio": 0.05}
+    assert "ratio 0.05" in updates[7:][form.outputs.index(form.note)]
+    assert events.preset(form, recipe, models, "", {"odd": 1})[0] == default_recipe(models, "pcb")
+    assert "back at its paper&#x27;s value" in preset_note(default_recipe(models, "pcb"), None)
+    seeds = {events.new_seed(form, default_recipe(models, "dare_ties"), models, "")[0].seed for _ in range(8)}
+    assert len(seeds) > 1
+
+
+# the list of methods
+
+
+def test_every_method_is_in_one_group_of_the_list():
+    listed = [method.name for _, methods in groups() for method in methods]
+    assert sorted(listed) == sorted(METHODS)
+
+
+def test_methods_that_do_not_fit_say_why(models):
+    recipe = default_recipe(models)
+    reasons = picker_value(recipe, models)["reasons"]
+    assert set(reasons) == {name for name, method in METHODS.items() if method.needs_importance}
+    one = Family(models.base, models.experts[:1])
+    assert unfit(METHODS["nuslerp"], recipe, one) == "Needs 2 experts, there is 1."
+    assert "at least two models" in unfit(METHODS["model_stock"], recipe, one)
+    assert unfit(METHODS["ties"], recipe, Family(models.base, ())) == "Needs 1 expert, there are 0."
+    with_file = recipe.model_copy(update={"importance": "scores.safetensors"})
+    assert unfit(METHODS["apl"], with_file, models) == ""
+
+
+@pytest.mark.parametrize(
+    "sent", [None, "ties", {}, {"method": "rm -rf"}, {"method": ["ties"]}, {"method": None}, 3]
+)
+def test_what_the_browser_sends_as_a_method_may_be_anything(sent):
+    assert picked(sent, "linear") == "linear"
+    assert picked({"method": "ties", "reasons": "?"}, "linear") == "ties"
 
 
 # jobs
@@ -191,8 +302,8 @@ def test_one_click_makes_a_model_that_answers(settings, models):
 
 def test_the_card_of_a_trimming_method_tells_what_each_expert_kept(settings, models):
     page = finish(settings, events.start(settings, default_recipe(models), models, ADA), models)
-    assert "change kept" in page["result"]
-    assert "50.0 %" in page["result"]
+    assert "to keep" in page["result"]
+    assert page["result"].count("50.0 %") == 6
 
 
 def test_a_reload_finds_the_running_job_and_a_cancel_ends_it(settings, models, monkeypatch):
@@ -298,12 +409,12 @@ def test_deleting_shows_the_merge_before(settings, models):
 
 
 def test_an_earlier_recipe_comes_back_into_the_form(settings, models, form):
-    used = edited(default_recipe(models), models, density__1=0.9, ties__lambda=0.8)
+    used = edited(default_recipe(models), models, density__1=0.9, **{"lambda": 0.8})
     id = events.start(settings, used, models, ADA)[0]
     job_store(settings).wait(ADA, id, 60)
     updates = events.reuse(form, settings, id, ADA, default_recipe(models, "slerp"), models, "")
     assert updates[0] == used
-    assert named(form, updates[6:])["density.1"]["value"] == 0.9
+    assert named(form, updates[7:])["density.1"]["value"] == 0.9
 
 
 # words
@@ -326,12 +437,44 @@ def test_progress_has_real_units():
 
 def test_the_card_escapes_names_and_warnings():
     recipe = "merge_method: ties\nmodels:\n- model: a/<b>\n"
-    result = {"density": [0.25], "tied": [3], "warnings": ["<u>odd"], "relative_change": 0.05, "seconds": 1}
+    result = {
+        "density": [0.25],
+        "asked": [0.5],
+        "tied": [3],
+        "warnings": ["<u>odd"],
+        "relative_change": 0.05,
+        "seconds": 1,
+    }
     text = result_html(job(state="done", recipe=recipe, result=result))
     assert all(part in text for part in ("&lt;b&gt;", "&lt;u&gt;odd", "&lt;i&gt;T", "25.0 %", "5.00 %"))
     assert not any(part in text for part in ("<u>", "<i>"))
     assert "Interrupted" in result_html(job(state="interrupted"))
     assert "No merge yet" in result_html(None)
+
+
+def test_a_share_that_was_not_attained_is_explained():
+    facts = [(0.5, 0.431, 1), (0.2, 0.2, 12345), (0.5, 0.49999, 0)]
+    missed, tied = kept_words(("code", "math", "words"), facts)
+    assert missed.startswith("code: 50.0 % was to be kept, but only 43.1 % of the weights changed")
+    assert tied.startswith("math: 12,345 changes have exactly the size")
+
+
+def test_a_job_that_is_done_before_the_answer_is_still_watched(settings, models, monkeypatch):
+    store = job_store(settings)
+    real = store.start
+
+    def start_and_wait(owner, *arguments, **options):
+        id = real(owner, *arguments, **options)
+        store.wait(owner, id, 60)
+        return id
+
+    monkeypatch.setattr(store, "start", start_and_wait)
+    started = events.start(settings, default_recipe(models), models, ADA)
+    assert started[1].active
+    assert "Merging" in started[6]
+    page = finish(settings, started, models)
+    assert page["next"]["visible"]
+    assert "TIES" in page["result"]
 
 
 def test_shares_never_round_to_a_lie():

@@ -28,8 +28,8 @@ ZERO_SUM = (
     "Where up and down are exactly equal: take the direction that most elements of the scope took (majority), or up "
     "(plus) as mergekit does."
 )
-OVERSHOOT = 3
-"""From this scale on, experts that agree push the merge far beyond any of them."""
+OVERSHOOT = 2
+"""From this scale on, changes are applied far beyond what any expert learned."""
 MOST_MIXED = 12
 """Experts up to which every subset of weights of both signs is tried for a sum of 0."""
 
@@ -48,12 +48,12 @@ class Combined(Sparse):
 
     def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
         found = super().cautions(changes, names)
-        total = self.lambda_ * (1 if self.normalize else sum(self.for_experts("weight", len(names))))
-        if total >= OVERSHOOT:
-            what = "lambda" if self.normalize else "lambda times the sum of the weights"
+        weights = self.for_experts("weight", len(names))
+        scale = self.lambda_ * (1 if self.normalize else sum(weights) / len(weights))
+        if scale >= OVERSHOOT:
+            what = "lambda" if self.normalize else "lambda times the mean weight"
             found.append(
-                f"{what} is {total:g}: where the experts agree, the merge goes {total:g} times as far as one of them. "
-                "Values near 1 are usual."
+                f"{what} is {scale:g}, so every change is applied that many times over; values near 1 are usual."
             )
         return found
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from merging.methods.base import Number, parameter, register
 from merging.methods.combine import LAMBDA, Added
+
+FAR = 3
+"""A sum of the factors from which on whole changes that agree go far beyond any one of them."""
 
 
 @register
@@ -23,3 +27,13 @@ class TaskArithmetic(Added):
     MERGEKIT: ClassVar[dict[str, Any]] = {"lambda": 1.0, "zero_divisor": "one"}
 
     lambda_: Number = parameter(0.4, "λ", LAMBDA, alias="lambda")
+
+    def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
+        found = super().cautions(changes, names)
+        total = self.lambda_ * sum(self.for_experts("weight", len(names)))
+        if not found and not self.normalize and total >= FAR:
+            found.append(
+                f"lambda times the sum of the weights is {total:g}: where the experts agree, the merge goes {total:g} times "
+                "as far as one of them. Lower lambda or the weights, or set normalize: true."
+            )
+        return found

@@ -1,0 +1,67 @@
+"""A recipe that somebody wrote, made sure of before the page takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.family import Family
+from components.merge_recipe import check, number_of, place_of, reference, to_form, to_recipe
+from components.settings import ROOT
+from merging import METHODS, MergingError, Recipe
+from merging.methods import get_method
+from merging.recipe import ModelEntry
+
+MAX_YAML = 64_000
+
+
+def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
+    """A recipe somebody wrote, over the family's models, or a sentence for each thing that is wrong with it."""
+    if len(text) > MAX_YAML:
+        return None, [
+            f"a recipe of more than {MAX_YAML:,} characters is not read here; use the command line."
+        ]
+    recipe, problems = Recipe.parse(text, folder=ROOT)
+    if recipe is None:
+        return None, problems
+    if recipe.chat_template is not None:
+        problems.append(
+            "chat_template: templates are not taken from this page; set it with the command line."
+        )
+    if recipe.slices:
+        return None, [*problems, "slices: this page merges whole models; use the command line for slices."]
+    recipe, foreign = _of_family(recipe, family)
+    problems += foreign
+    try:
+        get_method(recipe.merge_method)
+    except MergingError as error:
+        return None, [*problems, str(error)]
+    checked = check(recipe, earlier=problems)
+    if checked.problems:
+        return None, list(checked.problems)
+    return to_recipe(recipe, family, to_form(recipe, family)[0]), []
+
+
+def _of_family(recipe: Recipe, family: Family) -> tuple[Recipe, list[str]]:
+    """The recipe without models from elsewhere, which are never opened, and a problem for each of them."""
+    problems, entries, seen = [], [], set()
+    known = ", ".join(reference(model) for model in (family.base, *family.experts))
+    remedy = f"Choose it under Models first. Chosen now: {known}."
+    base_counts = recipe.merge_method in METHODS and not METHODS[recipe.merge_method].takes_base
+    for entry in recipe.models:
+        place = place_of(recipe, entry.model)
+        if place is not None and place == Path(family.base).resolve():
+            entries += [entry] if base_counts else []
+        elif number_of(entry.model, recipe, family) is None:
+            problems.append(f"models: '{entry.model}' is none of the chosen models. {remedy}")
+        elif place in seen:
+            problems.append(f"models: '{entry.model}' is listed twice.")
+        else:
+            entries.append(entry)
+        seen.add(place)
+    base = recipe.base_model
+    if base is not None and place_of(recipe, base) != Path(family.base).resolve():
+        problems.append(f"base_model: '{base}' is not the chosen base. {remedy}")
+        base = reference(family.base)
+    if problems and not entries:
+        entries = [ModelEntry(model=reference(expert)) for expert in family.experts[:1]]
+    return recipe.model_copy(update={"models": tuple(entries), "base_model": base}), problems
