@@ -22,7 +22,6 @@ from merging.agreement import Agreement
 from merging.checkpoint import Checkpoint, StateDict, TensorSource
 from merging.errors import CheckpointError, MergingError, OutputError
 from merging.header import TensorInfo, build_header, read_header, write_at
-from merging.methods import Method
 from merging.partitions import Granularity, Partitions, Scores, make_partitions
 
 How = Literal["exact", "gradient"]
@@ -324,26 +323,3 @@ def fingerprint(source: TensorSource) -> str:
             begin = info.nbytes * part // 16
             digest.update(data[begin : begin + 256].numpy().tobytes())
     return digest.hexdigest()
-
-
-def importance_scores(
-    method: type[Method],
-    base: TensorSource | None,
-    experts: Sequence[TensorSource],
-    importance: Importance | None,
-) -> Scores | None:
-    """What a method gets of an importance artefact: nothing, unless it needs one.
-
-    Raises:
-        MergingError: it needs one and there is none, or the other way round, or it belongs to other models.
-    """
-    if not method.needs_importance:
-        if importance is not None:
-            raise MergingError(f"importance: {method.name} does not use it; leave it out.")
-        return None
-    if importance is None:
-        raise MergingError(
-            f"importance: missing. {method.title} works on what matters to each expert's task; measure it with `python -m "
-            "merging importance RECIPE --data FILE --out FILE`, or on the Importance page, and name that file."
-        )
-    return importance.scores(base, experts) if base is not None and experts else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from merging.artefact import Importance, importance_scores
+from merging.artefact import Importance
 from merging.block_config import origins, recut
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
@@ -179,7 +179,7 @@ def plan_parts(
         )
     scores = None
     try:
-        scores = importance_scores(settings.method, base, list(experts.values()), importance)
+        scores = _scores(settings.method, base, list(experts.values()), importance)
     except MergingError as error:
         problems.append(str(error))
     if settings.method.needs_importance and recipe.slices:
@@ -221,6 +221,29 @@ def _experts(parts: Sequence[Part]) -> dict[str, TensorSource]:
             if not any(member.source is source for source in found.values()):
                 found[member.entry.model] = member.source
     return found
+
+
+def _scores(
+    method: type[Method],
+    base: TensorSource | None,
+    experts: Sequence[TensorSource],
+    importance: Importance | None,
+) -> Scores | None:
+    """What a method gets of an importance artefact: nothing, unless it needs one.
+
+    Raises:
+        MergingError: it needs one and there is none, or the other way round, or it belongs to other models.
+    """
+    if not method.needs_importance:
+        if importance is not None:
+            raise MergingError(f"importance: {method.name} does not use it; leave it out.")
+        return None
+    if importance is None:
+        raise MergingError(
+            f"importance: missing. {method.title} works on what matters to each expert's task; measure it with `python -m "
+            "merging importance RECIPE --data FILE --out FILE`, or on the Importance page, and name that file."
+        )
+    return importance.scores(base, experts) if base is not None and experts else None
 
 
 def _saliency(
