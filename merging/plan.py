@@ -17,7 +17,7 @@ from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
 from merging.header import DTYPES
 from merging.layout import layout
-from merging.methods import get_method
+from merging.methods import Method, get_method
 from merging.partitions import Scores
 from merging.recipe import ModelEntry, Recipe
 from merging.room import disk_problem, memory_problem, output_problem
