@@ -78,6 +78,7 @@ OPTIONS = [
     {"include": True, "tau1": 0.5, "tau2": 0.1},
     {"density": 0.4, "elect": True, "weight": [1.0, 0.5, 2.0]},
     {"density": 0.01, "tau1": 0.0},
+    {"density": 0.1, "tau1": 1.0, "include": True},
     {"density": 0.9, "tau1": 1.0, "profile": "mergekit"},
 ]
 
