@@ -28,15 +28,15 @@ def undecided(deltas, ratio, variant):
     """Elements whose score lies so near its threshold that float32 cannot tell how far above: within 0.2 %."""
     if not len(deltas[0]):
         return np.zeros(0, dtype=bool)
-    beta = reference.balances(deltas, variant)
+    beta, changed = reference.balances(deltas, variant), (np.array(deltas) != 0).any(axis=0)
     if variant == "paper":
         kept = reference.scores(beta, ratio, variant) > 0
         edge = np.where(kept, beta, np.inf).min(axis=1, keepdims=True)
         gap = np.abs(beta - edge) / np.where(np.isfinite(edge), edge, 1)
-        return ((gap > 0) & (gap < 1e-6)).any(axis=0)
+        return changed & ((gap > 0) & (gap < 1e-6)).any(axis=0)
     edge = reference.thresholds(beta, ratio)[:, None]
     gap = np.abs(beta - edge)
-    return ((gap > 0) & (gap < 0.002 * np.abs(edge))).any(axis=0)
+    return changed & ((gap > 0) & (gap < 0.002 * np.abs(edge))).any(axis=0)
 
 
 def check(options, scope, family, dtype, experts=3):
