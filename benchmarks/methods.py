@@ -2,8 +2,7 @@
 
     python -m benchmarks.methods [--only NAME ...] [--split test]
 
-Random methods are merged with three seeds; their mean and largest deviation from it are kept. A method made for one
-expert (SLERP and its kind) is merged with each expert in turn and left out of the mean of tasks it was not given.
+Random methods are merged with three seeds. A method made for one or two experts gets the first of math, code and words.
 Results go to benchmarks/results/methods-demo.json; `make format` writes README's table from them.
 """
 

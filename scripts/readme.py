@@ -1,8 +1,9 @@
 """Writes the generated tables of README.md: methods and parameters from their classes, the demo family's scores from
-its own README. `--check` only compares."""
+its own README, what was measured of methods and importance from benchmarks/results. `--check` only compares."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -45,10 +46,44 @@ def demo_table() -> str:
     return measured.strip().split("\n\n")[0]
 
 
+def scores_table() -> str:
+    """Every method on the demo family, as benchmarks/methods.py measured it."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "methods-demo.json").read_text(encoding="utf-8"))
+    tasks = list(next(iter(content["rows"].values()))[0])
+    lines = [f"| model or method | {' | '.join(tasks)} | mean |", "|---|" + "---:|" * (len(tasks) + 1)]
+    for name, runs in content["rows"].items():
+        columns = [[100 * run[task] for run in runs] for task in tasks]
+        columns.append([sum(values) / len(values) for values in zip(*columns, strict=True)])
+        label = name
+        if name in METHODS:
+            given = tasks[: METHODS[name].experts_wanted]
+            label = f"`{name}`" + (f" (of {' and '.join(given)} only)" if len(given) < len(tasks) else "")
+        lines.append(f"| {label} | {' | '.join(map(_mean_and_range, columns))} |")
+    return "\n".join(lines)
+
+
+def importance_table() -> str:
+    """How importance of modules agrees with exact intervention, as benchmarks/importance.py measured it."""
+    text = (ROOT / "benchmarks" / "results" / "importance-demo.md").read_text(encoding="utf-8")
+    modules = text.split("### Modules")[1].split("###")[0]
+    return "\n".join(line for line in modules.splitlines() if line.startswith("|"))
+
+
+def _mean_and_range(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:.1f}" + (f" ± {max(abs(v - mean) for v in values):.1f}" if len(values) > 1 else "")
+
+
 def main() -> int:
     readme = ROOT / "README.md"
     text = fresh = readme.read_text(encoding="utf-8")
-    for mark, content in (("methods", table()), ("demo", demo_table())):
+    tables = {
+        "methods": table(),
+        "demo": demo_table(),
+        "scores": scores_table(),
+        "importance": importance_table(),
+    }
+    for mark, content in tables.items():
         head, rest = fresh.split(f"<!-- {mark} -->")
         _, tail = rest.split(f"<!-- /{mark} -->")
         fresh = f"{head}<!-- {mark} -->\n{content}\n<!-- /{mark} -->{tail}"
