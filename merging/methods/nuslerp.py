@@ -30,7 +30,9 @@ class NuSlerp(Method):
     when_to_use: ClassVar[str] = (
         "Exactly two models and their weights: a smooth path that keeps the norm, of weights or of changes."
     )
-    paper: ClassVar[str] = "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"
+    paper: ClassVar[str] = (
+        "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md#nuslerp-nuslerp"
+    )
     group: ClassVar[str] = "two"
     elementwise: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False

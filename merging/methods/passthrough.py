@@ -18,7 +18,9 @@ class Passthrough(Method):
     name: ClassVar[str] = "passthrough"
     title: ClassVar[str] = "Passthrough"
     when_to_use: ClassVar[str] = "To copy, cut or stack layers of models, or to scale single tensors of one."
-    paper: ClassVar[str] = "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"
+    paper: ClassVar[str] = (
+        "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md#passthrough-passthrough"
+    )
     group: ClassVar[str] = "average"
     elementwise: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
