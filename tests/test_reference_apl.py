@@ -20,7 +20,9 @@ from references.family import (
 )
 from references.importance import made_up_importance
 
-from merging import MergingError, merge_state_dicts
+from merging import METHODS, MergingError, merge_state_dicts
+from merging.methods import Group
+from merging.partitions import Scores
 
 FAMILIES = {"random": random_family, "coarse": coarse_family}
 DEFAULTS = {
@@ -107,6 +109,22 @@ def test_equal_importance_is_dare_without_the_average():
     dare = merge_state_dicts(base, models, "dare_linear", density=0.6, seed=4, normalize=False)
     for name in NAMES:
         torch.testing.assert_close(apl[name], dare[name], rtol=1e-6, atol=1e-7)
+
+
+def test_drop_ratios_are_float64():
+    """Their mean over what is calibrated is p, and p itself holds outside, both to more digits than float32 has."""
+    base, models = random_family(2, 58, torch.float32)
+    importance = made_up_importance(base, models, "row")
+    method = METHODS["apl"].configure("paper", {"density": (0.3, 0.7), "tau1": 0.2})
+    scores = Scores(importance.partitions, importance.values)
+    with pytest.raises(StopIteration) as stop:
+        next(method.survey(Group(SHAPES, 2, scores)))
+    drop, sizes = stop.value.value.drop, importance.partitions.sizes.double()
+    inside = ~importance.partitions.outside
+    for ratios, density in zip(drop, (0.3, 0.7), strict=True):
+        assert (ratios[~inside] - (1 - density)).abs().max() < 1e-15
+        mean = (ratios * sizes)[inside].sum() / sizes[inside].sum()
+        assert float(mean) == pytest.approx(1 - density, abs=1e-12)
 
 
 def test_importance_follows_its_expert():

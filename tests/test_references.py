@@ -18,7 +18,7 @@ from references.family import (
     scopes_of,
 )
 
-from merging import merge_state_dicts
+from merging import MergingError, merge_state_dicts
 
 TIES = {
     "density": 0.2,
@@ -114,6 +114,18 @@ def test_the_default_scope(method, profile, scope):
     implied = merge_state_dicts(base, models, method, profile=profile, density=0.3)
     named = merge_state_dicts(base, models, method, profile=profile, density=0.3, scope=scope)
     assert all(torch.equal(implied[name], named[name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "magnitude", "dare_linear", "della_linear"])
+def test_weights_that_cancel(method):
+    """Changes 1 and −1 with weights 1 and −1: w·δ̂ agree, their weights add up to 0. mergekit divides by 1."""
+    base = {"a": torch.zeros(3)}
+    models = [{"a": torch.ones(3)}, {"a": -torch.ones(3)}]
+    options = {"weight": [1.0, -1.0], "density": 1.0, "normalize": True, "lambda": 1.0}
+    with pytest.raises(MergingError, match=r"weights .*(add up to 0|cancel)"):
+        merge_state_dicts(base, models, method, **options)
+    merged = merge_state_dicts(base, models, method, profile="mergekit", **options)
+    assert merged["a"].tolist() == [2.0] * 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
