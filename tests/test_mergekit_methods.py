@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from references import mergekit_methods as reference
 from references.family import (
     DTYPES,
@@ -414,3 +416,24 @@ def test_impossible_values_are_refused(method, options):
     base, models = random_family(METHODS[method].experts_wanted or 2, 56, torch.float32)
     with pytest.raises(MergingError, match=next(iter(options)) if method != "multislerp" else "add up to 0"):
         merge_state_dicts(base, models, method, **options)
+
+
+VECTORS = st.lists(
+    st.lists(st.sampled_from([0.0, 1.0, -1.0, 2.0, -3.0, 1e-3, 1e-20, 500.0]), min_size=4, max_size=4),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=VECTORS)
+def test_spheres_keep_the_length(rows):
+    """Zero, equal, opposite and tiny vectors among others: finite, and as long as the definition says."""
+    models = [{"a": torch.tensor(row)} for row in rows]
+    norms = [float(model["a"].double().norm()) for model in models]
+    average = np.mean(norms)
+    karcher = float(merge_state_dicts(None, models, "karcher")["a"].double().norm())
+    if max(norms) > 1e-5:
+        assert karcher == pytest.approx(average, rel=1e-3)
+    multislerp = float(merge_state_dicts(None, models, "multislerp")["a"].double().norm())
+    assert multislerp <= average * (1 + 1e-3) + 1e-12
