@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components.clickable_plot import payload
+from components.figures.importance_maps import MAPS
 from components.figures.maps import map_chart, strongest_cell
 from components.figures.metrics import (
     METRICS,
@@ -18,6 +19,8 @@ from components.figures.metrics import (
     row_name,
 )
 from components.figures.story import change_histogram, sign_agreement
+from components.importance_job import Found
+from components.importance_views import show_importance_map
 from components.numbers import clock, count, size
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
@@ -76,11 +79,18 @@ def show_totals(report: Report | None) -> str:
     return f'<dl class="tiles">{body}</dl>'
 
 
-def show_map(report: Report | None, metric: str, everything: bool, cell: Cell | None) -> list[Any]:
-    """The map with its outlined cell, its explanation, and its table."""
+def show_map(
+    report: Report | None, metric: str, everything: bool, cell: Cell | None, found: Found | None = None
+) -> list[Any]:
+    """The map with its outlined cell, its explanation, and its table; `found` is the importance that is known."""
     chosen = METRICS.get(metric, METRICS["change"])
+    words = MAPS.get(metric, chosen)
     if report is None:
-        return [None, explanation_html(chosen), {"headers": ["block", "module"], "data": []}]
+        return [None, explanation_html(words), {"headers": ["block", "module"], "data": []}]
+    if metric in MAPS:
+        place = _position(report, everything, cell) if cell else None
+        drawn, numbers = show_importance_map(report, metric, everything, place, found)
+        return [drawn, explanation_html(words), {"headers": numbers.headers, "data": numbers.rows}]
     chart = map_chart(report, chosen, everything=everything)
     table = map_table(report, chosen, everything=everything)
     picked = _position(report, everything, cell) if cell else None

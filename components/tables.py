@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from components.figures.metrics import Metric, expert_names, pair_names, panels, row_name
+from components.figures.metrics import Metric, Panel, expert_names, pair_names, panels, row_name
 from merging import Report
 from merging.inspection import TensorStatistics
 
@@ -26,7 +26,11 @@ class Table:
 
 def map_table(report: Report, metric: Metric, *, everything: bool = False) -> Table:
     """The numbers of a map: one row a cell, one column a small map."""
-    shown = panels(report, metric, everything=everything)
+    return panels_table(panels(report, metric, everything=everything))
+
+
+def panels_table(shown: Sequence[Panel]) -> Table:
+    """The numbers of small maps over the same cells."""
     if not shown:
         return Table(["block", "module"], [])
     grid = shown[0].grid
@@ -93,8 +97,11 @@ def csv_link(table: Table, file: str) -> str:
     )
 
 
-def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A small table whose first column names the row; all texts are escaped here."""
+def html_table(
+    caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], *, wide: bool = False
+) -> str:
+    """A small table whose first column names the row; all texts are escaped here. A wide one scrolls in itself."""
+    reachable = f' tabindex="0" role="region" aria-label="{html.escape(caption, quote=True)}"' if wide else ""
     head = "".join(f'<th scope="col">{html.escape(header)}</th>' for header in headers)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -103,6 +110,6 @@ def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str
         for row in rows
     )
     return (
-        f'<div class="figures"><table><caption>{html.escape(caption)}</caption>'
+        f'<div class="figures"{reachable}><table><caption>{html.escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

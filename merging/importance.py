@@ -102,7 +102,7 @@ def measure_importance(
     wanted = wanted or Measurement()
     run = _Run(*_open(recipe), wanted, str(resolve_device(device)))
     data = run.calibrations(calibration)
-    kept = Path(cache) / f"{run.key(data)}.safetensors" if cache is not None else None
+    kept = run.file(data, cache) if cache is not None else None
     if kept is not None and (found := _from_cache(kept)) is not None:
         yield found
         return
@@ -114,6 +114,16 @@ def measure_importance(
             "shorter examples."
         ) from None
     yield _into_cache(kept, result) if kept is not None else result
+
+
+def kept_at(recipe: Recipe | str | Path, calibration: Data, wanted: Measurement, cache: str | Path) -> Path:
+    """The file in which `measure_importance` keeps this result, whether or not it is there; nothing is run.
+
+    Raises:
+        MergingError: as `importance`.
+    """
+    run = _Run(*_open(recipe), wanted, "cpu")
+    return run.file(run.calibrations(calibration), cache)
 
 
 def cache_folder() -> Path:
@@ -186,6 +196,10 @@ class _Run:
                 f"{missing[0]}=FILE."
             )
         return {name: Calibration.of(given[name], self.wanted.samples) for name in self.experts}
+
+    def file(self, data: Mapping[str, Calibration], cache: str | Path) -> Path:
+        """Where the result is kept in a cache folder."""
+        return Path(cache) / f"{self.key(data)}.safetensors"
 
     def key(self, data: Mapping[str, Calibration]) -> str:
         """A hash of everything the result follows from."""

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from components.figures.chart import Chart, decimals, new_figure, text
-from components.figures.metrics import Metric, Panel, cell_name, panels, row_name
+from components.figures.metrics import MapWords, Metric, Panel, cell_name, panels, row_name
 from merging import Report
 from merging.inspection import Grid
 
@@ -24,7 +24,11 @@ TITLE, TICKS, BAR = 26, 26, 44
 
 def map_chart(report: Report, metric: Metric, *, everything: bool = False) -> Chart | None:
     """The map of one metric; None where it has nothing to show (a conflict needs two experts)."""
-    shown = panels(report, metric, everything=everything)
+    return panels_chart(metric, panels(report, metric, everything=everything), everything=everything)
+
+
+def panels_chart(metric: MapWords, shown: Sequence[Panel], *, everything: bool = False) -> Chart | None:
+    """Small maps side by side on one scale; None where there are none, or none with a number."""
     if not shown or not shown[0].grid.rows:
         return None
     across = min(MOST_ACROSS, len(shown))
@@ -34,9 +38,10 @@ def map_chart(report: Report, metric: Metric, *, everything: bool = False) -> Ch
         **_arrange(shown, across),
     )
     digits = decimals(_values(shown)) + 1
+    formats = (".2r", ".3r") if metric.significant else (f".{digits}f", f".{digits}f")
     numbered = len(shown[0].grid.columns) * across <= MOST_NUMBERED and len(shown[0].grid.rows) <= 16
     for number, panel in enumerate(shown, 1):
-        figure.add_trace(_trace(panel, number, metric.hover, digits, numbered=numbered))
+        figure.add_trace(_trace(panel, number, metric.hover, formats, numbered=numbered))
     return Chart(
         figure=figure,
         title=metric.title,
@@ -61,7 +66,10 @@ def strongest_cell(report: Report, metric: Metric, *, everything: bool = False) 
     return None
 
 
-def _trace(panel: Panel, number: int, hover_text: str, digits: int, *, numbered: bool) -> go.Heatmap:
+def _trace(
+    panel: Panel, number: int, hover_text: str, formats: tuple[str, str], *, numbered: bool
+) -> go.Heatmap:
+    """`formats`: how numbers are written in the cells and on hover."""
     grid, suffix = panel.grid, "" if number == 1 else str(number)
     hover = [
         [f"{text(panel.name)}: {text(cell_name(block, kind))}" for kind in grid.columns]
@@ -78,9 +86,9 @@ def _trace(panel: Panel, number: int, hover_text: str, digits: int, *, numbered:
         ygap=1,
         hoverongaps=False,
         customdata=hover,
-        texttemplate=f"%{{z:.{digits}f}}" if numbered else None,
+        texttemplate=f"%{{z:{formats[0]}}}" if numbered else None,
         textfont={"size": 10.5},
-        hovertemplate=f"%{{customdata}}<br><b>%{{z:.{digits}f}}</b> {hover_text}<extra></extra>",
+        hovertemplate=f"%{{customdata}}<br><b>%{{z:{formats[1]}}}</b> {hover_text}<extra></extra>",
     )
 
 
@@ -148,7 +156,7 @@ def _heading(name: str, left: float, top: float) -> dict[str, Any]:
     }
 
 
-def _coloraxis(metric: Metric, shown: Sequence[Panel]) -> dict[str, Any]:
+def _coloraxis(metric: MapWords, shown: Sequence[Panel]) -> dict[str, Any]:
     bar = {
         "orientation": "h",
         "thickness": 8,
@@ -162,7 +170,7 @@ def _coloraxis(metric: Metric, shown: Sequence[Panel]) -> dict[str, Any]:
         "outlinewidth": 0,
         "ticks": "",
         "nticks": 7,
-        "tickformat": f".{decimals(_values(shown))}f",
+        "tickformat": "~g" if metric.significant else f".{decimals(_values(shown))}f",
     }
     values = sorted(_values(shown))
     if metric.scale == "chance":

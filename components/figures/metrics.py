@@ -17,13 +17,13 @@ MOST_PAIRS = 6
 Scale = Literal["robust", "chance", "signed"]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One number per cell and expert, or per cell and pair of experts.
+@dataclass(frozen=True, kw_only=True)
+class MapWords:
+    """What a map says of itself, and its scale.
 
-    `value(statistics, index)` measures expert or pair `index`; `overall(statistics)` all pairs together, None where
-    that means nothing. `hover` is a sentence that continues the number. `scale`: "robust" runs from the 2nd to the 98th
-    percentile, "chance" is fixed around 0.5, "signed" is centred on 0.
+    `hover` is a sentence that continues the number. `scale`: "robust" runs from the 2nd to the 98th percentile, "chance"
+    is fixed around 0.5, "signed" is centred on 0. `significant`: numbers span magnitudes, so they are written with
+    significant digits.
     """
 
     key: str
@@ -32,8 +32,19 @@ class Metric:
     note: str
     hover: str
     explanation: str
-    over: Literal["experts", "pairs"]
     scale: Scale
+    significant: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(MapWords):
+    """One number per cell and expert, or per cell and pair of experts.
+
+    `value(statistics, index)` measures expert or pair `index`; `overall(statistics)` all pairs together, None where
+    that means nothing.
+    """
+
+    over: Literal["experts", "pairs"]
     value: Callable[[TensorStatistics, int], float | None]
     overall: Callable[[TensorStatistics], float | None] | None = None
 
@@ -161,5 +172,5 @@ def cell_name(block: int | None, kind: str) -> str:
     return f"{kind}, outside the blocks" if block is None else f"block {block}, {kind}"
 
 
-def explanation_html(metric: Metric) -> str:
+def explanation_html(metric: MapWords) -> str:
     return f"<p>{html.escape(metric.explanation)}</p>"
