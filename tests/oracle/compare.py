@@ -10,6 +10,7 @@ product, the arc and its sines in float32, so its coefficients are off by some t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -18,6 +19,9 @@ import torch
 
 from oracle.undecided import UNIT, Undecided
 
+Tensors = dict[str, torch.Tensor]
+Read = Callable[[str, str], torch.Tensor]
+"""A model's folder and a tensor's name -> the tensor."""
 ANGLE = 64
 ANGULAR = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"}
 ELECTED = {"ties", "dare_ties", "della", "breadcrumbs_ties"}
@@ -35,7 +39,7 @@ class Inputs:
     shared: dict[str, Any]
 
     @classmethod
-    def of(cls, resolved: dict[str, Any], method: str, read) -> Inputs:
+    def of(cls, resolved: dict[str, Any], method: str, read: Read) -> Inputs:
         base = resolved["base"] if method in ON_CHANGES else None
         models = [model for model in resolved["models"] if model != base]
         values = torch.stack([read(model, resolved["names"][model]).float() for model in models])
@@ -100,6 +104,24 @@ class Tally:
     relative: float = 0.0
     """Largest difference as a share of its tensor's largest value."""
     beyond: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, ours: Tensors, theirs: Tensors, resolved: dict[str, Any], method: str, read: Read, exact: Tensors
+    ) -> Tally:
+        """Compare two merged models; `exact` is ours in float32. Where the output is rounded further, what rounds to
+        their value within the bound of our float32 value is no difference."""
+        tally = cls()
+        for name, entry in resolved.items():
+            inputs = Inputs.of(entry, method, read)
+            bound = inputs.bound(method)
+            difference = (ours[name].float() - theirs[name].float()).abs()
+            if theirs[name].dtype != torch.float32:
+                low, high = ((exact[name] + way * bound).to(theirs[name].dtype) for way in (-1, 1))
+                difference = torch.where((low <= theirs[name]) & (theirs[name] <= high), 0.0, difference)
+            largest = float(theirs[name].abs().max())
+            tally.add(name, difference, bound, largest, Undecided.of(inputs, method))
+        return tally
 
     def add(self, name: str, difference: torch.Tensor, bound: float, largest: float, left: Undecided) -> None:
         inside = difference[left.decided]

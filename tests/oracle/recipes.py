@@ -27,7 +27,7 @@ models:
       density:
         - {{filter: mlp, value: 0.7}}
         - {{value: 0.5}}
-parameters: {{rescale: {str(rescale).lower()}, lambda: 0.8}}
+parameters: {{{"" if rescale else "rescale: false, "}lambda: 0.8}}
 """,
         seeds=SEEDS,
     )

@@ -22,26 +22,15 @@ def method_of(case) -> str:
 
 @by_name
 def test_weights_agree(oracle, case):
-    method, tally = method_of(case), Tally()
     ours, theirs = tensors_of(oracle.ours(case)), tensors_of(oracle.theirs(case))
     exact = tensors_of(oracle.ours(case, out_dtype="float32")) if "out_dtype" in case.text else ours
-    assert {name: value.dtype for name, value in ours.items()} == {
-        name: value.dtype for name, value in theirs.items()
-    }
-    for name, resolved in oracle.resolved(case).items():
-        inputs = Inputs.of(resolved, method, oracle.tensor)
-        bound = inputs.bound(method)
-        if theirs[name].dtype == torch.float32:
-            difference = (ours[name] - theirs[name]).abs()
-        else:
-            # what rounds to their value within the bound of our float32 value is no difference
-            assert torch.equal(ours[name], exact[name].to(ours[name].dtype))
-            low, high = ((exact[name] + way * bound).to(theirs[name].dtype) for way in (-1, 1))
-            within = (low <= theirs[name]) & (theirs[name] <= high)
-            difference = torch.where(within, 0.0, (ours[name].float() - theirs[name].float()).abs())
-        tally.add(name, difference, bound, float(theirs[name].abs().max()), Undecided.of(inputs, method))
+    resolved = oracle.resolved(case)
+    assert set(ours) == set(theirs) == set(resolved)
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype, name
+        assert torch.equal(value, exact[name].to(value.dtype)), name
+    tally = Tally.of(ours, theirs, resolved, method_of(case), oracle.tensor, exact)
     print(f"\n{case.name}: {tally}")
-    assert set(ours) == set(oracle.resolved(case))
     assert not tally.beyond, "\n".join(tally.beyond)
     assert tally.tied + tally.drawn < tally.elements / 2, "too little is left to compare"
 

@@ -7,16 +7,11 @@ import torch
 import yaml
 
 import merging
+from oracle.compare import UNIT, Tally
 from oracle.conftest import tensors_of
 from oracle.recipes import ALL, DETERMINISTIC
 
 MERGED_AGAIN = ("ties-filters", "slices-slerp-own-base", "linear-base-listed", "slices-ties")
-
-
-def exported(recipe: merging.Recipe) -> str:
-    if not hasattr(recipe, "to_mergekit"):
-        pytest.skip("Recipe.to_mergekit is not in Mergescope yet")
-    return recipe.to_mergekit()
 
 
 def read_by_mergekit(in_mergekit, tmp_path, texts: dict[str, str]) -> dict[str, dict]:
@@ -46,7 +41,8 @@ def unknown_keys(written, read, where="") -> list[str]:
 def test_every_recipe_survives_the_way_back(oracle, in_mergekit, tmp_path):
     """Read by us and exported, a recipe of mergekit's is read by mergekit, which knows every key."""
     texts = {
-        case.name: exported(merging.Recipe.load(oracle.root / "recipes" / f"{case.name}.yml")) for case in ALL
+        case.name: merging.Recipe.load(oracle.root / "recipes" / f"{case.name}.yml").to_mergekit()
+        for case in ALL
     }
     for name, config in read_by_mergekit(in_mergekit, tmp_path, texts).items():
         assert unknown_keys(yaml.safe_load(texts[name]), config) == [], name
@@ -56,7 +52,7 @@ def test_every_recipe_survives_the_way_back(oracle, in_mergekit, tmp_path):
 def test_exported_recipe_gives_mergekits_own_weights(oracle, in_mergekit, tmp_path, name):
     case = next(case for case in DETERMINISTIC if case.name == name)
     recipe = merging.Recipe.load(oracle.root / "recipes" / f"{name}.yml")
-    (tmp_path / "exported.yml").write_text(exported(recipe))
+    (tmp_path / "exported.yml").write_text(recipe.to_mergekit())
     job = {
         "name": name,
         "recipe": str(tmp_path / "exported.yml"),
@@ -70,33 +66,55 @@ def test_exported_recipe_gives_mergekits_own_weights(oracle, in_mergekit, tmp_pa
         assert torch.equal(again[tensor], value), tensor
 
 
-def test_recipes_built_by_the_api(oracle, in_mergekit, tmp_path):
-    """Built from values instead of a file, with both profiles where mergekit can do what the recipe asks."""
-    models = oracle.families["smooth"]
-    texts = {}
-    for method, own in {
-        "linear": {"weight": 0.5},
-        "task_arithmetic": {"weight": [0.1, 0.5]},
-        "ties": {"weight": 0.5, "density": 0.3},
-        "dare_linear": {"weight": 0.5, "density": 0.8},
-        "dare_ties": {"weight": 0.5, "density": 0.8},
-        "della": {"weight": 0.5, "density": 0.7, "epsilon": 0.1},
-        "della_linear": {"weight": 0.5, "density": 0.7, "epsilon": 0.1},
-    }.items():
-        recipe = merging.Recipe.model_validate(
-            {
-                "merge_method": method,
-                "base_model": None if method == "linear" else str(models["base"]),
-                "models": [{"model": str(models[name]), "parameters": own} for name in ("one", "two")],
-                "dtype": "float32",
-                "seed": 0,
-            }
-        )
-        texts[method] = exported(recipe)
-    for name, config in read_by_mergekit(in_mergekit, tmp_path, texts).items():
-        assert unknown_keys(yaml.safe_load(texts[name]), config) == [], name
-        assert config["merge_method"] == name
-        assert len(config["models"]) == 2
+WEIGHTS = {"weight": 0.5}
+ALONE = ("slerp", "dare_linear")
+LIKE_MERGEKIT = {"scope": "tensor", "elect_on": "weighted", "zero_sum": "plus", "count": "floor"}
+BUILT = {
+    "linear": (WEIGHTS, {}),
+    "task_arithmetic": ({}, {}),
+    "ties": ({"weight": [0.1, 0.7], "density": 0.3}, LIKE_MERGEKIT),
+    "slerp": ({}, {"t": [0.2, 0.6]}),
+    "breadcrumbs": ({"density": 0.7, "gamma": 0.1}, {"lambda": 0.5, "count": "floor"}),
+    "dare_linear": ({"weight": 0.5, "density": 0.8}, {"normalize": False, "rescale": "l1"}),
+}
+
+
+@pytest.mark.parametrize("method", BUILT)
+def test_recipe_built_by_the_api_gives_our_weights(oracle, in_mergekit, tmp_path, method):
+    """Built from values, with the papers' defaults: mergekit, which has others, does the same once they are written."""
+    folders = oracle.families["smooth"]
+    own, shared = BUILT[method]
+    recipe = merging.Recipe.model_validate(
+        {
+            "merge_method": method,
+            "base_model": str(folders["base"]),
+            "models": [
+                {"model": str(folders[name]), "parameters": own}
+                for name in (["one"] if method in ALONE else ["one", "two"])
+            ],
+            "parameters": shared,
+            "profile": "paper",
+            "dtype": "float32",
+        }
+    )
+    (tmp_path / "built.yml").write_text(recipe.to_mergekit())
+    job = {"name": method, "recipe": str(tmp_path / "built.yml"), "out": str(tmp_path / "theirs"), "seed": 0}
+    answer = in_mergekit([job])[method]
+    assert answer["error"] is None
+    ours = tensors_of(merging.merge(recipe, tmp_path / "ours", device="cpu"))
+    theirs = tensors_of(tmp_path / "theirs")
+    assert set(ours) == set(theirs)
+    if (
+        method == "dare_linear"
+    ):  # other masks, but Σ|change| of a tensor is kept by both, but for its n roundings
+        for name, base in tensors_of(folders["base"]).items():
+            sums = [float((side[name].double() - base).abs().sum()) for side in (ours, theirs)]
+            rounding = UNIT * float(base.abs().sum()) / sums[0]
+            assert sums[0] == pytest.approx(sums[1], rel=2 * (rounding + 2 * UNIT * base.numel())), name
+        return
+    tally = Tally.of(ours, theirs, answer["tensors"], method, oracle.tensor, ours)
+    print(f"\n{method}: {tally}")
+    assert not tally.beyond, "\n".join(tally.beyond)
 
 
 def test_own_keys_are_ignored_by_mergekit_without_a_word(oracle, in_mergekit, tmp_path):
