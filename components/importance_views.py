@@ -12,7 +12,7 @@ from components.figures.importance import curves_chart, head_chart, part_scores,
 from components.figures.importance_maps import (
     METHOD,
     MILLI,
-    MILLION,
+    THOUSAND,
     Cell,
     CellScores,
     cell_scores,
@@ -102,7 +102,7 @@ def _cell_table(scores: CellScores, names: tuple[str, ...], cell: Cell) -> str:
                 name,
                 digits(MILLI * value),
                 f"{effect} it" if signed else effect,
-                digits(MILLI * MILLION * value / scores.sizes[cell]),
+                digits(MILLI * THOUSAND * value / scores.sizes[cell]),
                 "–" if share is None else f"{100 * share:.1f} %",
                 f"{others.index(value) + 1} of {len(others)}",
             ]
@@ -111,7 +111,7 @@ def _cell_table(scores: CellScores, names: tuple[str, ...], cell: Cell) -> str:
         "expert",
         "importance, mnat",
         "the change … the expert's loss",
-        "mnat per million weights",
+        "mnat per thousand weights",
         "share of its total",
         "rank",
     ]

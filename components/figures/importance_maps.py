@@ -17,7 +17,7 @@ Cell = tuple[int | None, str]
 
 MILLI = 1e3
 """Importance is shown in thousandths of a nat."""
-MILLION = 1e6
+THOUSAND = 1e3
 METHOD = (
     "Reconstructed from the abstract and public digests of the APL paper (2408.09485); its full text and code were not "
     "available."
@@ -50,9 +50,9 @@ MAPS = {
             key="importance_per_weight",
             label="Importance per weight",
             title="Which changes matter most for their size",
-            note="Importance divided by the number of weights, in thousandths of a nat per million weights. All maps share "
+            note="Importance divided by the number of weights, in thousandths of a nat per thousand weights. All maps share "
             "one scale.",
-            hover="mnat per million weights of this matrix",
+            hover="mnat per thousand weights of this matrix",
             explanation=_WHAT
             + "Importance grows with the number of weights in a matrix; divided by it, small matrices "
             "such as k and v can be compared with large ones such as gate and down. " + METHOD,
@@ -164,7 +164,7 @@ def importance_panels(
         if value is None:
             return None
         if key == "importance_per_weight":
-            return MILLI * MILLION * value / scores.sizes[cell]
+            return MILLI * THOUSAND * value / scores.sizes[cell]
         if key == "conflict_importance":
             conflict = contested(statistics, report.pairs, expert)
             return None if conflict is None else MILLI * value * conflict
