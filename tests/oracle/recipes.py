@@ -27,7 +27,7 @@ models:
       density:
         - {{filter: mlp, value: 0.7}}
         - {{value: 0.5}}
-parameters: {{{"" if rescale else "rescale: false, "}lambda: 0.8}}
+parameters: {{rescale: {str(rescale).lower()}, lambda: 0.8}}
 """,
         seeds=SEEDS,
     )
@@ -48,7 +48,7 @@ merge_method: {method}
 base_model: $base
 models:
   - {{model: $one, parameters: {{weight: 1, density: 0.4}}}}
-parameters: {{rescale: {str(rescale).lower()}}}
+parameters: {{{"" if rescale else "rescale: false"}}}
 """,
         seeds=2,
     )
