@@ -12,7 +12,9 @@ from merging import ops
 SHORT = 1e-7
 """NuSLERP measures no angle at a vector shorter than this."""
 PARALLEL = 1e-16
-"""Squared sine from which on two vectors are one line."""
+"""Squared sine up to which two vectors are one line."""
+STRAIGHT = 1e-7
+"""1 + cosθ up to which opposite vectors are one line: below, an arc's factors 1/sin θ make rounding the answer."""
 OPPOSITE = 1e-3
 """An angle this near π has no direction to go in."""
 CANCELLED = 1e-6
@@ -48,7 +50,7 @@ def arc(products: torch.Tensor, t: float) -> torch.Tensor:
     first, both, second = products
     lengths = first.clamp(min=0).sqrt().clamp(min=SHORT) * second.clamp(min=0).sqrt().clamp(min=SHORT)
     cosine = (both / lengths).clamp(-1, 1)
-    line = 1 - cosine.square() <= PARALLEL
+    line = (1 - cosine.square() <= PARALLEL) | (1 + cosine <= STRAIGHT)
     angle = torch.where(line, 0.0, cosine).acos()
     curved = torch.stack([((1 - t) * angle).sin(), (t * angle).sin()]) / angle.sin()
     straight = torch.stack([torch.full_like(angle, 1 - t), torch.full_like(angle, t)])

@@ -333,6 +333,16 @@ def test_a_base_turns_models_into_changes(method):
     torch.testing.assert_close(on_models, torch.tensor([length * 0.5**0.5] * 2))
 
 
+@pytest.mark.parametrize("options", [{}, {"nuslerp_flatten": False}])
+def test_nuslerp_of_opposite_vectors_is_a_line(options):
+    """Every row by itself, and all of them together: cosines of −1 but for rounding."""
+    generator = torch.Generator().manual_seed(5)
+    one = torch.randn(300, 1, generator=generator)
+    models = [{"a": one}, {"a": one * -1.7}]
+    merged = merge_state_dicts(None, models, "nuslerp", weight=[0.7, 0.3], **options)["a"]
+    torch.testing.assert_close(merged, one * (0.7 - 0.3 * 1.7), rtol=1e-5, atol=1e-6)
+
+
 def test_multislerp_of_unchanged_and_of_opposite_tensors():
     base = {"a": torch.tensor([1.0, 2.0])}
     same = merge_state_dicts(base, [dict(base)] * 3, "multislerp")["a"]

@@ -20,7 +20,8 @@ class NuSlerp(Method):
     The second model's position on the arc is its share of the weights, t = w2/(w1 + w2); 0.5 where the weights cancel.
     A negative weight goes beyond the ends. It is symmetric, unlike SLERP, which counts from the base.
 
-    Differs from mergekit: angles are measured in float64, so that nearly parallel tensors have one.
+    Differs from mergekit: angles are measured in float64, so that nearly parallel tensors have one, and opposite ones
+    are interpolated on a line, where rounding sends mergekit's anywhere. Nearly opposite vectors swell in both.
 
     Source: Shoemake 1985, as used for models by mergekit.
     """

@@ -93,7 +93,7 @@ def arc(one, other, t):
     """NuSLERP of two vectors."""
     cosine = one @ other / (max(np.linalg.norm(one), 1e-7) * max(np.linalg.norm(other), 1e-7))
     cosine = np.clip(cosine, -1, 1)
-    if 1 - cosine**2 <= 1e-16:
+    if 1 - cosine**2 <= 1e-16 or 1 + cosine <= 1e-7:
         return (1 - t) * one + t * other
     angle = np.arccos(cosine)
     return (np.sin((1 - t) * angle) * one + np.sin(t * angle) * other) / np.sin(angle)
