@@ -41,6 +41,9 @@ class ArceeFusion(Method):
         "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md#arcee-fusion-arcee_fusion"
     )
     group: ClassVar[str] = "two"
+    caveat: ClassVar[str] = (
+        "A row that was shifted as a whole counts as unchanged, for a softmax does not see it."
+    )
     experts_wanted: ClassVar[int | None] = 1
     scans: ClassVar[int] = 3
     reduces: ClassVar[bool] = False

@@ -30,6 +30,7 @@ class Karcher(Method):
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2603.04972"
     group: ClassVar[str] = "average"
+    caveat: ClassVar[str] = "For models tuned from one base it is almost the plain average."
     elementwise: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     takes_base: ClassVar[bool] = False

@@ -32,6 +32,9 @@ class ModelStock(Method):
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.19522"
     group: ClassVar[str] = "average"
+    caveat: ClassVar[str] = (
+        "Experts of different tasks hardly change the same way, so the result stays near the base."
+    )
     scans: ClassVar[int] = 1
     reduces: ClassVar[bool] = False
     MERGEKIT: ClassVar[dict[str, Any]] = {"clamp": False, "floor": 1e-6}

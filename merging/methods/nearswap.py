@@ -28,6 +28,9 @@ class NearSwap(Method):
     )
     paper: ClassVar[str] = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
     group: ClassVar[str] = "two"
+    caveat: ClassVar[str] = (
+        "t is in units of the weights themselves: look at the size of the changes before choosing it."
+    )
     experts_wanted: ClassVar[int | None] = 1
 
     t: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = parameter(

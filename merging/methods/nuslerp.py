@@ -35,6 +35,9 @@ class NuSlerp(Method):
         "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md#nuslerp-nuslerp"
     )
     group: ClassVar[str] = "two"
+    caveat: ClassVar[str] = (
+        "Nearly opposite models or changes swell, for the arc between them has no shortest way."
+    )
     elementwise: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     experts_wanted: ClassVar[int | None] = 2

@@ -31,6 +31,9 @@ class Ram(Method):
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2601.13572"
     group: ClassVar[str] = "importance"
+    caveat: ClassVar[str] = (
+        "Experts that changed nearly every weight, as ordinary fine-tuning does, are just averaged."
+    )
     reduces: ClassVar[bool] = False
 
     epsilon: Epsilon = parameter(

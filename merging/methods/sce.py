@@ -46,6 +46,9 @@ class Sce(Method):
     )
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.07990"
     group: ClassVar[str] = "sign"
+    caveat: ClassVar[str] = (
+        "An expert counts by the square of its change, so the most strongly tuned one rules."
+    )
     scans: ClassVar[int] = 4
     MERGEKIT: ClassVar[dict[str, Any]] = {"floor": 1e-6, "count": "floor"}
 
