@@ -133,3 +133,14 @@ def test_large_but_finite_values_are_no_error(family):
     models[0]["a.weight"][0, 0] = 3e30
     assert warnings_of(base, models, "linear") == ()
     assert not any("inf" in text or "nan" in text for text in warnings_of(base, models))
+
+
+def test_model_stock_says_where_it_keeps_the_base(family):
+    base, models, _ = family
+    opposite = {name: 2 * value - models[0][name] for name, value in base.items()}
+    texts = warnings_of(base, [models[0], opposite], "model_stock")
+    assert texts == (
+        "model_stock: where the experts' changes do not point the same way on average, the base is kept.",
+    )
+    same = {name: value + 0.5 * (models[0][name] - value) for name, value in base.items()}
+    assert warnings_of(base, [models[0], same], "model_stock") == ()

@@ -58,7 +58,7 @@ def densities(
 ) -> torch.Tensor:
     """The share each linear keeps: [L], from the per cent of outliers of its block [blocks] and its own [L].
 
-    Source: DPPA, 2403.02799, section 3.2.
+    Source: DPPA, 2403.02799.
     """
     block = block_significance - block_significance.mean()
     linear = torch.zeros_like(linear_significance)
@@ -82,7 +82,7 @@ class Dppa(Added):
     else keeps its whole change. With several levels the `amplify` factor of the strictest level that keeps an element
     scales its change. One expert alone does not come out as it is: its linears are pruned.
 
-    Source: DPPA, 2403.02799, eq. 1 to 7.
+    Source: DPPA, 2403.02799.
     """
 
     name: ClassVar[str] = "dppa"
@@ -97,7 +97,7 @@ class Dppa(Added):
         "prunes. Even one expert alone is pruned."
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "where the authors' search begins: amplify 1.8, 0": {"amplify": (1.8, 0.0)},
+        "where the authors' search begins": {"amplify": (1.8, 0.0)},
         "the authors' rule where levels overlap": {"rule": "authors"},
     }
     scans: ClassVar[int] = 4
@@ -201,7 +201,7 @@ class Dppa(Added):
 def amplified(keep: torch.Tensor, amplify: Sequence[float], rule: str) -> torch.Tensor:
     """The factor of each element from the levels that keep it, [experts, levels, *shape] -> [experts, *shape].
 
-    Levels go from strict to loose. Source: DPPA, 2403.02799, section 3.3.
+    Levels go from strict to loose. Source: DPPA, 2403.02799.
     """
     factor = torch.zeros_like(keep[:, 0], dtype=torch.float32)
     for level in reversed(range(len(amplify))):

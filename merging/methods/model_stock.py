@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -69,6 +70,11 @@ class ModelStock(Method):
             return None
         (inner,) = (yield products(lambda piece: piece.deltas)).values()
         return geometry.stock_ratio(inner, self.clamp, self.floor)
+
+    def remarks(self, known: torch.Tensor | None, names: Sequence[str]) -> list[str]:
+        if not self.clamp or known is None or float(known) != 0:
+            return []
+        return ["model_stock: where the experts' changes do not point the same way on average, the base is kept."]
 
     def coefficients(self, piece: Piece, known: torch.Tensor | None) -> torch.Tensor:
         if known is None:

@@ -127,9 +127,9 @@ class Pcb(Method):
         "expert is left, its change applies in full."
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "the authors' smallest ratio, 0.05": {"ratio": 0.05},
-        "the authors' largest ratio, 0.2": {"ratio": 0.2},
-        "the authors' larger scale, λ 1.2": {"lambda": 1.2},
+        "the authors' smallest ratio": {"ratio": 0.05},
+        "the authors' largest ratio": {"ratio": 0.2},
+        "the authors' larger scale": {"lambda": 1.2},
         "the authors' program for vision": {"variant": "vision"},
         "the formulas as printed": {"variant": "paper"},
     }

@@ -36,7 +36,7 @@ class Sce(Method):
     where the mean squares add up to less than 1e-6, which is the rule for lightly tuned models; `profile: mergekit`
     restores it. Equal variances: the lower position wins.
 
-    Source: FuseChat, 2408.07990, section 3.3, and its authors' code in mergekit.
+    Source: FuseChat, 2408.07990 and its authors' code in mergekit.
     """
 
     name: ClassVar[str] = "sce"
