@@ -16,29 +16,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import merging
 from benchmarks.family import make_family
+from merging import METHODS, noise
 from merging.checkpoint import Checkpoint
 from merging.header import TensorInfo
 from merging.writer import CheckpointWriter
 
 CASES: dict[str, dict[str, object]] = {
-    "linear": {"merge_method": "linear", "base_model": None},
-    "task_arithmetic": {"merge_method": "task_arithmetic"},
-    "ties, scope tensor": {"merge_method": "ties", "scope": "tensor", "parameters": {"density": 0.2}},
-    "ties, scope model": {"merge_method": "ties", "scope": "model", "parameters": {"density": 0.2}},
-    "slerp": {"merge_method": "slerp", "experts": 1},
+    **{
+        name: {"merge_method": name, "experts": method.experts_wanted}
+        for name, method in METHODS.items()
+        if not method.needs_importance
+    },
+    "ties, scope tensor": {"merge_method": "ties", "scope": "tensor"},
 }
 MEASURES = ["copy", "check", "inspect", *CASES]
 
 
 def recipe_of(family: Path, case: dict[str, object]) -> merging.Recipe:
     experts = sorted(family.glob("expert-*"))[: case.get("experts")]  # type: ignore[misc]
-    keys = {"base_model": str(family / "base"), "profile": "paper", **case}
+    base = str(family / "base") if METHODS[str(case["merge_method"])].needs_base else None
+    keys = {"base_model": base, "profile": "paper", **case}
     keys.pop("experts", None)
     return merging.Recipe(models=tuple({"model": str(expert)} for expert in experts), **keys)  # type: ignore[arg-type]
 
@@ -63,13 +67,29 @@ def measure(name: str, family: Path, device: str) -> None:
         if name == "copy":
             copy(family, Path(folder) / "out")
         elif name == "check":
-            merging.check(recipe_of(family, CASES["ties, scope model"]))
+            merging.check(recipe_of(family, CASES["ties"]))
         elif name == "inspect":
             merging.inspect(recipe_of(family, CASES["task_arithmetic"]), device=device)
         else:
             merging.merge(recipe_of(family, CASES[name]), Path(folder) / "out", device=device)
         seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
+
+
+def noise_speed(repeat: int = 20) -> tuple[float, float]:
+    """Nanoseconds a value of the random masks' numbers, and of adding two float32 numbers; best of many."""
+    count = 1 << 20
+    a, b = torch.rand(count), torch.rand(count)
+
+    def best(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(repeat):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        return min(times) / count * 1e9
+
+    return best(lambda: noise.uniform(0, 0, "tensor", 0, count)), best(lambda: a + b)
 
 
 def peak_memory() -> int:
@@ -106,9 +126,18 @@ def main() -> None:
     print(f"{'':22}{'seconds':>9}{'x copy':>8}{'peak MB':>9}")
     for name, result in results.items():
         print(f"{name:22}{result['seconds']:9.2f}{result['ratio']:8.2f}{result['peak'] / 1e6:9.0f}")
+    numbers, addition = noise_speed()
+    print(f"random numbers: {numbers:.2f} ns a value; one addition: {addition:.2f} ns")
     if options.save:
         target = Path(__file__).parent / "results" / f"{options.save}.json"
-        content = {"machine": machine, "parameters": parameters, "repeat": options.repeat, "results": results}
+        content = {
+            "machine": machine,
+            "parameters": parameters,
+            "repeat": options.repeat,
+            "results": results,
+            "noise_ns": numbers,
+            "addition_ns": addition,
+        }
         target.write_text(json.dumps(content, indent=2) + "\n")
 
 
