@@ -27,7 +27,7 @@ from components.importance_job import KIND, Found, Request, find, work
 from components.importance_views import ending_html, progress_html, status_html
 from components.settings import Settings
 from components.shared import owner_id
-from merging import MergingError
+from merging import Checkpoint, MergingError
 from merging.job_records import Job
 from merging.measuring import Measurement
 from merging.room import memory_problem
@@ -93,15 +93,22 @@ def take_upload(number: int, family: Family, path: Any) -> list[Any]:
 
 
 def start(settings: Settings, compare: bool, family: Family, stored: Any, *values: Any) -> list[Any]:
-    """Queue a measurement with what the section says: see `running`. `values`: how, at, unit, samples, details, then
-    a source and a text for each row."""
-    how, at, unit, samples, details, *rest = values
+    """Queue a measurement with what the section says: see `running`. `values`: how, at, unit, samples, details, elements,
+    then a source and a text for each row."""
+    how, at, unit, samples, details, elements, *rest = values
     sources = [
         Source(kind if kind in (DEMO, OWN) else OWN, str(text or ""))
         for kind, text in zip(rest[:ROWS], rest[ROWS:], strict=True)
     ]
     try:
-        wanted = Measurement(how=how, at=at, partition=unit, samples=_samples(samples), agreement=compare)
+        wanted = Measurement(
+            how=how,
+            at=at,
+            partition=unit,
+            samples=_samples(samples),
+            elements=bool(elements) and how == "gradient",
+            agreement=compare,
+        )
         if how == "exact" and unit in ("head", "row"):
             raise MergingError(
                 "Exact intervention measures only a sample of heads or rows, which APL cannot use. Choose modules or blocks, "
@@ -154,8 +161,6 @@ def queue(settings: Settings, request: Request, stored: Any) -> list[Any]:
 
 def _require_memory(family: Family) -> None:
     """A model in float32, once more as it is read, and the gradients of a few tensors."""
-    from merging import Checkpoint
-
     largest = max(Checkpoint.open(expert).parameters for expert in family.experts)
     if problems := memory_problem(10 * largest):
         raise MergingError(problems[0].replace("this merge", "measuring importance", 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -23,6 +24,8 @@ from merging.measuring import Measurement
 KIND = "importance"
 MAPPED = "module"
 """The partition that the maps show."""
+CACHE = ".importance"
+_KEPT = re.compile(r"[0-9a-f]{32}\.safetensors")
 DETAILS = ("head", "row")
 """The partitions that the story of a cell shows."""
 
@@ -40,10 +43,12 @@ class Request:
     def measurements(self) -> dict[str, Measurement]:
         """Each partition with its measurement; the agreement report belongs to the map's."""
         units = dict.fromkeys((MAPPED, self.wanted.partition))
-        found = {unit: replace(self.wanted, partition=unit, agreement=False) for unit in units}
+        plain = replace(self.wanted, elements=False, agreement=False)
+        found = {unit: replace(plain, partition=unit) for unit in units}
+        found[self.wanted.partition] = replace(found[self.wanted.partition], elements=self.wanted.elements)
         found[MAPPED] = replace(found[MAPPED], agreement=self.wanted.agreement)
         if self.details:
-            gradient = replace(self.wanted, how="gradient", sample=None, agreement=False)
+            gradient = replace(plain, how="gradient", sample=None)
             found |= {unit: replace(gradient, partition=unit) for unit in DETAILS if unit not in found}
         return found
 
@@ -56,6 +61,7 @@ class Found:
     """
 
     job: str
+    family: Family
     folder: str
     files: tuple[tuple[str, str], ...]
     unit: str
@@ -71,18 +77,18 @@ class Found:
     def load(self, unit: str) -> Importance | None:
         """The importance of a partition, where it was measured."""
         name = dict(self.files).get(unit)
-        return _load(str(Path(self.folder) / name)) if name is not None else None
+        return load(Path(self.folder) / name) if name is not None else None
 
     @property
     def agreement(self) -> Agreement | None:
         """How the map's scores compare with exact intervention, if that was measured."""
-        known = _load(str(Path(self.folder) / self.compared)) if self.compared else None
+        known = load(Path(self.folder) / self.compared) if self.compared else None
         return known.agreement if known is not None else None
 
 
 def cache_of(settings: Settings) -> Path:
     """Where importance is kept by content; its name is no owner's."""
-    return settings.runs.resolve() / ".importance"
+    return settings.runs.resolve() / CACHE
 
 
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
@@ -127,7 +133,7 @@ def find(settings: Settings, owner: str, family: Family) -> Found | None:
         experts = [Checkpoint.open(expert).fingerprint for expert in family.experts]
     except (MergingError, OSError):
         return None
-    fitting = [one for job in jobs if (one := _fits(settings, job, base, experts)) is not None]
+    fitting = [one for job in jobs if (one := _fits(settings, job, family, base, experts))]
     return replace(fitting[0], compared=_compared(fitting)) if fitting else None
 
 
@@ -146,7 +152,7 @@ def _compared(fitting: list[Found]) -> str:
     return ""
 
 
-def _fits(settings: Settings, job: Job, base: str, experts: list[str]) -> Found | None:
+def _fits(settings: Settings, job: Job, family: Family, base: str, experts: list[str]) -> Found | None:
     result, folder = job.result or {}, cache_of(settings)
     known = result.get("experts", [])
     if result.get("base") != base or any(expert not in known for expert in experts):
@@ -154,11 +160,18 @@ def _fits(settings: Settings, job: Job, base: str, experts: list[str]) -> Found 
     files = tuple(result["files"].items())
     if not all((folder / name).is_file() for _, name in files):
         return None
-    return Found(job.id, str(folder), files, result["unit"], tuple(map(known.index, experts)))
+    return Found(job.id, family, str(folder), files, result["unit"], tuple(map(known.index, experts)))
+
+
+def is_kept(path: str) -> bool:
+    """Whether a recipe's path looks like a file of `cache_of`; others are not opened for people on the page."""
+    file = Path(path)
+    return file.parent.name == CACHE and _KEPT.fullmatch(file.name) is not None
 
 
 @lru_cache(maxsize=24)
-def _load(path: str) -> Importance | None:
+def load(path: Path) -> Importance | None:
+    """An artefact of the cache, whose name says its content; None where it is gone or damaged."""
     try:
         return Importance.load(path)
     except MergingError:

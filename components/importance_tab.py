@@ -44,7 +44,7 @@ class ExampleRow:
 
 @dataclass(frozen=True)
 class ImportanceSection:
-    """The components of the section. `found` holds what was measured on the family, `watched` the running job's id."""
+    """The components of the section; `watched` holds the id of the job that waits or runs."""
 
     accordion: gr.Accordion
     rows: tuple[ExampleRow, ...]
@@ -53,6 +53,7 @@ class ImportanceSection:
     unit: gr.Dropdown
     samples: gr.Slider
     details: gr.Checkbox
+    elements: gr.Checkbox
     compute: gr.Button
     compare: gr.Button
     cancel: gr.Button
@@ -62,7 +63,6 @@ class ImportanceSection:
     curves: gr.HTML
     timer: gr.Timer
     watched: gr.State
-    found: gr.State
 
     @property
     def running(self) -> list[Any]:
@@ -114,7 +114,6 @@ def build_importance() -> ImportanceSection:
         rows=rows,
         timer=gr.Timer(TICK, active=False),
         watched=gr.State(""),
-        found=gr.State(None),
     )
 
 
@@ -184,7 +183,10 @@ def _build_options(parts: dict[str, Any]) -> None:
             elem_id="importance-samples",
         )
         parts["details"] = gr.Checkbox(
-            True, label="Heads and rows", info="Two more passes, always by gradients.", min_width=170
+            True, label="Heads and rows", info="For the story of a cell: two more passes.", min_width=190
+        )
+        parts["elements"] = gr.Checkbox(
+            False, label="Every weight", info="For APL with drop: taylor; takes more disk.", min_width=190
         )
     with gr.Row(elem_classes="actions im-actions"):
         parts["compute"] = gr.Button(
@@ -212,10 +214,10 @@ def build_importance_story() -> ImportanceStory:
 
 
 def wire_importance(app: gr.Blocks, section: ImportanceSection, settings: Settings, shared: Shared) -> None:
-    """Connect the section's events; `found` changes when there is something else to show."""
+    """Connect the section's events; `shared.importance` changes when there is something else to show."""
     _wire_rows(app, section, settings, shared)
     who = [shared.family, shared.owner]
-    said = [section.how, section.at, section.unit, section.samples, section.details]
+    said = [section.how, section.at, section.unit, section.samples, section.details, section.elements]
     said += [row.source for row in section.rows] + [row.text for row in section.rows]
     for button, compare in ((section.compute, False), (section.compare, True)):
         button.click(partial(events.start, settings, compare), [*who, *said], section.running, **PRIVATE)
@@ -238,8 +240,8 @@ def wire_importance(app: gr.Blocks, section: ImportanceSection, settings: Settin
         **PRIVATE,
     )
     # calls that bypass the queue, as the timer's, do not trigger a state's change; the status line does
-    section.status.change(partial(events.refresh, settings), who, section.found, **PRIVATE)
-    section.found.change(show_agreement, section.found, [section.report, section.curves], **PRIVATE)
+    section.status.change(partial(events.refresh, settings), who, shared.importance, **PRIVATE)
+    shared.importance.change(show_agreement, shared.importance, [section.report, section.curves], **PRIVATE)
 
 
 def _wire_rows(app: gr.Blocks, section: ImportanceSection, settings: Settings, shared: Shared) -> None:

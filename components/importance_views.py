@@ -52,7 +52,7 @@ ENDINGS = {
 def scores_of(report: Report | None, found: Found | None) -> CellScores | None:
     """The importance of a report's cells."""
     known = found.load(MAPPED) if found is not None else None
-    if report is None or found is None or known is None or len(found.places) != len(report.experts):
+    if report is None or found is None or known is None or found.family.experts != report.experts:
         return None
     return cell_scores(report, known, found.places)
 
@@ -96,12 +96,11 @@ def _cell_table(scores: CellScores, names: tuple[str, ...], cell: Cell) -> str:
         signed, value = scores.signed[cell][expert], scores.value(cell, expert) or 0.0
         share = scores.share(cell, expert)
         others = sorted((scores.value(other, expert) or 0.0 for other in scores.signed), reverse=True)
-        effect = "lowers" if signed < 0 else "raises" if signed > 0 else "does not change"
         rows.append(
             [
                 name,
                 digits(MILLI * value),
-                f"{effect} it" if signed else effect,
+                _signed(signed),
                 digits(MILLI * THOUSAND * value / scores.sizes[cell]),
                 "–" if share is None else f"{100 * share:.1f} %",
                 f"{others.index(value) + 1} of {len(others)}",
@@ -110,7 +109,7 @@ def _cell_table(scores: CellScores, names: tuple[str, ...], cell: Cell) -> str:
     headers = [
         "expert",
         "importance, mnat",
-        "the change … the expert's loss",
+        "effect of the change on its loss, mnat",
         "mnat per thousand weights",
         "share of its total",
         "rank",
@@ -123,6 +122,14 @@ def _cell_table(scores: CellScores, names: tuple[str, ...], cell: Cell) -> str:
     )
     table = html_table(f"Importance of {cell_name(*cell)} to each expert's task", headers, rows, wide=True)
     return f'<h3 class="chart-title">Importance to each expert\'s task</h3><p class="chart-note">{html.escape(owned)}</p>{table}'
+
+
+def _signed(value: float) -> str:
+    """What a change does to its expert's loss, as a signed number and a word."""
+    if not value:
+        return "0"
+    sign, word = ("−", "helps") if value < 0 else ("+", "harms")
+    return f"{sign}{digits(MILLI * abs(value))} ({word})"
 
 
 def progress_html(job: Job | None) -> str:

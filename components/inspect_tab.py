@@ -133,7 +133,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     reports, stops = shared_reports(), Stops()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     measured = [tab.status, tab.measure, tab.stop, tab.token, tab.report]
-    found = tab.importance.found
+    found = shared.importance
     choice = [tab.report, tab.metric, tab.everything, tab.cell, found]
     named = [tab.report, tab.metric, tab.everything, tab.block, tab.module, found]
     cell = [tab.cell, tab.block, tab.module, tab.story, tab.figures, tab.histogram, tab.agreement]

@@ -46,7 +46,7 @@ def unfit(method: type[Method], recipe: Recipe, family: Family) -> str:
     if experts < wanted:
         return f"Needs {wanted} expert{'s' if wanted > 1 else ''}, there {'is' if experts == 1 else 'are'} {experts}."
     if method.needs_importance and recipe.importance is None:
-        return "Needs an importance file of these experts."
+        return "Needs importance of these experts; choose it to measure it or to use what was measured."
     problems = method().problems(min(experts, method.experts_wanted or experts), "paper")
     return f"{problems[0][:1].upper()}{problems[0][1:]}." if problems else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.family import Family
+from components.importance_job import is_kept
 from components.merge_recipe import check, number_of, place_of, reference, to_form, to_recipe
 from components.settings import ROOT
 from merging import METHODS, MergingError, Recipe
@@ -12,6 +13,8 @@ from merging.methods import get_method
 from merging.recipe import ModelEntry
 
 MAX_YAML = 64_000
+NOT_MEASURED = "importance: missing"
+"""A problem that the page can solve by itself."""
 
 
 def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
@@ -29,15 +32,20 @@ def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
         )
     if recipe.slices:
         return None, [*problems, "slices: this page merges whole models; use the command line for slices."]
+    if recipe.importance is not None and not is_kept(recipe.importance):
+        problems.append(
+            "importance: files are not read by this page; leave the line out and measure importance under Inspect."
+        )
+        recipe = recipe.model_copy(update={"importance": None})
     recipe, foreign = _of_family(recipe, family)
     problems += foreign
     try:
         get_method(recipe.merge_method)
     except MergingError as error:
         return None, [*problems, str(error)]
-    checked = check(recipe, earlier=problems)
-    if checked.problems:
-        return None, list(checked.problems)
+    wrong = [line for line in check(recipe, earlier=problems).problems if not line.startswith(NOT_MEASURED)]
+    if wrong:
+        return None, wrong
     return to_recipe(recipe, family, to_form(recipe, family)[0]), []
 
 

@@ -18,10 +18,12 @@ _OWNER_ID = re.compile(r"[0-9a-f]{32}")
 @dataclass(frozen=True)
 class Shared:
     """`family` holds a `Family` (one without experts when nothing fits yet), `owner` the owner id that the browser
-    keeps; pass what `owner` gives a handler through `owner_id` before using it."""
+    keeps; pass what `owner` gives a handler through `owner_id` before using it. `importance` holds what this visitor
+    measured on the family (`importance_job.Found`), or None."""
 
     family: gr.State
     owner: gr.BrowserState
+    importance: gr.State
 
 
 def build_shared(settings: Settings) -> Shared:
@@ -30,6 +32,7 @@ def build_shared(settings: Settings) -> Shared:
         family=gr.State(Family.demo(settings.demo)),
         # the browser keeps the id under this fixed key, so that it survives a restart of the app
         owner=gr.BrowserState(None, storage_key="mergescope-owner", secret="mergescope-owner"),
+        importance=gr.State(None),
     )
 
 

@@ -77,8 +77,8 @@ MAPS = {
             key="owner",
             label="Owner",
             title="Which expert owns each cell",
-            note="The expert for which the cell makes up the largest part of its own importance; the number in a cell is the "
-            "expert's, the percentage its part of all experts' claims. A gap: a tie, or nobody needs it.",
+            note="The expert for which the cell makes up the largest part of its own importance; the percentage is "
+            "its part of all experts' claims. A gap: a tie, or nobody needs it.",
             hover="",
             explanation="For each expert, the importance of a cell is divided by that expert's total over attention and MLP, "
             "because losses of different tasks are not on one scale (APL's weights are made from the same quotient, π). The "
@@ -230,7 +230,8 @@ def _paint_owners(chart: Chart, report: Report, scores: CellScores, panel: Panel
     owners = [[scores.owner((block, kind)) for kind in grid.columns] for block in grid.rows]
     trace: go.Heatmap = chart.figure.data[0]
     trace.z = [[owner[0] if owner else None for owner in line] for line in owners]
-    trace.text = [[f"{o[0] + 1}·{100 * o[1]:.0f}%" if o else "" for o in line] for line in owners]
+    signs = short_signs(names)
+    trace.text = [[f"{signs[o[0]]} {100 * o[1]:.0f}%" if o else "" for o in line] for line in owners]
     trace.texttemplate = "%{text}"
     trace.customdata = [
         [
@@ -255,10 +256,16 @@ def _paint_owners(chart: Chart, report: Report, scores: CellScores, panel: Panel
         cmax=count - 0.5,
         colorbar={
             "tickvals": list(range(count)),
-            "ticktext": [f"{n} {text(name)}" for n, name in enumerate(names, 1)],
+            "ticktext": [f"{text(sign)} = {text(name)}" for sign, name in zip(signs, names, strict=True)],
             "tickformat": None,
         },
     )
+
+
+def short_signs(names: Sequence[str]) -> list[str]:
+    """A sign for each expert that fits a cell: the first letter where that tells them apart, else a number."""
+    letters = [name[:1].upper() for name in names]
+    return letters if len(set(letters)) == len(names) else [f"#{n}" for n in range(1, len(names) + 1)]
 
 
 def _tint(colour: str) -> str:
