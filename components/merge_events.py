@@ -17,6 +17,7 @@ import merging
 from components.backend import job_store
 from components.downloads import forget_zip, model_bytes, zip_model
 from components.family import Family
+from components.forms import read_numbers, shown
 from components.merge_form import MergeForm, preset_note, profile_note
 from components.merge_html import (
     default_text,
@@ -28,7 +29,7 @@ from components.merge_html import (
     warnings_html,
 )
 from components.merge_presets import advice, profile_changes, with_preset
-from components.merge_recipe import check, default_recipe, one_click_recipe, title, to_recipe
+from components.merge_recipe import check, default_recipe, one_click_recipe, title, to_form, to_recipe
 from components.merge_yaml import MAX_YAML, from_yaml
 from components.numbers import size
 from components.reports import shared_reports
@@ -83,6 +84,16 @@ def refill(form: MergeForm, recipe: Recipe, family: Family, watched: str, note: 
 def edit(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
     """A number or switch of the form changed."""
     return judge(form, to_recipe(recipe, family, form.read(values, recipe)), family, watched)
+
+
+def edit_list(
+    form: MergeForm, name: str, recipe: Recipe, family: Family, watched: str, text: Any
+) -> list[Any]:
+    """A list of numbers changed, by a visitor or because the form shows another recipe; then there is nothing to do."""
+    values, fixed = to_form(recipe, family)
+    if name not in values or name in fixed or read_numbers(text) == read_numbers(shown(values[name])):
+        return [gr.skip() for _ in range(7 + len(form.fields.marked))]
+    return judge(form, to_recipe(recipe, family, {**values, name: text}), family, watched)
 
 
 def restructure(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:

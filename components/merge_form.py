@@ -47,7 +47,14 @@ class MergeForm:
 
     @property
     def details(self) -> list[Any]:
-        return [component for component in self.inputs.values() if component not in self.structure]
+        apart = [*self.structure, *self.lists.values()]
+        return [component for component in self.inputs.values() if component not in apart]
+
+    @property
+    def lists(self) -> dict[str, gr.Textbox]:
+        """The texts that hold lists of numbers, by parameter. Their `input` misses pasting and deleting."""
+        wide = self.fields.wide.items()
+        return {slot.partition("/")[0]: text for slot, text in wide if isinstance(text, gr.Textbox)}
 
     def read(self, values: Sequence[Any], recipe: Recipe) -> dict[str, Any]:
         """The values of `inputs` as a form, while they show the parameters of a recipe's method."""
@@ -64,8 +71,8 @@ class MergeForm:
         updates = [_update(key, recipe, family, form) for key in self.inputs if key not in self.fields.inputs]
         updates += self.fields.show(method, family, chosen, form, fixed)
         more = gr.update(visible=any(slot.endswith("/more") for slot in _slots(method).values()))
-        names = list(method.presets)
-        published = gr.update(choices=[(n, n) for n in names], value=None, visible=bool(names))
+        choices = [(f"{title}: {_values(given)}", title) for title, given in method.presets.items()]
+        published = gr.update(choices=choices, value=None, visible=bool(choices))
         return [*updates, more, about_html(method), note, published]
 
     def mark(self, recipe: Recipe, family: Family, problems: Sequence[str]) -> list[Any]:
@@ -171,10 +178,16 @@ def about_html(method: type[Method]) -> str:
     )
 
 
+def _values(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {words(value)}" for name, value in parameters.items())
+
+
 def preset_note(recipe: Recipe, published: str | None) -> str:
     """What the preset button, or the choice of other published values, did."""
-    given = ", ".join(f"{name} {words(value)}" for name, value in recipe.parameters.items())
-    text = f"Now {published} ({given})." if given else "Every parameter is back at its paper's value."
+    given = _values(recipe.parameters)
+    text = "Every parameter is back at its paper's value."
+    if given:
+        text = f"Now {published}: {given}. Everything else is at its paper's value."
     return f'<p class="mg-said" role="status">{html.escape(text)}</p>'
 
 

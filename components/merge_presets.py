@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from components.family import Family
-from components.forms import default_of, same
+from components.forms import default_of, same, tidy
 from components.merge_recipe import at_root, expert_names, number_of
 from merging import METHODS, Plan, Recipe, Report
 from merging.methods.sparse import Trim
@@ -20,7 +20,8 @@ def with_preset(recipe: Recipe, preset: str | None = None) -> Recipe:
     """The recipe with every parameter at its paper's value; `preset` names one of the method's other published values."""
     method = METHODS[recipe.merge_method]
     published = {
-        n: list(v) if isinstance(v, tuple) else v for n, v in method.presets.get(preset or "", {}).items()
+        name: [tidy(one) for one in value] if isinstance(value, tuple) else tidy(value)
+        for name, value in method.presets.get(preset or "", {}).items()
     }
     entries = tuple(ModelEntry(model=entry.model) for entry in recipe.models)
     update = {"models": entries, "parameters": published, "profile": "paper", "scope": None, "overrides": ()}

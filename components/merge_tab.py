@@ -11,6 +11,7 @@ import gradio as gr
 
 from components import merge_events as events
 from components.family import Family
+from components.importance_merge import ImportanceNotice, build_importance_notice
 from components.merge_form import MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
 from components.merge_picker import build_picker
@@ -38,6 +39,7 @@ class MergeTab:
 
     lead: gr.HTML
     default: gr.Button
+    importance: ImportanceNotice
     form: MergeForm
     advice: gr.HTML
     yaml: gr.Code
@@ -84,8 +86,8 @@ def build_merge_tab(settings: Settings) -> MergeTab:
         with gr.Column(min_width=0, elem_classes="mg-pick"):
             picker = build_picker(recipe, family)
         with gr.Column(min_width=0, elem_classes="mg-form"):
+            parts["importance"] = build_importance_notice()
             parts["form"] = build_merge_form(family, picker)
-            parts["advice"] = gr.HTML(elem_id="merge-advice")
         with gr.Column(min_width=0, elem_classes="mg-side"):
             _build_side(parts, recipe.to_yaml(), plan_html(checked), ready=checked.plan is not None)
     return MergeTab(
@@ -162,6 +164,7 @@ def _build_side(parts: dict[str, Any], yaml: str, plan: str, *, ready: bool) -> 
         "Apply the edited YAML", size="sm", interactive=False, elem_id="apply-yaml-button"
     )
     parts["plan"] = gr.HTML(plan, elem_id="merge-plan")
+    parts["advice"] = gr.HTML(elem_id="merge-advice")
     parts["merge"] = gr.Button("Merge", variant="primary", interactive=ready, elem_id="merge-button")
 
 
@@ -180,6 +183,8 @@ def wire_merge_tab(
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
     gr.on([c.input for c in form.details], partial(events.edit, form), [*state, *widgets], judged, **latest)
+    for name, text in form.lists.items():
+        text.change(partial(events.edit_list, form, name), [*state, text], judged, **latest)
     gr.on(
         [c.input for c in form.structure],
         partial(events.restructure, form),

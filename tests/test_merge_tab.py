@@ -492,3 +492,16 @@ def test_a_plan_with_problems_lists_each(models):
     text = plan_html(check(broken))
     assert text.count("<li>") >= 2
     assert "lambda" in text
+
+
+def test_a_list_is_taken_from_its_text_alone(form, models):
+    recipe = default_recipe(models, "dppa")
+    changed = events.edit_list(form, "levels", recipe, models, "", "0.9, 0.6")
+    assert changed[0].parameters == {"levels": [0.9, 0.6]}
+    assert changed[5]["interactive"] is True
+    assert len(changed) == 7 + len(form.fields.marked)
+    for name, text, shown in (("levels", "0.9 0.8", recipe), ("levels", "0.5", default_recipe(models))):
+        assert all(update == gr.skip() for update in events.edit_list(form, name, shown, models, "", text))
+    wrong = events.edit_list(form, "levels", recipe, models, "", "0.9, ")
+    assert wrong[0].parameters == {"levels": [0.9]}
+    assert "levels has 1 values and amplify 2" in wrong[3]

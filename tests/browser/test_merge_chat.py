@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from components.forms import for_each_expert, is_rare, merge_wide
+from merging import METHODS
+
 pytestmark = pytest.mark.browser
 
 ENDLESS = "a" * 100
@@ -36,6 +39,11 @@ def write_recipe(page, text: str) -> None:
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.insert_text(text)
     page.locator("#apply-yaml-button:enabled").click()
+
+
+def choose(page, method: str) -> None:
+    page.locator(f"#merge-method label:has(input[value='{method}'])").click()
+    wait_for_recipe(page, f"merge_method: {method}\n")
 
 
 def wait_for_result(page, method: str) -> None:
@@ -113,11 +121,10 @@ def test_other_models_take_the_columns_and_hear_nothing_old(page, console_errors
 
 def test_chat_with_an_older_merge(at_merge):
     page = at_merge
-    for method in ("TIES", "Task arithmetic"):
-        page.locator("#merge-method label", has_text=method).click()
-        wait_for_recipe(page, "merge_method: " + method.lower().replace(" ", "_"))
+    for method in ("ties", "task_arithmetic"):
+        choose(page, method)
         page.locator("#merge-button:enabled").click()
-        wait_for_result(page, method)
+        wait_for_result(page, METHODS[method].title)
     page.locator("#merge-history label", has_text="TIES").first.click()
     wait_for_result(page, "TIES")
     page.locator("#merge-next").click()
@@ -136,15 +143,13 @@ def test_what_is_typed_is_shown_not_run(page):
 
 def test_form_and_yaml_follow_each_other(at_merge, console_errors):
     page = at_merge
-    page.locator("#merge-method label", has_text="SLERP").click()
-    wait_for_recipe(page, "merge_method: slerp")
+    choose(page, "slerp")
     assert not page.locator("#merge-experts").is_visible()
     page.locator("#merge-partner label", has_text="words").click()
     wait_for_recipe(page, "words")
     assert "math" not in recipe(page)
-    page.locator("#merge-method label", has_text="TIES").click()
+    choose(page, "ties")
     page.locator("#merge-experts label", has_text="math").wait_for()
-    wait_for_recipe(page, "merge_method: ties")
     write_recipe(
         page,
         "merge_method: ties\nbase_model: examples/demo/base\nmodels:\n- model: examples/demo/math\n"
@@ -174,15 +179,13 @@ def test_a_wrong_recipe_names_its_mistakes_and_cannot_be_merged(at_merge):
     assert all(part in said for part in ("'density'", "'/etc'", "'much'"))
     assert page.locator("#merge-button").is_disabled()
     assert "densty" in recipe(page), "what was written stays"
-    page.locator("#merge-method label", has_text="Linear").click()
-    wait_for_recipe(page, "merge_method: linear")
+    choose(page, "linear")
     page.locator("#merge-button:enabled").wait_for()
 
 
 def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp_path):
     page = at_merge
-    page.locator("#merge-method label", has_text="Task arithmetic").click()
-    wait_for_recipe(page, "task_arithmetic")
+    choose(page, "task_arithmetic")
     page.locator("#merge-button").click()
     wait_for_result(page, "Task arithmetic")
     page.reload()
@@ -200,6 +203,125 @@ def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp
     page.wait_for_function(
         "count => document.querySelectorAll('#merge-history label').length === count - 1", arg=count
     )
+
+
+@pytest.fixture(scope="module")
+def all_methods(browser, app_url):
+    """One page on which method after method is merged, and the errors it writes."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(app_url)
+    page.get_by_role("tab", name="3 Merge").click()
+    page.locator("#merge-default-button:enabled").wait_for()
+    yield page, errors
+    page.close()
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.needs_importance])
+def test_every_method_shows_its_form_and_merges(all_methods, method):
+    page, errors = all_methods
+    choose(page, method)
+    page.locator("#merge-about h3", has_text=METHODS[method].title).wait_for()
+    fields = [name for name, field in merge_wide(METHODS[method]).items() if not is_rare(field)]
+    expect(page.locator(".mg-fields .mg-field:visible")).to_have_count(len(fields))
+    expect(page.locator(".mg-own:visible")).to_have_count(len(for_each_expert(METHODS[method])))
+    for text in page.locator(".mg-fields .mg-field:visible .info-text").all_inner_texts():
+        assert "preset" in text or "mergekit" in text
+    page.locator("#merge-button:enabled").click()
+    wait_for_result(page, METHODS[method].title)
+    expect(page.locator("#merge-result")).to_contain_text("998 k parameters")
+    assert errors == []
+
+
+def test_the_card_never_offers_what_does_not_exist_yet(all_methods):
+    page, _ = all_methods
+    page.evaluate(
+        """() => {
+          window.wrong = 0;
+          const look = () => {
+            const waiting = document.querySelector('#merge-result').innerText.includes('Merging:');
+            if (waiting && document.querySelector('#merge-next')?.offsetParent) window.wrong += 1;
+          };
+          new MutationObserver(look).observe(document.body, {subtree: true, childList: true, attributes: true});
+        }"""
+    )
+    for method in ("linear", "task_arithmetic", "linear"):
+        choose(page, method)
+        page.locator("#merge-button:enabled").click()
+        wait_for_result(page, METHODS[method].title)
+    assert page.evaluate("window.wrong") == 0
+
+
+def test_methods_are_searched_and_those_that_do_not_fit_say_why(at_merge):
+    page = at_merge
+    listed = page.locator("#merge-method label:visible")
+    assert listed.count() == len(METHODS)
+    search = page.get_by_role("searchbox", name="Search the methods")
+    search.fill("random drop")
+    names = set(
+        page.locator("#merge-method label:visible input").evaluate_all("all => all.map(one => one.value)")
+    )
+    assert {"dare_linear"} <= names < set(METHODS)
+    search.fill("zzz")
+    page.get_by_text("No method has all these words.").wait_for()
+    search.press("Escape")
+    assert listed.count() == len(METHODS)
+    choose(page, "apl")
+    assert "Needs importance" in page.locator("#merge-method label.selected").inner_text()
+    page.locator("#merge-plan li", has_text="importance: missing").wait_for()
+    assert page.locator("#merge-button").is_disabled()
+
+
+def test_the_keyboard_chooses_a_method(at_merge):
+    page = at_merge
+    page.locator("#merge-method input[value=linear]").focus()
+    page.keyboard.press("ArrowDown")
+    wait_for_recipe(page, "merge_method: task_arithmetic")
+    expect(page.locator("#merge-method label.selected strong")).to_have_text("Task arithmetic")
+
+
+def test_a_wrong_value_is_named_at_its_field_at_once(at_merge, console_errors):
+    page = at_merge
+    choose(page, "dppa")
+    levels = page.locator("#merge-levels input")
+    levels.press("End")
+    levels.press_sequentially("x")
+    page.locator("#merge-levels.mg-wrong .info-text", has_text="no list of numbers").wait_for()
+    expect(page.locator("#merge-button")).to_be_disabled()
+    levels.press("Backspace")
+    page.locator("#merge-button:enabled").wait_for()
+    assert page.locator(".mg-wrong").count() == 0
+    choose(page, "della")
+    epsilon = page.locator("#merge-epsilon-1 input[type=number]")
+    epsilon.fill("0.5")
+    epsilon.press("Tab")
+    page.locator("#merge-epsilon .mg-fault", has_text="does not fit density").wait_for()
+    expect(page.locator("#merge-button")).to_be_disabled()
+    assert console_errors == []
+
+
+def test_profile_presets_and_advice(at_merge):
+    page = at_merge
+    choose(page, "dare_ties")
+    density = page.locator("#merge-density-0 input[type=number]")
+    density.fill("0.3")
+    density.press("Tab")
+    page.locator("#merge-advice", has_text="of the base's norm").wait_for()
+    page.locator("#merge-profile label", has_text="mergekit").click()
+    page.locator("#merge-note", has_text="rescale expected → l1").wait_for()
+    expect(page.locator("#merge-density-1 input[type=number]")).to_have_value("1")
+    expect(density).to_have_value("0.3")
+    page.locator("#merge-preset").click()
+    expect(density).to_have_value("0.8")
+    expect(page.locator("#merge-advice")).not_to_contain_text("of the base's norm")
+    page.get_by_role("button", name="New seed").click()
+    wait_for_recipe(page, "seed: ")
+    choose(page, "pcb")
+    page.locator("#merge-published input").click()
+    page.get_by_role("option", name="ratio 0.05").click()
+    wait_for_recipe(page, "ratio: 0.05")
 
 
 @pytest.mark.parametrize("dark", [False, True])
