@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from merging.pieces import Piece, PieceKey
+from merging.shelf import Shelf, Strip
 from merging.statistics import NOTHING, Accumulator, Keys
 
 SHIFTS = (24, 16, 8, 0)
@@ -110,21 +111,21 @@ class _Ties:
 
     def __init__(self, labels: Labels, keys: Keys, bits: torch.Tensor):
         self.labels, self.keys, self.bits = labels, keys, bits
-        self.found: dict[PieceKey, torch.Tensor] = {}
+        self.shelf = Shelf(torch.int64)
+        self.found: dict[PieceKey, Strip] = {}
 
     def update(self, piece: Piece) -> None:
         labels = self.labels.of(piece)
-        self.found[piece.key] = torch.stack(
-            [
-                torch.bincount(
-                    labels[row.flatten() == bits.to(labels.device)[labels]], minlength=self.labels.count
-                ).cpu()
-                for row, bits in zip(self.keys(piece), self.bits, strict=True)
-            ]
-        )
+        found = [
+            torch.bincount(
+                labels[row.flatten() == bits.to(labels.device)[labels]], minlength=self.labels.count
+            )
+            for row, bits in zip(self.keys(piece), self.bits, strict=True)
+        ]
+        self.found[piece.key] = self.shelf.put(torch.stack(found))
 
     def combine(self, other: _Ties) -> None:
         self.found.update(other.found)
 
     def result(self) -> dict[PieceKey, torch.Tensor]:
-        return self.found
+        return {key: strip.tensor() for key, strip in self.found.items()}

@@ -15,6 +15,7 @@ import torch
 
 from merging import ops
 from merging.pieces import Piece, PieceKey
+from merging.shelf import Shelf, Strip
 
 COARSE_SHIFT = 15
 """The coarse histogram has a bin for each value of the upper 16 magnitude bits; the lower 15 remain."""
@@ -190,7 +191,8 @@ class LargestCut:
             position, above = _from_top(histogram[ranking.rows[cut]], wanted)
             self.bins[cut] = COARSE_BINS - 1 - position
             self.inside[cut] = wanted - above
-        self.found: dict[PieceKey, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self.shelf = Shelf(torch.int64)
+        self.found: dict[PieceKey, list[tuple[Strip, Strip]]] = {}
 
     def update(self, piece: Piece) -> None:
         found = []
@@ -202,7 +204,7 @@ class LargestCut:
             elif chosen is not None:
                 row = row[row >> COARSE_SHIFT == chosen]
             values, counts = row.unique(return_counts=True)
-            found.append((values.cpu(), counts.cpu()))
+            found.append((self.shelf.put(values), self.shelf.put(counts)))
         self.found[piece.key] = found
 
     def combine(self, other: LargestCut) -> None:
@@ -219,8 +221,8 @@ class LargestCut:
                 thresholds.append(self.trivial[self.kept[cut]])
                 ties.append(0)
                 continue
-            values = torch.cat([self.found[name][cut][0] for name in names])
-            counts = torch.cat([self.found[name][cut][1] for name in names])
+            values = torch.cat([self.found[name][cut][0].tensor() for name in names])
+            counts = torch.cat([self.found[name][cut][1].tensor() for name in names])
             distinct, where = values.unique(return_inverse=True)
             totals = torch.zeros(len(distinct), dtype=torch.int64).index_add_(0, where, counts)
             position, above = _from_top(totals, wanted)
@@ -229,7 +231,7 @@ class LargestCut:
             thresholds.append(threshold)
             ties.append(int(totals[len(distinct) - 1 - position]))
             for name in names:
-                values, counts = self.found[name][cut]
+                values, counts = (strip.tensor() for strip in self.found[name][cut])
                 here = int(counts[values == threshold].sum())
                 allowance[name][cut] = min(left, here)
                 left -= allowance[name][cut]
@@ -249,19 +251,20 @@ class InnerProducts:
     """Σ θ_a·θ_b over base and experts, in float64, summed by tensor and position: [1 + experts, 1 + experts]."""
 
     def __init__(self) -> None:
-        self.products: dict[PieceKey, torch.Tensor] = {}
+        self.shelf = Shelf(torch.float64)
+        self.products: dict[PieceKey, Strip] = {}
 
     def update(self, piece: Piece) -> None:
         vectors = torch.cat(
             [piece.base_or_zero.reshape(1, -1), piece.models.reshape(piece.experts, -1)]
         ).double()
-        self.products[piece.key] = (vectors @ vectors.T).cpu()
+        self.products[piece.key] = self.shelf.put(vectors @ vectors.T)
 
     def combine(self, other: InnerProducts) -> None:
         self.products.update(other.products)
 
     def result(self) -> torch.Tensor:
-        return torch.stack([self.products[key] for key in sorted(self.products)]).sum(0)
+        return torch.stack([self.products[key].tensor() for key in sorted(self.products)]).sum(0)
 
 
 class Sums:
@@ -269,10 +272,11 @@ class Sums:
 
     def __init__(self, values: Values):
         self.values = values
-        self.found: dict[PieceKey, torch.Tensor] = {}
+        self.shelf = Shelf(torch.float64)
+        self.found: dict[PieceKey, Strip] = {}
 
     def update(self, piece: Piece) -> None:
-        self.found[piece.key] = self.values(piece).double().cpu()
+        self.found[piece.key] = self.shelf.put(self.values(piece))
 
     def combine(self, other: Sums) -> None:
         self.found.update(other.found)
@@ -280,7 +284,8 @@ class Sums:
     def result(self) -> dict[str, torch.Tensor]:
         sums: dict[str, torch.Tensor] = {}
         for name, start in sorted(self.found):
-            sums[name] = sums[name] + self.found[name, start] if name in sums else self.found[name, start]
+            part = self.found[name, start].tensor()
+            sums[name] = sums[name] + part if name in sums else part
         return sums
 
 
