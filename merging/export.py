@@ -10,6 +10,7 @@ from typing import Any
 from merging.errors import MergingError
 from merging.methods import METHODS, Method
 from merging.recipe import ModelEntry, Recipe
+from merging.settings import FOR_MERGEKIT
 from merging.values import ParameterValue, Scalar, covers, leaves, with_leaves
 from merging.yaml_text import dump_yaml
 
@@ -110,6 +111,8 @@ class _Export:
     def unknown(self) -> list[str]:
         """Parameters that neither we nor mergekit know for this method."""
         known = self.takes | self.method.parameters().keys()
+        if self.recipe.profile == "mergekit":
+            known |= FOR_MERGEKIT  # what another of its methods takes is left alone, there and here
         return sorted({name for level in self.levels for name in level} - known)
 
     def possible(self, name: str) -> list[Any]:

@@ -11,6 +11,7 @@ import torch
 
 from merging.artefact import Importance
 from merging.block_config import origins, recut
+from merging.cautions import recipe_cautions
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
 from merging.effective import Effective, effective
@@ -191,6 +192,7 @@ def plan_parts(
     tensors, found = plan_tensors(recipe, slots, settings, complete=complete)
     problems += found
     warnings += settings.warnings
+    warnings += recipe_cautions(recipe, tensors)
     if recipe.slices and isinstance(reference, Checkpoint):
         warnings += recut(reference.config, origins(tensors))[1]
     first = parts[0].base

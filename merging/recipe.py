@@ -257,6 +257,8 @@ def _without(keys: set[Any], content: dict[str, Any]) -> tuple[dict[str, Any], b
     return kept, len(kept) < len(content)
 
 
+MOST_QUOTED = 200
+"""Characters of a wrong value that its message repeats."""
 TABLES: dict[str, type[BaseModel]] = {
     "models": ModelEntry,
     "slices": Slice,
@@ -274,9 +276,11 @@ def _sentence(problem: Any) -> str:
         return f"unknown key '{key}' in {inside}.{did_you_mean(str(key), list(table.model_fields))}"
     if problem["type"] == "missing":
         return f"{where}: missing."
+    given = repr(problem["input"])
+    given = given if len(given) <= MOST_QUOTED else f"{given[:MOST_QUOTED]}…"
     if key == "layer_range" or "layer_range" in parents:
         return (
             f"{where}: must be two whole numbers, the first block and the one after the last, such as [0, 8]; it is "
-            f"{problem['input']!r}."
+            f"{given}."
         )
-    return f"{where}: {problem['msg'].removeprefix('Input ')}; it is {problem['input']!r}."
+    return f"{where}: {problem['msg'].removeprefix('Input ')}; it is {given}."

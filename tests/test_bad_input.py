@@ -154,3 +154,38 @@ def test_arrays_and_generators_are_welcome():
 def test_one_sentence_for_many_blocks(family, write_recipe):
     text = refused(write_recipe(family, "ties", parameters={"density": [0.5, 7]}, scope="tensor"))
     assert text.count("density") <= 4
+
+
+@pytest.mark.parametrize(
+    "slices",
+    [
+        [{}],
+        [{"sources": None}],
+        [{"sources": [{}]}],
+        [{"sources": [{"model": "x", "layer_range": None}]}],
+        [{"sources": [{"model": "x", "layer_range": [0, 10**30]}]}],
+        [{"sources": [{"model": "x", "layer_range": [-(10**9), 10**9]}]}],
+        [{"sources": [{"model": {"path": ["x"]}, "layer_range": [0, 1]}]}],
+        [{"sources": [{"model": {"model": {"path": "x"}, "lora": 5}, "layer_range": [0, 1]}]}],
+        [{"sources": [{"model": "x", "layer_range": [0, 1], "parameters": []}]}],
+        [{"sources": {"model": "x"}}],
+        [[[]]],
+        {"sources": []},
+        ["x" * 5000],
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_odd_slices(family, tmp_path, slices):
+    text = json.dumps({"merge_method": "passthrough", "slices": slices}).replace(
+        '"x"', json.dumps(str(family / "one"))
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    refused(tmp_path / "r.yaml")
+
+
+def test_a_slice_of_endless_length_is_refused_at_once(family, tmp_path):
+    source = {"model": str(family / "one"), "layer_range": [0, 10**12]}
+    (tmp_path / "r.yaml").write_text(
+        json.dumps({"merge_method": "passthrough", "slices": [{"sources": [source]}]})
+    )
+    assert "has no block 3; it has 3, 0 to 2" in refused(tmp_path / "r.yaml")

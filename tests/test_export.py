@@ -242,3 +242,8 @@ def test_the_command(family, write_recipe):
     assert done.returncode == 0
     assert "# left out: scope: model" in done.stdout
     assert yaml.safe_load(done.stdout)["parameters"] == {"weight": 1.0, "density": 0.2}
+
+
+def test_what_belongs_to_another_of_mergekits_methods_is_left_out(family):
+    recipe = built(family, "slerp", names=("one",), parameters={"density": 0.5, "t": 0.3})
+    assert yaml.safe_load(recipe.to_mergekit())["parameters"] == {"t": 0.3}

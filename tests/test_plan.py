@@ -312,3 +312,32 @@ def test_a_layout_with_a_single_block(tmp_path, write_recipe):
     weights = {tensor.info.name: tensor.method.weight for tensor in plan.tensors}
     assert weights["model.layers.0.mlp.up_proj.weight"] == (0.8,)
     assert weights["model.norm.weight"] == (0.2,)
+
+
+def test_filters_that_miss_or_catch_too_much(tmp_path, write_recipe):
+    save_llama(tmp_path / "m/base", num_hidden_layers=12)
+    tune(tmp_path / "m/base", tmp_path / "m/one", seed=1)
+
+    def warnings(*filters):
+        values = [{"filter": text, "value": 0.5} for text in filters] + [{"value": 1}]
+        recipe = write_recipe(tmp_path / "m", "ties", ["one"], parameters={"weight": values})
+        return [warning for warning in merging.check(recipe).warnings if "filter" in warning]
+
+    assert warnings("mlp", "layers.1.", "layers.11", "*") == []
+    (text,) = warnings("self_atn")
+    assert text == "filter 'self_atn': is part of no tensor's name, so its value is never used."
+    (text,) = warnings("layers.1")
+    assert "(model.layers.10.input_layernorm.weight and 17 more)" in text
+    assert "'layers.1.'" in text
+
+
+def test_inputs_that_are_rounded_before_the_merge(family, bf16_family, write_recipe):
+    def warnings(models, **keys):
+        plan = merging.check(write_recipe(models, "ties", ["one"], **keys))
+        return [warning for warning in plan.warnings if "rounds its" in warning]
+
+    assert len(warnings(family, dtype="bfloat16")) == 2
+    assert "dtype: float32 and out_dtype: bfloat16" in warnings(family, dtype="bfloat16")[0]
+    assert warnings(family, dtype="bfloat16", profile="paper") == []
+    assert warnings(family, dtype="float32", out_dtype="bfloat16") == []
+    assert warnings(bf16_family, dtype="bfloat16") == []
