@@ -60,6 +60,7 @@ class ImportanceSection:
     progress: gr.HTML
     status: gr.HTML
     report: gr.HTML
+    removal: gr.Column
     curves: gr.HTML
     timer: gr.Timer
     watched: gr.State
@@ -102,12 +103,12 @@ def build_importance() -> ImportanceSection:
         _build_options(parts)
         parts["status"] = gr.HTML(elem_id="importance-status", elem_classes="im-status")
         parts["report"] = gr.HTML(elem_id="importance-agreement")
-        parts["curves"] = clickable_plot(
-            empty="Compare with exact intervention to see removal curves.",
-            name="mergescope-removal",
-            elem_id="importance-curves",
-            visible=False,
-        )
+        with gr.Column(visible=False) as parts["removal"]:
+            parts["curves"] = clickable_plot(
+                empty="Compare with exact intervention to see removal curves.",
+                name="mergescope-removal",
+                elem_id="importance-curves",
+            )
     return ImportanceSection(
         **parts,
         accordion=accordion,
@@ -124,7 +125,8 @@ def _build_row(number: int) -> ExampleRow:
             value=DEMO,
             label=f"Examples for expert {number + 1}",
             scale=0,
-            min_width=290,
+            min_width=330,
+            elem_classes="segments",
             elem_id=f"importance-source-{number}",
         )
         with gr.Column(scale=1, min_width=280, elem_classes="im-own"):
@@ -155,7 +157,8 @@ def _build_options(parts: dict[str, Any]) -> None:
             value="gradient",
             label="How",
             elem_id="importance-how",
-            min_width=200,
+            elem_classes="segments",
+            min_width=430,
         )
         parts["at"] = gr.Dropdown(
             POINTS,
@@ -241,7 +244,9 @@ def wire_importance(app: gr.Blocks, section: ImportanceSection, settings: Settin
     )
     # calls that bypass the queue, as the timer's, do not trigger a state's change; the status line does
     section.status.change(partial(events.refresh, settings), who, shared.importance, **PRIVATE)
-    shared.importance.change(show_agreement, shared.importance, [section.report, section.curves], **PRIVATE)
+    shared.importance.change(
+        show_agreement, shared.importance, [section.report, section.removal, section.curves], **PRIVATE
+    )
 
 
 def _wire_rows(app: gr.Blocks, section: ImportanceSection, settings: Settings, shared: Shared) -> None:

@@ -261,12 +261,11 @@ def _predictor(name: str, score: str) -> str:
 
 
 def show_agreement(found: Found | None) -> list[Any]:
-    """The report's text and its removal curves."""
-    if found is None:
-        return ["", gr.update(value=None, visible=False)]
-    agreement = found.agreement
+    """The report's text, whether there are removal curves, and these."""
+    agreement = found.agreement if found is not None else None
+    text = agreement_html(agreement) if found is not None else ""
     chart = payload(curves_chart(agreement)) if agreement is not None else None
-    return [agreement_html(agreement), gr.update(value=chart, visible=chart is not None)]
+    return [text, gr.update(visible=chart is not None), chart]
 
 
 def interval(found: Correlation) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-PAUSE = 0.5
+PAUSE = 0.25
 """Seconds between two beats."""
 
 
@@ -18,9 +18,9 @@ class Stopped(Exception):
 
 
 def heartbeats(items: Iterator[Item], stop: threading.Event) -> Generator[Item | None, None, None]:
-    """The items in their order, each as soon as it is there, and None every half second in between.
+    """The items in their order, each as soon as it is there, and None every quarter of a second in between.
 
-    Closing it sets `stop`, which the work has to look at, and waits at most a second for its end. What the work raises
+    Closing it sets `stop`, which the work has to look at, and waits at most half a second for its end. What the work raises
     is raised here.
     """
     found: queue.SimpleQueue[tuple[Item] | BaseException | None] = queue.SimpleQueue()
@@ -51,4 +51,4 @@ def heartbeats(items: Iterator[Item], stop: threading.Event) -> Generator[Item |
             yield next_one[0]
     finally:
         stop.set()
-        thread.join(1)
+        thread.join(0.5)
