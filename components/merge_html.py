@@ -124,8 +124,23 @@ def _card(job: Job, result: dict[str, Any]) -> str:
     )
     return (
         f'<div class="mg-result" role="status"><h3>{html.escape(job.title)}</h3><div class="mg-facts">{cells}</div>'
-        f"{_kept_table(job, result)}{warnings_html(result.get('warnings', ()))}</div>"
+        f"{_kept_table(job, result)}{warnings_html(_named(job, result.get('warnings', ())))}</div>"
     )
+
+
+def _named(job: Job, warnings: Sequence[str]) -> list[str]:
+    """Warnings with the experts' short names, which the rest of the page uses."""
+    try:
+        recipe = Recipe.from_yaml(job.recipe or "")
+    except MergingError:
+        return list(warnings)
+    named = list(warnings)
+    for entry, name in zip(recipe.models, expert_names(recipe), strict=True):
+        named = [
+            name + text.removeprefix(entry.model) if text.startswith(f"{entry.model}: ") else text
+            for text in named
+        ]
+    return named
 
 
 def _kept_table(job: Job, result: dict[str, Any]) -> str:
@@ -154,16 +169,17 @@ def _kept_table(job: Job, result: dict[str, Any]) -> str:
 def kept_words(names: Sequence[str], facts: Sequence[tuple[float, float, int]]) -> list[str]:
     """What (share asked, share kept, elements tied at the cut) of each expert mean, where they mean something."""
     found = []
-    for name, (asked, kept, tied) in zip(names, facts, strict=False):
+    for name, (asked, kept, _) in zip(names, facts, strict=False):
         if kept < asked - MISSED:
             found.append(
                 f"{name}: {share(asked)} was to be kept, but only {share(kept)} of the weights changed; the rest are zeros."
             )
-        if tied > 1:
-            found.append(
-                f"{name}: {tied:,} changes have exactly the size at which the cut lies. Which of them stay is decided by "
-                "their position, so that the share is exact."
-            )
+    ties = ", ".join(f"{name} {tied:,}" for name, (_, _, tied) in zip(names, facts, strict=False) if tied > 1)
+    if ties:
+        found.append(
+            f"Changes of exactly the size at which the cut lies: {ties}. Their position decides which of them stay, so that "
+            "the share is exact."
+        )
     return found
 
 

@@ -441,13 +441,14 @@ def test_the_card_escapes_names_and_warnings():
         "density": [0.25],
         "asked": [0.5],
         "tied": [3],
-        "warnings": ["<u>odd"],
+        "warnings": ["<u>odd", "a/<b>: far"],
         "relative_change": 0.05,
         "seconds": 1,
     }
     text = result_html(job(state="done", recipe=recipe, result=result))
     assert all(part in text for part in ("&lt;b&gt;", "&lt;u&gt;odd", "&lt;i&gt;T", "25.0 %", "5.00 %"))
     assert not any(part in text for part in ("<u>", "<i>"))
+    assert ">&lt;b&gt;: far<" in text
     assert "Interrupted" in result_html(job(state="interrupted"))
     assert "No merge yet" in result_html(None)
 
@@ -456,7 +457,7 @@ def test_a_share_that_was_not_attained_is_explained():
     facts = [(0.5, 0.431, 1), (0.2, 0.2, 12345), (0.5, 0.49999, 0)]
     missed, tied = kept_words(("code", "math", "words"), facts)
     assert missed.startswith("code: 50.0 % was to be kept, but only 43.1 % of the weights changed")
-    assert tied.startswith("math: 12,345 changes have exactly the size")
+    assert tied.startswith("Changes of exactly the size at which the cut lies: math 12,345.")
 
 
 def test_a_job_that_is_done_before_the_answer_is_still_watched(settings, models, monkeypatch):
