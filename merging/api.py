@@ -18,7 +18,7 @@ from merging.inspection import Report, inspect_plan
 from merging.methods import Profile, get_method
 from merging.output import write_merge
 from merging.plan import Plan, make_plan, plan_sources
-from merging.recipe import ModelEntry, Recipe, read_text
+from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
 from merging.values import value_problem
 
 
@@ -109,7 +109,7 @@ def merge_state_dicts(
         MergingError: unknown method or parameter, values out of range, tensors that do not fit.
     """
     models = list(models)
-    recipe = _recipe_in_memory(len(models), method, profile, seed, _spelled(parameters, weight))
+    recipe = _recipe_in_memory(len(models), method, profile, _plain(seed), _spelled(parameters, weight))
     sources = [
         (entry, StateDict(tensors, entry.model)) for entry, tensors in zip(recipe.models, models, strict=True)
     ]
@@ -127,16 +127,20 @@ def _spelled(parameters: dict[str, Any], weight: Any) -> dict[str, Any]:
     """The parameters by their YAML names, arrays and tensors as lists."""
     if "lambda" in parameters and "lambda_" in parameters:
         raise MergingError("lambda: given twice, as lambda and as lambda_; give it once.")
-    spelled = {"lambda" if name == "lambda_" else name: value for name, value in parameters.items()}
+    spelled = {
+        "lambda" if name == "lambda_" else name: value
+        for name, value in parameters.items()
+        if name not in IGNORED_PARAMETERS
+    }
     if weight is not None:
         spelled["weight"] = weight
     return {name: _plain(value) for name, value in spelled.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and tuples as lists."""
-    if isinstance(value, tuple):
-        return list(value)
+    """Arrays, tensors and tuples as lists, their numbers as Python's."""
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from references.family import number_of_experts, small_family
 from references.importance import made_up_importance
 
@@ -52,3 +54,30 @@ def test_every_parameter_explains_itself(method):
     assert METHODS[method].when_to_use
     assert METHODS[method].paper.startswith("https://")
     assert METHODS[method].MERGEKIT.keys() <= METHODS[method].parameters().keys()
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della_linear"])
+def test_a_share_too_small_to_keep_anything_gives_the_base(method):
+    base, models = small_family()
+    extra = {"epsilon": 0.0} if method == "della_linear" else {}
+    merged = merge_state_dicts(base, models, method, density=1e-40, **extra)
+    assert all(torch.equal(merged[name], base[name]) for name in base)
+
+
+@pytest.mark.parametrize(
+    "half", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)], ids=["float32", "float64", "tensor"]
+)
+def test_numbers_of_other_libraries_are_numbers(half):
+    base, models = small_family(experts=2)
+    wanted = merge_state_dicts(base, models, "dare_linear", weight=[0.5, 1.0], seed=5, normalize=False)
+    found = merge_state_dicts(
+        base, models, "dare_linear", weight=[half, np.int64(1)], seed=np.int64(5), normalize=False
+    )
+    assert all(torch.equal(found[name], wanted[name]) for name in base)
+
+
+def test_int8_mask_is_accepted_and_changes_nothing():
+    base, models = small_family(experts=2)
+    wanted = merge_state_dicts(base, models, "ties")
+    found = merge_state_dicts(base, models, "ties", int8_mask=True)
+    assert all(torch.equal(found[name], wanted[name]) for name in base)

@@ -216,8 +216,8 @@ def survivors(piece: Piece, keep: torch.Tensor, seed: int, rescale: str) -> torc
     drawn = noise.piece_uniform(piece, seed) < limits.to(piece.deltas.device)
     if rescale != "expected":
         return drawn
-    inverse = torch.where(keep > 0, 1 / keep, 0.0).to(torch.float32)
-    return drawn * inverse.to(piece.deltas.device)
+    inverse = (1 / keep).to(torch.float32).to(piece.deltas.device)
+    return torch.where(drawn, inverse, 0.0)
 
 
 def _l1(values: torch.Tensor) -> torch.Tensor:
