@@ -17,7 +17,7 @@ from merging.compatibility import compare_parts, recipe_problems, tokenizer_prob
 from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
 from merging.header import DTYPES
-from merging.layout import layout
+from merging.layout import Slot, layout
 from merging.methods import Method, get_method
 from merging.partitions import Scores
 from merging.recipe import ModelEntry, Recipe
@@ -147,7 +147,7 @@ def plan_parts(
     importance: Importance | None = None,
 ) -> Plan:
     """Plan the merge of models that are already open and divided into parts; see `make_plan`."""
-    problems, warnings = list(earlier), []
+    problems: list[str] = list(earlier)
     complete = len(parts) == (len(recipe.slices) or 1)
     method = None
     try:
@@ -159,36 +159,25 @@ def plan_parts(
     reference = base or (parts[0].reference.source if parts else None)
     slots = list(layout(parts))
     experts = _experts(parts)
-    try:
-        problems += tokenizer_problems(recipe, reference, list(experts.values()))
-        if reference is not None:
-            found, noted = compare_parts(reference, parts, slots)
-            problems += found
-            warnings += noted
-    except CheckpointError as error:
-        problems.append(str(error))
-    if isinstance(reference, Checkpoint) and not reference.config:
-        warnings.append(f"{reference.label}: has no config.json, so the result will be weights without one.")
+    if reference is not None:
+        found, warnings = _judge(recipe, reference, parts, slots)
+        problems += found
     settings = Settings(recipe, method, parts) if method else None
     if settings is not None:
         problems += settings.problems
-    if reference is not None and not reference.tensors:
-        problems.append(f"{reference.label}: holds no tensors.")
     if reference is None or settings is None or not parts:
         raise PlanError(
             problems or ["the recipe names no model that can be opened; list models under 'models'."]
         )
     scores = None
-    try:
-        scores = _scores(settings.method, base, list(experts.values()), importance)
-    except MergingError as error:
-        problems.append(str(error))
     if settings.method.needs_importance and recipe.slices:
         problems.append(
             f"slices: {settings.method.name} needs the importance of whole models; list them under 'models'."
         )
-    if any(tensor.dtype == "F64" for tensor in reference.tensors.values()):
-        warnings.append(f"{reference.label}: its float64 tensors are merged in float32.")
+    try:
+        scores = _scores(settings.method, base, list(experts.values()), importance)
+    except MergingError as error:
+        problems.append(str(error))
     tensors, found = plan_tensors(recipe, slots, settings, complete=complete)
     problems += found
     warnings += settings.warnings
@@ -213,6 +202,27 @@ def plan_parts(
     if problems:
         raise PlanError(list(dict.fromkeys(problems)))
     return plan
+
+
+def _judge(
+    recipe: Recipe, reference: TensorSource, parts: Sequence[Part], slots: Sequence[Slot]
+) -> tuple[list[str], list[str]]:
+    """Problems and warnings that the models' folders and headers show."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    try:
+        problems += tokenizer_problems(recipe, reference, list(_experts(parts).values()))
+        found, warnings = compare_parts(reference, parts, slots)
+        problems += found
+    except CheckpointError as error:
+        problems.append(str(error))
+    if isinstance(reference, Checkpoint) and not reference.config:
+        warnings.append(f"{reference.label}: has no config.json, so the result will be weights without one.")
+    if not reference.tensors:
+        problems.append(f"{reference.label}: holds no tensors.")
+    if any(tensor.dtype == "F64" for tensor in reference.tensors.values()):
+        warnings.append(f"{reference.label}: its float64 tensors are merged in float32.")
+    return problems, warnings
 
 
 def _experts(parts: Sequence[Part]) -> dict[str, TensorSource]:
