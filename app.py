@@ -12,6 +12,7 @@ import gradio as gr
 from components.chat_tab import CSS as CHAT_CSS
 from components.chat_tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD
+from components.importance_merge import wire_importance_notice
 from components.importance_tab import CSS as IMPORTANCE_CSS
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.merge_tab import CSS as MERGE_CSS
@@ -44,6 +45,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_models_tab(app, models, settings, shared)
         wire_inspect_tab(app, inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared, merge_page.select)
+        wire_importance_notice(merge.importance, merge, inspect.importance, settings, shared)
         wire_chat_tab(app, chat, settings, shared, merge.fresh, merge.shown, merge.next)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
