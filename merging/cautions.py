@@ -14,11 +14,16 @@ NARROW = frozenset({"float16", "bfloat16"})
 
 
 def recipe_cautions(recipe: Recipe, tensors: Sequence[TensorPlan]) -> Iterator[str]:
-    """A sentence for each filter that misses or catches too much, and for inputs that are rounded before the merge."""
+    """A sentence for each filter that misses or catches too much, for inputs that are rounded before the merge, and for
+    a model that is merged with no other."""
     names = {tensor.info.name for tensor in tensors} | {one.name for t in tensors for one in t.inputs}
     for text in dict.fromkeys(_filters(recipe)):
         yield from _filter_cautions(text, names)
     yield from _rounding(recipe, tensors)
+    if any(t.method and t.method.experts_wanted is None and len(t.experts) == 1 for t in tensors):
+        yield (
+            "only one model to merge: the result is its own change, pruned and scaled by the method. Add another expert."
+        )
 
 
 def _filters(recipe: Recipe) -> Iterator[str]:

@@ -144,3 +144,10 @@ def test_model_stock_says_where_it_keeps_the_base(family):
     )
     same = {name: value + 0.5 * (models[0][name] - value) for name, value in base.items()}
     assert warnings_of(base, [models[0], same], "model_stock") == ()
+
+
+def test_one_expert_alone(family):
+    base, models, _ = family
+    (text,) = warnings_of(base, models[:1], "ties")
+    assert text.startswith("only one model to merge")
+    assert warnings_of(base, models[:1], "slerp") == ()
