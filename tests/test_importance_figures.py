@@ -167,6 +167,7 @@ def test_heads_and_rows_of_a_cell(family, report):
     bars = head_chart(["head 0", "head 1"], [[0.001, -0.002]], ["one"], (1, "k")).figure.data[0]
     assert list(bars.y) == [1.0, 2.0]
     assert list(bars.customdata) == ["the change raises the loss", "the change lowers the loss"]
+    assert bars.marker.pattern.bgcolor == bars.marker.color, "a hatched bar is filled"
     assert head_chart([], [], ["one"], (1, "gate")) is None
     assert row_chart([], [], ["one"], (1, "gate")) is None
 

@@ -71,6 +71,7 @@ def head_chart(
                     "pattern": {
                         "shape": PATTERNS[expert % len(PATTERNS)],
                         "fgcolor": "#ffffff",
+                        "bgcolor": SERIES[expert % len(SERIES)],
                         "fgopacity": 0.6,
                     },
                 },
