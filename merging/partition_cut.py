@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from merging.cuts import NOTHING, Keys
 from merging.pieces import Piece, PieceKey
 from merging.shelf import Shelf, Strip
-from merging.statistics import NOTHING, Accumulator, Keys
+from merging.statistics import Accumulator
 
 SHIFTS = (24, 16, 8, 0)
 """Four digits of 8 bits, the highest first."""

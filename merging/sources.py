@@ -187,12 +187,6 @@ def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _is(one: TensorSource | None, other: TensorSource | None) -> bool:
-    if isinstance(one, Checkpoint) and isinstance(other, Checkpoint):
-        return one is other or one.path.resolve() == other.path.resolve()
-    return one is not None and one is other
-
-
 def _open(recipe: Recipe, reference: str) -> Checkpoint:
     path = recipe.locate(reference)
     if not path_exists(path):

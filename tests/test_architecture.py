@@ -22,6 +22,7 @@ METHODS_MAY_IMPORT = {
     "merging.partitions",
     "merging.partition_cut",
     "merging.geometry",
+    "merging.cuts",
 }
 LEAVES = {"merging.cli", "merging.jobs", "merging.api", "merging.__main__"}
 
@@ -88,6 +89,7 @@ def test_engine_order():
         "anatomy",
         "partitions",
         "statistics",
+        "cuts",
         "partition_cut",
         "methods",
         "values",

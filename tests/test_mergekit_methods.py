@@ -384,7 +384,7 @@ def test_blocks_of_rows_equal_the_whole_tensor(method, options, monkeypatch):
     for module in ("merging.plan", "merging.tensor_plan"):
         monkeypatch.setattr(f"{module}.PIECE_BYTES", 50, raising=False)
     monkeypatch.setattr("merging.reading.KEEP_BYTES", 0)
-    monkeypatch.setattr("merging.statistics.SMALL_SCOPE", 0)
+    monkeypatch.setattr("merging.cuts.SMALL_SCOPE", 0)
     blocks = merge_state_dicts(base, models, method, **options)
     for name in SHAPES:
         torch.testing.assert_close(blocks[name], whole[name], rtol=2**-22, atol=2**-24)

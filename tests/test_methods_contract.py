@@ -89,12 +89,10 @@ def test_row_blocks_equal_the_whole(method, monkeypatch):
     wholes = [merge(method, base, models, **options) for options in settings]
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 800)
     monkeypatch.setattr("merging.reading.KEEP_BYTES", 0)
-    monkeypatch.setattr(
-        "merging.statistics.SMALL_SCOPE", 0
-    )  # the two scans of a large scope, by default settings
+    monkeypatch.setattr("merging.cuts.SMALL_SCOPE", 0)  # the two scans of a large scope, by default settings
     for options, whole in zip(settings, wholes, strict=True):
         blocks = merge(method, base, models, **options)
-        monkeypatch.setattr("merging.statistics.SMALL_SCOPE", 1 << 16)
+        monkeypatch.setattr("merging.cuts.SMALL_SCOPE", 1 << 16)
         for name, value in whole.items():
             if METHODS[method].elementwise:
                 assert torch.equal(value, blocks[name]), options
@@ -235,7 +233,7 @@ def test_exactly_k_are_kept_and_ties_go_to_the_first(small_scope, values, densit
     parts = {"a": delta[:split], "b": delta[split:]}
     base = {name: torch.zeros_like(part) for name, part in parts.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("merging.statistics.SMALL_SCOPE", small_scope)
+        patch.setattr("merging.cuts.SMALL_SCOPE", small_scope)
         merged = merge_state_dicts(base, [parts], "ties", density=density, scope="model")
     kept = 0 if density == 0 else len(values) if density == 1 else max(1, round(density * len(values)))
     order = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))[:kept]

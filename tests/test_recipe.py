@@ -96,7 +96,9 @@ def test_numbers_and_anchors_as_people_write_them():
 
 def test_all_mistakes_at_once():
     with pytest.raises(RecipeError) as caught:
-        Recipe.from_yaml("merge_method: ties\nbse_model: x\nseed: no\nmodels:\n- modl: a\nslices: [{sorces: []}]")
+        Recipe.from_yaml(
+            "merge_method: ties\nbse_model: x\nseed: no\nmodels:\n- modl: a\nslices: [{sorces: []}]"
+        )
     for part in ("bse_model", "seed", "modl", "sorces"):
         assert part in str(caught.value)
 

@@ -90,7 +90,7 @@ def test_as_in_a_large_scope(variant, ratio, monkeypatch):
     """By histograms, in small blocks read again for every scan; above a ratio of about a half thresholds are negative."""
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 300)
     monkeypatch.setattr("merging.reading.KEEP_BYTES", 0)
-    monkeypatch.setattr("merging.statistics.SMALL_SCOPE", 0)
+    monkeypatch.setattr("merging.cuts.SMALL_SCOPE", 0)
     ratio = max(ratio, 0.6) if variant == "paper" else ratio
     check({"variant": variant, "ratio": ratio}, "model", "random", torch.float32)
 

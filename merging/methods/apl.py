@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 
 from merging import ops
+from merging.cuts import Keys, magnitudes
 from merging.methods.base import Group, Method, Number, Scope, Survey, parameter, register
 from merging.methods.combine import LAMBDA
 from merging.methods.sparse import SEED, Seed, survivors
 from merging.partition_cut import Labels, PartitionCut, partition_cut
 from merging.partitions import Partitions
 from merging.pieces import Piece
-from merging.statistics import Keys, magnitudes
 
 MOST_DROPPED = 0.99
 REACH = 2.0

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from merging import ops
+from merging.cuts import order_statistics
 from merging.methods.base import Group, Method, Survey, parameter, register
 from merging.pieces import Piece, PieceKey
-from merging.statistics import order_statistics
 
 QUARTILES = (0.25, 0.5, 0.75)
 OUTLIER = 1.5

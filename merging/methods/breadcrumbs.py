@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 
 from merging import ops
+from merging.cuts import Cut, largest_cut
 from merging.methods.base import Group, Number, Scope, Share, Survey, parameter, register
 from merging.methods.combine import LAMBDA, Added, Elected
 from merging.methods.sparse import SCOPE, Trim
 from merging.pieces import Piece
-from merging.statistics import Attained, Cut, largest_cut
+from merging.statistics import Attained
 
 MERGEKIT: dict[str, Any] = {
     "density": 1.0,

@@ -11,10 +11,11 @@ from pydantic import Field
 
 from merging import ops
 from merging.anatomy import locate
+from merging.cuts import Cut, largest_cut
 from merging.methods.base import Group, Number, Profile, Scope, Survey, parameter, register
 from merging.methods.combine import Added
 from merging.pieces import Piece
-from merging.statistics import Attained, Cut, Sums, largest_cut
+from merging.statistics import Attained, Sums
 
 OUTLIER_OF_BLOCK = 3
 OUTLIER_OF_LINEAR = 5

@@ -74,7 +74,9 @@ class ModelStock(Method):
     def remarks(self, known: torch.Tensor | None, names: Sequence[str]) -> list[str]:
         if not self.clamp or known is None or float(known) != 0:
             return []
-        return ["model_stock: where the experts' changes do not point the same way on average, the base is kept."]
+        return [
+            "model_stock: where the experts' changes do not point the same way on average, the base is kept."
+        ]
 
     def coefficients(self, piece: Piece, known: torch.Tensor | None) -> torch.Tensor:
         if known is None:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from merging import ops
+from merging.cuts import Cut, Keys, largest_cut, magnitudes, order_statistics
 from merging.methods.base import Group, Method, Number, Scope, Share, Survey, parameter, register
 from merging.methods.combine import LAMBDA
 from merging.pieces import Piece
-from merging.statistics import Cut, Keys, Maximum, Sums, largest_cut, magnitudes, order_statistics
+from merging.statistics import Maximum, Sums
 
 TINY = 1e-12
 CLIPPED = {"root": 1e-4, "vision": 1e-2}

@@ -7,10 +7,11 @@ import torch
 from pydantic import Field
 
 from merging import ops
+from merging.cuts import Cut, largest_cut
 from merging.methods.base import Group, Method, Share, Survey, parameter, register
 from merging.methods.sparse import COUNT
 from merging.pieces import Piece
-from merging.statistics import Cut, Sums, largest_cut
+from merging.statistics import Sums
 
 LEAST_SHARE = 1e-6
 """Experts that agree on an element are divided by at least this much of the weights, as in the authors' code."""

@@ -7,7 +7,7 @@ import torch
 
 from merging.methods.base import Group, Method, Share, Survey, parameter, register
 from merging.pieces import Piece
-from merging.statistics import InnerProducts
+from merging.statistics import products
 
 PARALLEL = 0.9995
 TINY_NORM = 1e-8
@@ -39,9 +39,9 @@ class Slerp(Method):
 
     def survey(self, group: Group) -> Survey:
         """The factors of base and model, from the angle between them in float64; None where they are parallel."""
-        products: torch.Tensor = yield InnerProducts()
-        norms = [math.sqrt(float(products[i, i])) for i in (0, 1)]
-        dot = float(products[0, 1])
+        (inner,) = (yield products(_ends)).values()
+        norms = [math.sqrt(float(inner[i, i])) for i in (0, 1)]
+        dot = float(inner[0, 1])
         for norm in norms:
             dot /= norm if norm > TINY_NORM else 1.0
         dot = min(1.0, max(-1.0, dot))
@@ -57,3 +57,8 @@ class Slerp(Method):
         if known is None:
             return piece.apply(self.t * piece.deltas[0])
         return known[0] * piece.base + known[1] * piece.models[0]
+
+
+def _ends(piece: Piece) -> torch.Tensor:
+    """Both ends of the path: [2, *shape]."""
+    return torch.stack([piece.base_or_zero, piece.models[0]])

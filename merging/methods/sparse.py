@@ -10,9 +10,10 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from merging import noise, ops
+from merging.cuts import Cut, largest_cut
 from merging.methods.base import Group, Method, Number, Profile, Scope, Share, Survey, parameter
 from merging.pieces import Piece
-from merging.statistics import Cut, Sums, largest_cut
+from merging.statistics import Sums
 
 STRONGLY_TUNED = 0.1
 """A relative change ‖δ‖/‖θ0‖ above that of light fine-tuning."""
