@@ -108,6 +108,8 @@ def merge_state_dicts(
     Raises:
         MergingError: unknown method or parameter, values out of range, tensors that do not fit.
     """
+    if isinstance(models, Mapping):
+        raise MergingError("models: is one dictionary; give a list with a dictionary for each expert.")
     models = list(models)
     recipe = _recipe_in_memory(len(models), method, profile, _plain(seed), _spelled(parameters, weight))
     sources = [

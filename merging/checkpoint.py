@@ -38,6 +38,12 @@ class StateDict:
     """A dictionary of tensors in memory, read like a checkpoint."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], label: str = "state dict"):
+        if not isinstance(tensors, Mapping):
+            raise CheckpointError(f"{label}: is a {type(tensors).__name__}; give a dictionary of tensors.")
+        for name, value in tensors.items():
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.is_meta:
+                kind = "a tensor without values" if isinstance(value, torch.Tensor) else type(value).__name__
+                raise CheckpointError(f"{label}: {name!r} is {kind}; give names and torch tensors.")
         self.label = label
         self._values = tensors
         self.tensors = {

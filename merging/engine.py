@@ -288,19 +288,24 @@ def _square(values: torch.Tensor) -> float:
 def _require_finite(plan: Plan, tensor: TensorPlan, piece: Piece) -> None:
     """Raise if base or an expert holds NaN or infinite values in a piece; squares may also be just too large."""
     if not bool(piece.models.isfinite().all() and piece.base_or_zero.isfinite().all()):
-        raise MergingError(_not_finite(plan, tensor, piece, piece.models))
+        raise MergingError(f"'{tensor.info.name}': {_damage(plan, tensor, piece)}")
 
 
 def _not_finite(plan: Plan, tensor: TensorPlan, piece: Piece, rows: torch.Tensor) -> str:
     bad = int((~torch.isfinite(rows)).sum())
     text = f"'{tensor.info.name}': {bad:,} of {rows.numel():,} merged values are not finite"
+    if damage := _damage(plan, tensor, piece):
+        return f"{text}, because {damage}"
+    return f"{text}: too large for {tensor.info.dtype}. Lower λ or the weights, or set out_dtype: float32."
+
+
+def _damage(plan: Plan, tensor: TensorPlan, piece: Piece) -> str | None:
+    """Which input of a piece is not finite, and what to do; None: they all are."""
     for one in tensor.inputs:
         label = "the base" if one is tensor.base else one.model
         stored = one.source.read(one.name, piece.start, piece.stop)
         if count := int((~torch.isfinite(stored)).sum()):
-            return (
-                f"{text}, because {label} holds {count:,} NaN or infinite values there. Use an intact model."
-            )
+            return f"{label} holds {count:,} NaN or infinite values there. Use an intact model."
         if plan.work_dtype is not None and not bool(torch.isfinite(stored.to(plan.work_dtype)).all()):
-            return f"{text}, because {label} does not fit {plan.recipe.dtype} there. Set dtype: float32."
-    return f"{text}: too large for {tensor.info.dtype}. Lower λ or the weights, or set out_dtype: float32."
+            return f"{label} does not fit {plan.recipe.dtype} there. Set dtype: float32."
+    return None

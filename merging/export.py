@@ -70,7 +70,7 @@ def to_mergekit(recipe: Recipe, *, approximate: bool = False) -> str:
         raise MergingError(
             "mergekit cannot express this recipe:\n"
             + "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
-            + "\nAllow an approximation to leave these out."
+            + "\nUse --approximate (in Python approximate=True) to leave these out."
         )
     lines = [f"# left out: {problem}" for problem in problems] + [f"# {note}" for note in export.notes()]
     return "".join(f"{line}\n" for line in lines) + dump_yaml(export.content())

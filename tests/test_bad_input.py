@@ -189,3 +189,24 @@ def test_a_slice_of_endless_length_is_refused_at_once(family, tmp_path):
         json.dumps({"merge_method": "passthrough", "slices": [{"sources": [source]}]})
     )
     assert "has no block 3; it has 3, 0 to 2" in refused(tmp_path / "r.yaml")
+
+
+BASE = {"a": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("base", "models"),
+    [
+        (BASE, [3]),
+        (BASE, BASE),
+        (BASE, [{"a": [1.0, 2.0, 3.0]}]),
+        (BASE, [{"a": np.zeros(3, dtype=np.float32)}]),
+        ({1: torch.zeros(3)}, [BASE]),
+        (BASE, [{"a": torch.zeros(3, device="meta")}]),
+        ([torch.zeros(3)], [BASE]),
+    ],
+    ids=str,
+)
+def test_what_is_no_dictionary_of_tensors(base, models):
+    with pytest.raises(MergingError, match="give"):
+        merging.merge_state_dicts(base, models, "ties")

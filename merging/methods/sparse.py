@@ -53,7 +53,7 @@ class Sparse(Method):
     weight: Number | tuple[Number, ...] = parameter(
         1.0,
         "w",
-        "How strongly this expert counts beside the others; 0 leaves it out, below 0 takes away what it learned.",
+        "How strongly this expert counts beside the others; 0 adds nothing of it, below 0 takes away what it learned.",
         per_model=True,
     )
 
