@@ -73,6 +73,20 @@ def show_importance_map(
     return [payload(chart, picked, empty=NO_PAIRS), table]
 
 
+def with_importance(table: Table, report: Report, everything: bool, found: Found | None) -> Table:
+    """A table with a row for each cell of a report, and each expert's signed importance (nats) beside it."""
+    scores = scores_of(report, found)
+    if scores is None:
+        return table
+    names = expert_names(report)
+    empty: list[float | None] = [None] * len(names)
+    rows = [
+        [*row, *(scores.signed.get(cell) or empty)]
+        for row, cell in zip(table.rows, report.cells(everything=everything), strict=True)
+    ]
+    return Table([*table.headers, *(f"{name} signed importance (nats)" for name in names)], rows)
+
+
 def show_importance_story(report: Report | None, cell: Cell | None, found: Found | None) -> list[Any]:
     """The story's importance part: whether it is there, its table, heads, rows."""
     scores = scores_of(report, found)

@@ -159,6 +159,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     )
     wire_importance(app, tab.importance, settings, shared)
     found.change(partial(show_metric, reports), choice, map_views, **latest)
+    found.change(partial(show_csv, reports), [tab.report, tab.everything, found], tab.csv, **latest)
     tab.metric.input(open_importance, [tab.metric, found], tab.importance.accordion, **quiet)
     gr.on(
         [tab.cell.change, found.change],
@@ -208,7 +209,7 @@ def show_report(
     cell = views.settle(report, metric, everything, *_names(cell))
     return [
         views.show_totals(report),
-        views.show_csv(report, everything),
+        views.show_csv(report, everything, found),
         *views.show_map(report, metric, everything, cell, found),
         *views.show_cell(report, everything, cell),
     ]
@@ -221,6 +222,11 @@ def show_metric(
     report, everything = reports.get(key), bool(everything)
     settled = views.settle(report, metric, everything, *_names(cell))
     return views.show_map(report, metric, everything, settled, found)
+
+
+def show_csv(reports: Reports, key: str, everything: bool, found: Found | None) -> str:
+    """The link to all numbers, once there is more of them."""
+    return views.show_csv(reports.get(key), bool(everything), found)
 
 
 def open_importance(metric: str, found: Found | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from components.figures.metrics import (
 )
 from components.figures.story import change_histogram, sign_agreement
 from components.importance_job import Found
-from components.importance_views import show_importance_map
+from components.importance_views import show_importance_map, with_importance
 from components.numbers import clock, count, size
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
@@ -123,9 +123,12 @@ def show_cell(report: Report | None, everything: bool, cell: Cell | None) -> lis
     ]
 
 
-def show_csv(report: Report | None, everything: bool) -> str:
-    """A link to everything measured, as CSV."""
-    return "" if report is None else csv_link(full_table(report, everything=everything), "mergescope.csv")
+def show_csv(report: Report | None, everything: bool, found: Found | None = None) -> str:
+    """A link to everything measured, importance too where it is known, as CSV."""
+    if report is None:
+        return ""
+    table = full_table(report, everything=everything)
+    return csv_link(with_importance(table, report, everything, found), "mergescope.csv")
 
 
 def settle(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 import time
+from urllib.parse import unquote
 
 import gradio as gr
 import pytest
@@ -26,7 +29,7 @@ from components.importance_examples import (
 )
 from components.importance_job import DETAILS, cache_of, find, is_kept
 from components.importance_merge import follow, settle, show_notice, with_importance
-from components.importance_views import NOT_MEASURED, show_importance_story, status_html
+from components.importance_views import NOT_MEASURED, scores_of, show_importance_story, status_html
 from components.merge_form import build_merge_form
 from components.merge_picker import build_picker
 from components.merge_recipe import check, default_recipe
@@ -264,6 +267,17 @@ def test_the_map_keeps_the_outlined_cell_and_has_a_table(kept, done, chosen):
     assert len(table["data"]) == 3 * 7
     whole = inspect_tab.show_report(reports, report, "owner", True, (2, "v"), found)
     assert whole[4]["headers"][2:] == ["owner", "share of the claims, %"]
+
+
+def test_the_csv_holds_signed_importance_beside_the_changes(kept, done, chosen):
+    reports, report = kept
+    found = find(done, "local", chosen)
+    link = inspect_tab.show_csv(reports, report, True, found)
+    rows = list(csv.DictReader(io.StringIO(unquote(link.split("utf-8,")[1].split('"')[0]))))
+    row = next(row for row in rows if (row["block"], row["module"]) == ("1", "gate"))
+    scores = scores_of(reports.get(report), found)
+    assert float(row["two signed importance (nats)"]) == scores.signed[1, "gate"][1]
+    assert "importance" not in inspect_tab.show_csv(reports, report, True, None)
 
 
 def test_a_click_shows_signed_importance_heads_and_rows(kept, done, chosen):
