@@ -7,7 +7,8 @@ from pathlib import Path
 import gradio as gr
 
 CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
-HEAD = '<meta name="color-scheme" content="light dark">'
+NUMBER_FIELDS = Path(__file__).with_name("number_fields.js").read_text(encoding="utf-8")
+HEAD = f'<meta name="color-scheme" content="light dark"><script>{NUMBER_FIELDS}</script>'
 HEADER = """
 <header class="page-head">
   <div class="brand">

@@ -302,6 +302,24 @@ def test_a_wrong_value_is_named_at_its_field_at_once(at_merge, console_errors):
     assert console_errors == []
 
 
+@pytest.mark.parametrize(("typed", "taken"), [("-3", "0"), ("1e9", "2"), ("", "1"), ("1.5", "1.5")])
+def test_a_number_beyond_its_slider_is_shown_and_merged_alike(at_merge, console_errors, typed, taken):
+    page = at_merge
+    choose(page, "ties")
+    weight = page.locator("#merge-weight-0 input[type=number]")
+    weight.fill("")
+    weight.press_sequentially(typed)
+    weight.press("Tab")
+    expect(weight).to_have_value(taken)
+    if taken == "1":
+        page.wait_for_timeout(500)
+        assert "weight" not in recipe(page)
+    else:
+        wait_for_recipe(page, f"weight: {taken}\n")
+    expect(page.locator("#merge-plan")).not_to_contain_text("Error")
+    assert console_errors == []
+
+
 def test_profile_presets_and_advice(at_merge):
     page = at_merge
     choose(page, "dare_ties")
