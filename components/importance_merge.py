@@ -133,7 +133,7 @@ def show_notice(settings: Settings, recipe: Recipe, family: Family, found: Found
             f"{html.escape(names)}. A reconstruction of APL."
         )
         look = "im-good" if agreement is not None and agreement.recommended else "im-note"
-        said = f'<p>{words}</p><p class="{look}">{html.escape(recommendation(agreement))}</p>'
+        said = f'<p>{words}</p><p class="{look}">{html.escape(recommendation(agreement, known.how))}</p>'
         return [gr.update(visible=True), said, gr.update(visible=False)]
     offered = events.has_defaults(settings, family)
     remedy = (

@@ -216,8 +216,13 @@ def told(known: Importance) -> str:
     return f"{how}, {examples} example{'s' if examples != 1 else ''} an expert"
 
 
-def recommendation(agreement: Agreement | None) -> str:
-    """Whether APL is recommended, in a sentence or two of plain text."""
+def recommendation(agreement: Agreement | None, how: str = "gradient") -> str:
+    """Whether APL is recommended with scores measured so, in a sentence or two of plain text."""
+    if agreement is None and how == "exact":
+        return (
+            "These scores are exact intervention itself, the yardstick for the others. Whether APL merges better than simpler "
+            "methods with them, only the merged model tells."
+        )
     if agreement is None:
         return (
             "Not compared with exact intervention yet, so APL is not recommended over simpler methods: whether its scores tell "
@@ -237,9 +242,9 @@ def recommendation(agreement: Agreement | None) -> str:
     return told
 
 
-def agreement_html(agreement: Agreement | None) -> str:
+def agreement_html(agreement: Agreement | None, how: str = "gradient") -> str:
     """The recommendation and the table behind it."""
-    advice = html.escape(recommendation(agreement))
+    advice = html.escape(recommendation(agreement, how))
     if agreement is None:
         return f'<p class="im-advice">{advice}</p>'
     look = "im-good" if agreement.recommended else "im-note"
@@ -276,8 +281,8 @@ def _predictor(name: str, score: str) -> str:
 
 def show_agreement(found: Found | None) -> list[Any]:
     """The report's text, whether there are removal curves, and these."""
-    agreement = found.agreement if found is not None else None
-    text = agreement_html(agreement) if found is not None else ""
+    agreement, known = (found.agreement, found.load(MAPPED)) if found is not None else (None, None)
+    text = agreement_html(agreement, known.how) if known is not None else ""
     chart = payload(curves_chart(agreement)) if agreement is not None else None
     return [text, gr.update(visible=chart is not None), chart]
 

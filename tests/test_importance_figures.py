@@ -201,6 +201,7 @@ def test_apl_is_recommended_only_where_it_beats_the_size_of_the_change():
     assert recommendation(agreement(0.6, 0.2)).startswith("APL is recommended here")
     assert recommendation(agreement(0.2, 0.6)).startswith("APL is not recommended here")
     assert "not recommended" in recommendation(None)
+    assert "exact intervention itself" in recommendation(None, "exact")
     doubtful = recommendation(agreement(-0.1, -0.2))
     assert "shuffled answers at base, blind to the task, did at least as well" in doubtful
 
