@@ -253,7 +253,7 @@ def _scores(
     if importance is None:
         raise MergingError(
             f"importance: missing. {method.title} works on what matters to each expert's task; measure it with `python -m "
-            "merging importance RECIPE --data FILE --out FILE`, or on the Importance page, and name that file."
+            "merging importance RECIPE --data FILE --out FILE`, or in the app under Inspect, and name that file."
         )
     return importance.scores(base, experts) if base is not None and experts else None
 
