@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conftest import save_llama, tune
+
+from tests.conftest import save_llama, tune
 
 BLOCKS = 6
 EXPERTS = ("one", "two", "three")
