@@ -219,7 +219,9 @@ def told(known: Importance) -> str:
 def recommendation(agreement: Agreement | None, how: str = "gradient") -> str:
     """Whether APL is recommended with scores measured so, in a sentence or two of plain text."""
     if agreement is None and how == "exact":
-        return "These scores are exact intervention itself. Whether APL merges well with them, the result tells."
+        return (
+            "These scores are exact intervention itself. Whether APL merges well with them, the result tells."
+        )
     if agreement is None:
         return (
             "Not compared with exact intervention yet, so APL is not recommended over simpler methods: whether its scores tell "
