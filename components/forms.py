@@ -92,7 +92,10 @@ def help_of(method: type[Method], name: str) -> str:
     field = method.parameters()[name]
     paper, mergekit = (words(default_of(method, name, profile)) for profile in ("paper", "mergekit"))
     usual = f"preset {paper}" if paper == mergekit else f"paper {paper}, mergekit {mergekit}"
-    facts = "; ".join(part for part in (shape_of(field, method).range, usual) if part)
+    shape = shape_of(field, method)
+    unlimited = name in for_each_expert(method) and not shape.bounded
+    reach = f"{shape.range}, in the YAML also beyond the slider" if unlimited else shape.range
+    facts = "; ".join(part for part in (reach, usual) if part)
     return f"{field.description} ({facts})"
 
 

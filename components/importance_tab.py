@@ -26,8 +26,8 @@ UNITS = [("blocks", "layer"), ("modules", "module"), ("heads", "head"), ("rows",
 POINTS = [
     ("the base", "base"),
     ("the expert", "expert"),
-    ("half-way", "midpoint"),
-    ("both ends", "trapezoid"),
+    ("the midpoint", "midpoint"),
+    ("both ends (trapezoid)", "trapezoid"),
 ]
 
 

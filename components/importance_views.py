@@ -238,6 +238,17 @@ def recommendation(agreement: Agreement | None, how: str = "gradient") -> str:
     if agreement.as_good:
         blind = " and ".join(_predictor(name, "").removesuffix(" (null)") for name in agreement.as_good)
         told += f" Trust it little, though: {blind}, blind to the task, did at least as well."
+    unsure = [
+        expert.expert
+        for expert in agreement.experts
+        for one in expert.correlations
+        if one.predictor == agreement.score and one.low is not None and one.low <= 0
+    ]
+    if unsure:
+        told += f" For {' and '.join(unsure)} it could be chance: the interval reaches 0."
+    if better := agreement.better:
+        mine, theirs = (agreement.mean(name) or 0.0 for name in (agreement.score, better))
+        told += f" {better.capitalize()} agrees better here ({theirs:.2f} against {mine:.2f}): choose it above and compute again."
     return told
 
 

@@ -88,6 +88,16 @@ class Agreement:
             name for name, mean in means.items() if mean is not None and (mine is None or mean >= mine)
         )
 
+    @property
+    def better(self) -> str | None:
+        """The gradient that agrees best with exact intervention on average, where that is not the score used."""
+        names = [
+            one.predictor for one in self.experts[0].correlations if one.predictor.startswith("gradient at")
+        ]
+        means = {name: mean for name in names if (mean := self.mean(name)) is not None}
+        best = max(means, key=means.__getitem__, default=self.score)
+        return best if means.get(best, 0.0) > means.get(self.score, 1.0) else None
+
 
 def summarise(score: str, experts: Sequence[ExpertAgreement], examples: int, seed: int) -> Agreement:
     """The report over all experts, with its recommendation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -204,6 +205,24 @@ def test_apl_is_recommended_only_where_it_beats_the_size_of_the_change():
     assert "exact intervention itself" in recommendation(None, "exact")
     doubtful = recommendation(agreement(-0.1, -0.2))
     assert "shuffled answers at base, blind to the task, did at least as well" in doubtful
+
+
+def test_the_advice_names_a_better_gradient_and_what_may_be_chance():
+    used = agreement(0.4, 0.1).experts[0]
+    doubtful = replace(
+        used,
+        expert="two",
+        correlations=(replace(used.correlations[0], low=-0.05), *used.correlations[1:]),
+    )
+    experts = tuple(
+        replace(e, correlations=(*e.correlations, Correlation("gradient at expert", 0.9, 0.8, 1.0)))
+        for e in (used, doubtful)
+    )
+    told = recommendation(Agreement("gradient at base", experts, 16, 200, 0, True))
+    assert "For two it could be chance" in told
+    assert "Gradient at expert agrees better here (0.90 against 0.40)" in told
+    assert "agrees better" not in recommendation(Agreement("gradient at expert", experts, 16, 200, 0, True))
+    assert "chance" not in recommendation(agreement(0.4, 0.1))
 
 
 def test_the_agreement_table_shows_intervals_and_null_predictors():
