@@ -168,7 +168,7 @@ def test_owners_do_not_see_each_other(store, tmp_path):
     for id in ("", "..", "../" + ADA, None, job + "/", job.upper()):
         assert store.get(ADA, id) is None
         assert not store.delete(ADA, id)
-    assert store.get(ADA, running).state == "running"
+    until(lambda: store.get(ADA, running).state == "running")
     assert store.get(ADA, job).result == {"x": 1}
 
 

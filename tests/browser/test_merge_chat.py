@@ -271,7 +271,7 @@ def test_methods_are_searched_and_those_that_do_not_fit_say_why(at_merge):
     choose(page, "apl")
     assert "Needs importance" in page.locator("#merge-method label.selected").inner_text()
     page.locator("#merge-plan li", has_text="importance: missing").wait_for()
-    assert page.locator("#merge-button").is_disabled()
+    expect(page.locator("#merge-button")).to_be_disabled()
 
 
 def test_the_keyboard_chooses_a_method(at_merge):

@@ -123,7 +123,7 @@ def test_the_keyboard_reaches_what_a_click_reaches(page):
         wait_for_story(page, f"{block.input_value().capitalize()}, {module.input_value()}")
     row = int(block.input_value().split()[1])
     page.wait_for_function(
-        "row => document.querySelector('#map .chart-plot').layout.shapes[0].y0 === row - 0.5", arg=row
+        "row => document.querySelector('#map .chart-plot')?.layout?.shapes?.[0]?.y0 === row - 0.5", arg=row
     )
     assert len(shapes(page)) == 1
 

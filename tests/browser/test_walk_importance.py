@@ -1,4 +1,7 @@
-"""Importance in the page: measured on the demo's examples, looked at, found again, and used by an APL merge."""
+"""Importance in the page: measured on the demo's examples, looked at, found again, and used by an APL merge.
+
+The last of the browser's files: what is measured here is found by every later page of the same app.
+"""
 
 from __future__ import annotations
 
