@@ -24,7 +24,7 @@ MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 SHIFTS = (16, 13, 16)
 HIGH = 0x9E3779B9
 WORD = 1 << 32
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 """Elements made at once: what stays in the cache."""
 
 
@@ -50,8 +50,9 @@ def uniform(
         torch.add(ramp[:size], _signed(low), out=part)
         _mix(part, k0 ^ (high * HIGH % WORD), shifted[:size])
         _mix(part, k1, shifted[:size])
+        part.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
         done += size
-    return words.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
+    return words
 
 
 def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
