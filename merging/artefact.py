@@ -29,7 +29,7 @@ At = Literal["base", "expert", "midpoint", "trapezoid"]
 
 ENTRY = "importance"
 """The header's key of the description."""
-WRITE_ROWS = 1 << 22
+WRITE_ELEMENTS = 1 << 22
 """Elements written at once."""
 HEAD_SETTINGS = (
     "model_type",
@@ -206,9 +206,8 @@ class Importance:
             for prefix, source in contents.items():
                 for name, info in source.tensors.items():
                     offset = places[prefix + name]
-                    step = max(1, WRITE_ROWS // max(1, info.row_elements))
-                    for start in range(0, info.rows if info.elements else 0, step):
-                        values = source.read(name, start, min(start + step, info.rows)).contiguous()
+                    for start, stop in info.row_blocks(WRITE_ELEMENTS):
+                        values = source.read(name, start, stop).contiguous()
                         data = values.reshape(-1).view(torch.uint8)
                         write_at(descriptor, data, offset)
                         offset += len(data)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from merging import ops
 from merging.calibration import Task
 from merging.checkpoint import TensorSource
 from merging.errors import MergingError
@@ -71,7 +72,10 @@ class MovedModel:
             parameter = own.get(name, own.get(f"{prefix}.{name}"))
             if parameter is not None and tuple(parameter.shape) == shape:
                 found[name] = parameter
-            elif any(bool(self.change(name, *rows).any()) for rows in row_blocks(self.base.tensors[name])):
+            elif any(
+                bool(self.change(name, *rows).any())
+                for rows in self.base.tensors[name].row_blocks(BLOCK_ELEMENTS)
+            ):
                 raise MergingError(
                     f"importance: '{name}' is stored otherwise than {type(self.model).__name__} holds it, so its gradient "
                     "cannot be matched. This architecture is not supported."
@@ -87,7 +91,7 @@ class MovedModel:
     def move(self, share: float) -> None:
         """Set the weights to θ0 + share·δ; at 0 and 1 they are the base's and the expert's own bits."""
         for name in self.parameters:
-            for start, stop in row_blocks(self.base.tensors[name]):
+            for start, stop in self.base.tensors[name].row_blocks(BLOCK_ELEMENTS):
                 if share in (0, 1):
                     rows = self._read(self.expert if share else self.base, name, start, stop)
                 else:
@@ -114,8 +118,8 @@ class MovedModel:
     @torch.no_grad()
     def _put_back(self, name: str, mask: torch.Tensor) -> None:
         """Base where `mask` (broadcast to the tensor) is set, expert elsewhere."""
-        for start, stop in row_blocks(self.base.tensors[name]):
-            part = mask[start:stop] if mask.ndim and mask.shape[0] > 1 else mask
+        for start, stop in self.base.tensors[name].row_blocks(BLOCK_ELEMENTS):
+            part = ops.broadcast_rows(mask, start, stop)
             rows = self._read(self.expert, name, start, stop)
             if bool(part.any()):
                 rows = torch.where(part.to(self.device), self._read(self.base, name, start, stop), rows)
@@ -127,13 +131,6 @@ class MovedModel:
     def _write(self, name: str, start: int, stop: int, rows: torch.Tensor) -> None:
         parameter = self.parameters[name]
         (parameter[start:stop] if parameter.ndim else parameter).copy_(rows)
-
-
-def row_blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
-    """A tensor's rows in blocks of `BLOCK_ELEMENTS`; none for an empty one."""
-    step = max(1, BLOCK_ELEMENTS // max(1, info.row_elements))
-    for start in range(0, info.rows if info.elements else 0, step):
-        yield start, min(start + step, info.rows)
 
 
 class Elements:
@@ -191,7 +188,7 @@ def gradient_sums(
 
     def take(name: str, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
-        for start, stop in row_blocks(moved.base.tensors[name]):
+        for start, stop in moved.base.tensors[name].row_blocks(BLOCK_ELEMENTS):
             gradient = parameter.grad[start:stop] if parameter.ndim else parameter.grad
             products = moved.change(name, start, stop) * gradient
             partitions.add(totals, name, products, start)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +79,12 @@ class TensorInfo:
     @property
     def row_elements(self) -> int:
         return math.prod(self.shape[1:])
+
+    def row_blocks(self, most: int) -> Iterator[tuple[int, int]]:
+        """The rows in blocks of at most `most` elements, but one row at least; none for an empty tensor."""
+        step = max(1, most // max(1, self.row_elements))
+        for start in range(0, self.rows if self.elements else 0, step):
+            yield start, min(start + step, self.rows)
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

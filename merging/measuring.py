@@ -19,7 +19,7 @@ from merging.agreement import (
     removal_counts,
 )
 from merging.artefact import At, How
-from merging.attribution import Elements, MovedModel, carried, gradient_sums, losses, row_blocks
+from merging.attribution import BLOCK_ELEMENTS, Elements, MovedModel, carried, gradient_sums, losses
 from merging.calibration import Task
 from merging.errors import MergingError, did_you_mean
 from merging.partitions import Granularity, Partitions
@@ -158,7 +158,7 @@ class ExpertMeasures:
         """‖δ_P‖² of every partition."""
         totals = torch.zeros(len(self.partitions), dtype=torch.float64, device=self.moved.device)
         for name in carried(self.moved.base):
-            for start, stop in row_blocks(self.moved.base.tensors[name]):
+            for start, stop in self.moved.base.tensors[name].row_blocks(BLOCK_ELEMENTS):
                 change = self.moved.change(name, start, stop)
                 self.partitions.add(totals, name, change.double().square(), start)
             yield self._step("reading")
@@ -211,7 +211,7 @@ class ExpertMeasures:
         if self.wanted.elementwise and elements is not None:
             signed.zero_()
             for name, info in elements.tensors.items():
-                for start, stop in row_blocks(info):
+                for start, stop in info.row_blocks(BLOCK_ELEMENTS):
                     self.partitions.add(signed, name, elements.read(name, start, stop).abs(), start)
         if not bool(signed.isfinite().all()):
             raise MergingError(f"importance: gradients of {self.name} are not finite. Use an intact model.")

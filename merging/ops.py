@@ -46,6 +46,11 @@ def magnitude_bits(values: torch.Tensor) -> torch.Tensor:
     return values.contiguous().view(torch.int32) & 0x7FFFFFFF
 
 
+def broadcast_rows(values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Rows `start` to `stop` of what broadcasts to a tensor: all of it where it has one value for every row."""
+    return values[start:stop] if values.ndim and values.shape[0] > 1 else values
+
+
 def order_bits(values: torch.Tensor) -> torch.Tensor:
     """float32 values as int32 that order exactly as the values do; −0 and 0 are equal."""
     bits = (values + 0.0).contiguous().view(torch.int32)
@@ -73,6 +78,11 @@ def sum_experts(values: torch.Tensor) -> torch.Tensor:
 def flat(values: torch.Tensor, leading: int = 1) -> torch.Tensor:
     """The dims after the first `leading` as one, which a scalar tensor's values then have, too."""
     return values.reshape(*values.shape[:leading], math.prod(values.shape[leading:]))
+
+
+def l1_norms(values: torch.Tensor) -> torch.Tensor:
+    """Σ|x| of each expert, in float64: [experts]."""
+    return flat(values.abs()).sum(1, dtype=torch.float64)
 
 
 def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:

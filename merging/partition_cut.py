@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from merging import ops
 from merging.cuts import NOTHING, Keys
 from merging.pieces import Piece, PieceKey
 from merging.shelf import Shelf, Strip
@@ -27,9 +28,7 @@ class Labels:
 
     def of(self, piece: Piece) -> torch.Tensor:
         """The partition of every element of a piece: int64 [elements]."""
-        index = self.index[piece.name]
-        if index.ndim and index.shape[0] > 1:
-            index = index[piece.start : piece.stop]
+        index = ops.broadcast_rows(self.index[piece.name], piece.start, piece.stop)
         return index.to(piece.models.device).expand(piece.models.shape[1:]).flatten()
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from merging import ops
 from merging.anatomy import Heads, Place, heads, locate
 from merging.errors import MergingError, did_you_mean
 
@@ -94,9 +95,8 @@ class Partitions:
         """
         if not values.numel():
             return
-        index = self.index[name]
-        if index.ndim and index.shape[0] > 1:
-            index = index[start : start + values.shape[0]]
+        rows = values.shape[0] if values.ndim else 1
+        index = ops.broadcast_rows(self.index[name], start, start + rows)
         if index.numel() == 1:
             totals[int(index)] += values.sum(dtype=torch.float64)
             return

@@ -82,11 +82,12 @@ def _plan_tensor(recipe: Recipe, slot: Slot, settings: Settings, *, excluded: bo
     inputs = [one.info for one in slot.inputs if one.info is not None]
     info = replace(stored, name=slot.name, dtype=_out_dtype(recipe, stored, inputs), file=None, start=0)
     whole = settings.method.whole_vectors and len(info.shape) == 1
+    piece = PIECE_BYTES // (4 * (len(slot.experts) + 1))
     return TensorPlan(
         info=info,
         method=method,
         group=_group(slot.name, method.ranked_within if method else "tensor"),
-        row_blocks=((0, info.rows),) if whole else _row_blocks(info, len(slot.experts) + 1),
+        row_blocks=tuple(() if whole else info.row_blocks(piece)) or ((0, info.rows),),
         reference=slot.reference,
         base=slot.base if settings.method.takes_base else None,
         experts=slot.experts,
@@ -135,10 +136,3 @@ def _out_dtype(recipe: Recipe, info: TensorInfo, inputs: Sequence[TensorInfo]) -
     for tensor in inputs:
         promoted = torch.promote_types(promoted, tensor.torch_dtype)
     return DTYPE_NAMES[promoted]
-
-
-def _row_blocks(info: TensorInfo, sources: int) -> tuple[tuple[int, int], ...]:
-    if info.elements == 0:
-        return ((0, info.rows),)
-    rows = max(1, PIECE_BYTES // max(1, info.row_elements * 4 * sources))
-    return tuple((start, min(start + rows, info.rows)) for start in range(0, info.rows, rows))

@@ -148,9 +148,7 @@ class Apl(Method):
         return Known(known.partitions, known.drop, known.weight, cut)
 
     def coefficients(self, piece: Piece, known: Known) -> torch.Tensor:
-        place = known.partitions.index[piece.name]
-        if place.ndim and place.shape[0] > 1:
-            place = place[piece.start : piece.stop]
+        place = ops.broadcast_rows(known.partitions.index[piece.name], piece.start, piece.stop)
         shape = (piece.experts, *[1] * (piece.deltas.ndim - 1 - place.ndim), *place.shape)
         if known.cut is None:
             factors = survivors(piece, (1 - known.drop[:, place]).view(shape), self.seed, "expected")

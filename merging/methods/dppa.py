@@ -149,7 +149,7 @@ class Dppa(Added):
         linears = Linears.among(group.shapes)
         if not linears.names:
             return Known({})
-        totals = yield Sums(lambda piece: ops.flat(piece.deltas.abs()).sum(1, dtype=torch.float64))
+        totals = yield Sums(lambda piece: ops.l1_norms(piece.deltas))
         sums = torch.stack([totals[name] for name in linears.names])
         of_linear = dict(zip(linears.names, sums / linears.sizes[:, None], strict=True))
         of_block = linears.by_block(sums) / linears.by_block(linears.sizes)[:, None]
@@ -171,7 +171,7 @@ class Dppa(Added):
             for expert in range(of_block.shape[1])
             for p in self.levels
         ]
-        return torch.stack(columns, 1).round().clamp(min=1).long()
+        return torch.stack(columns, 1).round().long()
 
     def part_of(self, tensor: str, known: Known) -> str:
         return tensor

@@ -24,7 +24,7 @@ WINDOW_TOLERANCE = 1e-9
 
 
 def _rescale_word(value: Any) -> Any:
-    return {True: "l1", False: "none"}.get(value, value) if isinstance(value, bool) else value
+    return {True: "l1", False: "none"}[value] if isinstance(value, bool) else value
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -64,7 +64,7 @@ class Sparse(Method):
             return Sparsity(cut)
         sums = yield Sums(
             lambda piece: torch.stack(
-                [_l1(piece.deltas), _l1(self.kept(piece, cut) * piece.deltas)],
+                [ops.l1_norms(piece.deltas), ops.l1_norms(self.kept(piece, cut) * piece.deltas)],
             )
         )
         return Sparsity(cut, {tensor: _gain(before, after) for tensor, (before, after) in sums.items()})
@@ -169,10 +169,7 @@ class MagPrune(Random):
         "Share of this expert's change that survives on average; in every row large changes survive more often.",
         per_model=True,
     )
-    epsilon: (
-        Annotated[float, Field(ge=0, le=1, strict=True)]
-        | tuple[Annotated[float, Field(ge=0, le=1, strict=True)], ...]
-    ) = parameter(
+    epsilon: Share | tuple[Share, ...] = parameter(
         0.07,
         "ε",
         "How much size decides: a row's largest change survives with chance density + ε, its smallest with density − ε. "
@@ -219,11 +216,6 @@ def survivors(piece: Piece, keep: torch.Tensor, seed: int, rescale: str) -> torc
         return drawn
     inverse = (1 / keep).to(torch.float32).to(piece.deltas.device)
     return torch.where(drawn, inverse, 0.0)
-
-
-def _l1(values: torch.Tensor) -> torch.Tensor:
-    """Σ|x| of each expert, in float64: [experts]."""
-    return ops.flat(values.abs()).sum(1, dtype=torch.float64)
 
 
 def _gain(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
