@@ -136,3 +136,15 @@ def open_page(browser, app_url, requests_seen, console_errors):
 def page(open_page):
     """The app at 1280 pixels, light."""
     return open_page()
+
+
+@pytest.fixture
+def reload(console_errors):
+    """Load a page anew: `reload(page)`. What the old page says of the streams that break while it closes is no error."""
+
+    def again(page) -> None:
+        assert console_errors == []
+        page.reload()
+        console_errors.clear()
+
+    return again

@@ -183,12 +183,12 @@ def test_a_wrong_recipe_names_its_mistakes_and_cannot_be_merged(at_merge):
     page.locator("#merge-button:enabled").wait_for()
 
 
-def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp_path):
+def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp_path, reload):
     page = at_merge
     choose(page, "task_arithmetic")
     page.locator("#merge-button").click()
     wait_for_result(page, "Task arithmetic")
-    page.reload()
+    reload(page)
     page.get_by_role("tab", name="3 Merge").click()
     wait_for_result(page, "Task arithmetic")
     with page.expect_download() as download:

@@ -41,7 +41,7 @@ def click_cell(page, row: int, column: int) -> None:
     page.mouse.click(*place)
 
 
-def test_measured_once_then_found_and_merged_with(page, app_url, requests_seen, console_errors):
+def test_measured_once_then_found_and_merged_with(page, app_url, requests_seen, console_errors, reload):
     page.get_by_role("tab", name="2 Inspect").click()
     page.locator("#map .heatmaplayer").first.wait_for()
     page.get_by_label("Importance (APL)", exact=True).check()
@@ -64,7 +64,7 @@ def test_measured_once_then_found_and_merged_with(page, app_url, requests_seen, 
     wait_for_map(page, "Which expert owns each cell")
     expect(page.locator("#map .heatmap-label").first).to_have_text(re.compile(r"[MCW] \d+%"))
 
-    page.reload()
+    reload(page)
     page.get_by_role("tab", name="2 Inspect").click()
     page.get_by_label("Conflict × importance").check()
     wait_for_map(page, "Where what an expert needs is pulled the other way by others")
@@ -78,7 +78,7 @@ def test_measured_once_then_found_and_merged_with(page, app_url, requests_seen, 
     assert {urlsplit(url).netloc for url in requests_seen} <= {urlsplit(app_url).netloc, ""}
 
 
-def test_other_examples_are_checked_and_a_comparison_is_cancelled(page):
+def test_other_examples_are_checked_and_a_comparison_is_cancelled(page, reload):
     open_section(page)
     page.locator("#importance-source-0").get_by_label("paste or upload").check()
     field = page.locator("#importance-text-0 textarea")
@@ -92,7 +92,7 @@ def test_other_examples_are_checked_and_a_comparison_is_cancelled(page):
     expect(page.locator("#importance-problem-0")).to_contain_text("2 examples.")
     page.locator("#importance-compare").click()
     expect(page.locator("#importance-progress")).to_contain_text(re.compile(r"step \d+ of \d+"), timeout=SLOW)
-    page.reload()
+    reload(page)
     page.get_by_role("tab", name="2 Inspect").click()
     page.get_by_role("button", name="Importance (APL): what each").click()
     page.locator("#importance-progress progress").wait_for()
