@@ -24,7 +24,7 @@ from components.importance_views import show_importance_map, with_importance
 from components.numbers import clock, count, size
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
-from merging.inspection import TensorStatistics
+from merging.changes import TensorStatistics
 
 NO_MAP = "Nothing measured yet. Once the Models tab holds a base and an expert that fits it, their map appears here."
 NO_PAIRS = "This map compares experts with each other. Add a second expert on the Models tab."
@@ -70,7 +70,7 @@ def show_totals(report: Report | None) -> str:
         for index, name in enumerate(expert_names(report))
     ]
     if report.pairs:
-        cells.append(("sign conflict", _number(total.conflict(), 2), "0.5 by chance"))
+        cells.append(("sign conflict", _number(total.signs.opposite_share(), 2), "0.5 by chance"))
     cells.append(("measured", count(total.elements), f"weights in {len(report.tensors)} tensors"))
     body = "".join(
         f'<div><dt>{html.escape(name)}</dt><dd>{value}</dd><dd class="unit">{html.escape(unit)}</dd></div>'

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from components.figures.metrics import Metric, Panel, expert_names, pair_names, panels, row_name
 from merging import Report
-from merging.inspection import TensorStatistics
+from merging.changes import TensorStatistics
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -71,7 +71,7 @@ def _numbers(statistics: TensorStatistics) -> list[float | None]:
             statistics.largest[expert],
         ]
     for pair in range(len(statistics.dot)):
-        numbers += [statistics.conflict(pair), statistics.cosine(pair)]
+        numbers += [statistics.signs.opposite_share(pair), statistics.cosine(pair)]
     return numbers
 
 

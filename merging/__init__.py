@@ -16,10 +16,10 @@ from merging.errors import (
 )
 from merging.events import Event, Finished, Progress
 from merging.importance import importance, measure_importance
-from merging.inspection import Report
 from merging.methods import METHODS, Method
 from merging.plan import Plan
 from merging.recipe import Recipe
+from merging.report import Report
 from merging.version import __version__
 
 __all__ = [

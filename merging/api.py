@@ -14,11 +14,12 @@ from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, ParameterError, PlanError
 from merging.events import Event, Finished
-from merging.inspection import Report, inspect_plan
+from merging.inspection import inspect_plan
 from merging.methods import Profile, get_method
 from merging.output import write_merge
 from merging.plan import Plan, make_plan, plan_sources
 from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
+from merging.report import Report
 from merging.values import value_problem
 
 

@@ -22,10 +22,10 @@ from merging.errors import MergingError, PlanError
 from merging.events import Event, Finished
 from merging.events import Progress as EngineProgress
 from merging.importance_command import importance
-from merging.inspection import Report
 from merging.methods import METHODS
 from merging.plan import Plan
 from merging.recipe import Recipe
+from merging.report import Report
 
 app = typer.Typer(
     name="merging",
@@ -251,7 +251,7 @@ def _rows(report: Report) -> Iterable[list[Any]]:
             found.elements,
             *(found.relative_change(expert) for expert in experts),
             *(found.changed_share(expert) for expert in experts),
-            *(found.conflict(pair) for pair in range(len(pairs))),
+            *(found.signs.opposite_share(pair) for pair in range(len(pairs))),
             *(found.cosine(pair) for pair in range(len(pairs))),
         ]
 

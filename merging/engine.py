@@ -15,7 +15,7 @@ from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
 from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method, Survey
-from merging.pieces import Piece
+from merging.pieces import Outcome, Piece
 from merging.plan import Plan
 from merging.reading import Pieces, Reader
 from merging.relations import Relations
@@ -27,6 +27,19 @@ class Sink(Protocol):
     """Where merged rows go; a `CheckpointWriter` or tensors in memory."""
 
     def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None: ...
+
+
+class NoSink:
+    """Takes the result and forgets it: for looking at a merge without making it."""
+
+    def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None:
+        pass
+
+
+class Watch(Protocol):
+    """Looks at every merged piece as it is made."""
+
+    def update(self, outcome: Outcome) -> None: ...
 
 
 class MemorySink:
@@ -63,15 +76,17 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def run_plan(plan: Plan, sink: Sink, *, device: str = "auto") -> Iterator[Event]:
+def run_plan(
+    plan: Plan, sink: Sink, *, device: str = "auto", watches: Sequence[Watch] = ()
+) -> Iterator[Event]:
     """Merge: yields `Progress` after every piece and `Finished` (without a path) at the end.
 
-    Closing the generator stops between two pieces.
+    Closing the generator stops between two pieces. `watches` look at every piece that is merged.
 
     Raises:
         MergingError: a result is not finite, or integer tensors that have to be copied differ.
     """
-    run = _Run(plan, resolve_device(device))
+    run = _Run(plan, resolve_device(device), watches=watches)
     for tensors in plan.groups.values():
         if not any(tensor.info.elements for tensor in tensors):
             continue
@@ -98,6 +113,7 @@ class _Run:
     plan: Plan
     device: torch.device
     only_read: bool = False
+    watches: Sequence[Watch] = ()
     started: float = field(default_factory=time.perf_counter)
     bytes_written: int = 0
     work_done: int = 0
@@ -242,12 +258,26 @@ class _Run:
         relations = self.relations.setdefault(tensor.models, Relations(len(tensor.models)))
         if not relations.update(piece):
             _require_finite(self.plan, tensor, piece)
-        merged = tensor.method.merge(piece, known)
-        rows = merged.to(tensor.info.torch_dtype)
-        if not bool(torch.isfinite(rows).all()):
-            raise MergingError(_not_finite(self.plan, tensor, piece, rows))
-        totals.add(piece, merged, rows)
-        return rows
+        outcome = _outcome(tensor, piece, known, explain=bool(self.watches))
+        if not bool(torch.isfinite(outcome.rows).all()):
+            raise MergingError(_not_finite(self.plan, tensor, piece, outcome.rows))
+        totals.add(piece, outcome.merged, outcome.rows)
+        for watch in self.watches:
+            watch.update(outcome)
+        return outcome.rows
+
+
+def _outcome(tensor: TensorPlan, piece: Piece, known: Any, *, explain: bool) -> Outcome:
+    """One piece merged and cast; with its explanation if that is asked for and the method has one."""
+    method, dtype = tensor.method, tensor.info.torch_dtype
+    assert method is not None
+    if explain and method.elementwise:
+        explained = method.explain(piece, known)
+        change = method.change(explained.coefficients, piece)
+        merged = piece.apply(change)
+        return Outcome(piece, merged, merged.to(dtype), change, explained)
+    merged = method.merge(piece, known)
+    return Outcome(piece, merged, merged.to(dtype))
 
 
 @dataclass

@@ -59,13 +59,30 @@ def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
     """u of every element of a piece for every expert: int32 [experts, *shape]."""
     shape = piece.models.shape
     count = piece.models[0].numel()
-    start = piece.start * (count // shape[1] if len(shape) > 1 and shape[1] else 1)
+    start = _first_element(piece)
     return torch.stack(
         [
             uniform(seed, expert, piece.name, start, count, piece.models.device).view(shape[1:])
             for expert in range(piece.experts)
         ]
     )
+
+
+def coin_flips(piece: Piece, count: int, seed: int) -> torch.Tensor:
+    """+1 or −1 at random for `count` ≤ 24 experts at every element of a piece: float32 [count, elements].
+
+    Each element has one u; its bits are the experts' coins.
+    """
+    elements = piece.models[0].numel()
+    words = uniform(seed, 0, piece.name, _first_element(piece), elements, piece.models.device)
+    bits = torch.arange(count, device=words.device, dtype=torch.int32)[:, None]
+    return 1.0 - 2.0 * ((words >> bits) & 1)
+
+
+def _first_element(piece: Piece) -> int:
+    """The row-major index of a piece's first element in its tensor."""
+    shape = piece.models.shape
+    return piece.start * (piece.models[0].numel() // shape[1] if len(shape) > 1 and shape[1] else 1)
 
 
 def threshold(keep: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -53,3 +54,28 @@ class Piece:
         if self.base is None:
             return change
         return torch.where(change == 0, self.base, self.base + change)
+
+
+class Explained(NamedTuple):
+    """The factors of every expert's change: `coefficients` as they are merged, `sparse` before an election.
+
+    Shapes: [experts, *shape], or broadcastable to it. What has a `sparse` factor but no coefficient was out-voted.
+    """
+
+    coefficients: torch.Tensor
+    sparse: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a piece.
+
+    Shapes: merged [*shape] float32, rows the same in the output's dtype. `change` is what was added to the base, and
+    `explained` how it came about; None where the method is no sum of scaled changes.
+    """
+
+    piece: Piece
+    merged: torch.Tensor
+    rows: torch.Tensor
+    change: torch.Tensor | None = None
+    explained: Explained | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from components.figures.metrics import METRICS, panels
 from components.figures.story import change_histogram, sign_agreement
 from components.tables import csv_text, full_table, html_table, map_table
 from merging import Report
-from merging.inspection import bin_edges
+from merging.changes import bin_edges
 
 
 def report_of(family, experts=("one", "two", "three")) -> Report:
@@ -85,17 +86,18 @@ def test_many_pairs_share_one_map_and_one_matrix(family, tmp_path):
     assert [panel.name for panel in panels(report, METRICS["conflict"])] == ["all pairs"]
     cell = report.cells()[0, "q"]
     matrix = sign_agreement(cell, ["a", "b", "c", "d", "e"], "block 0, q").figure.data[0]
-    assert matrix.z[1][3] == matrix.z[3][1] == cell.conflict(5)
+    assert matrix.z[1][3] == matrix.z[3][1] == cell.signs.opposite_share(5)
     assert matrix.z[2][2] is None
 
 
 def _widen(statistics):
     """Statistics as if there were five experts."""
     content = {**statistics.__dict__}
-    for name in ("change", "mass", "nonzero", "largest", "histogram"):
+    for name in ("change", "total", "mass", "nonzero", "largest", "histogram"):
         content[name] = content[name] + content[name][:2]
-    for name in ("shared", "opposite", "dot"):
-        content[name] = (content[name] * 4)[:10]
+    content["dot"] = (content["dot"] * 4)[:10]
+    signs = statistics.signs
+    content["signs"] = replace(signs, shared=(signs.shared * 4)[:10], opposite=(signs.opposite * 4)[:10])
     return type(statistics)(**content)
 
 
@@ -141,7 +143,10 @@ def test_text_alternatives_name_extremes(report):
     values = panels(report, METRICS["change"])[0].grid.values
     assert f"to {max(max(row) for row in values):.3g}" in chart.alt
     cell = report.cells()[0, "q"]
-    assert f"one and two {cell.conflict(0):.2f}" in sign_agreement(cell, ["one", "two", "three"], "x").alt
+    assert (
+        f"one and two {cell.signs.opposite_share(0):.2f}"
+        in sign_agreement(cell, ["one", "two", "three"], "x").alt
+    )
 
 
 def test_table_twin_holds_the_map(report):

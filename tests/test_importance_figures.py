@@ -93,7 +93,7 @@ def test_totals_are_over_attention_and_mlp_only(family, scores):
 
 def test_importance_times_conflict_counts_only_pairs_with_the_expert(report, scores):
     cell = report.cells()[2, "v"]
-    opposite, shared = cell.opposite, cell.shared
+    opposite, shared = cell.signs.opposite, cell.signs.shared
     assert contested(cell, report.pairs, 1) == (opposite[0] + opposite[2]) / (shared[0] + shared[2])
     panel = importance_panels(report, scores, "conflict_importance")[1]
     value = panel.grid.values[2][panel.grid.columns.index("v")]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import merging
 from merging import Report
 from merging.anatomy import locate
+from merging.changes import ChangeWatch, bin_edges
 from merging.engine import watch
-from merging.inspection import ChangeWatch, bin_edges
 
 EXPERTS = ("one", "two", "three")
 
@@ -48,7 +48,7 @@ def test_numbers_of_every_tensor(case):
         for number, (a, b) in enumerate(combinations(range(3), 2)):
             both = (ours[a] != 0) & (ours[b] != 0)
             opposite = both & (np.sign(ours[a]) != np.sign(ours[b]))
-            assert found.conflict(number) == (opposite.sum() / both.sum() if both.any() else None)
+            assert found.signs.opposite_share(number) == (opposite.sum() / both.sum() if both.any() else None)
             wide = [ours[t].astype(np.float64) for t in (a, b)]
             norms = np.linalg.norm(wide[0]) * np.linalg.norm(wide[1])
             assert found.cosine(number) == (
@@ -86,7 +86,7 @@ def test_row_blocks_change_nothing(case, bf16_family, write_recipe, monkeypatch)
     blocks = merging.inspect(recipe)
     for name, found in whole.tensors.items():
         assert found.histogram == blocks.tensors[name].histogram
-        assert found.opposite == blocks.tensors[name].opposite
+        assert found.signs.opposite == blocks.tensors[name].signs.opposite
         assert found.change == pytest.approx(blocks.tensors[name].change)
 
 
@@ -95,7 +95,7 @@ def test_experts_equal_to_the_base(family, tmp_path, write_recipe):
         shutil.copytree(family / "base", tmp_path / "copies" / name)
     report = merging.inspect(write_recipe(tmp_path / "copies", "ties", ["same", "too"]))
     assert report.total.relative_change(0) == 0
-    assert report.total.conflict() is None
+    assert report.total.signs.opposite_share() is None
     assert report.total.cosine(0) is None
 
 

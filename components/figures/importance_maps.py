@@ -11,7 +11,8 @@ from components.figures.chart import SERIES, Chart, text
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel, cell_name, expert_names
 from merging import Importance, Report
-from merging.inspection import Grid, TensorStatistics
+from merging.changes import TensorStatistics
+from merging.report import Grid
 
 Cell = tuple[int | None, str]
 
@@ -146,8 +147,8 @@ def cell_scores(report: Report, importance: Importance, places: Sequence[int]) -
 def contested(statistics: TensorStatistics, pairs: Sequence[tuple[int, int]], expert: int) -> float | None:
     """Share of opposite signs between one expert and all others; None where nobody changed the same weight."""
     mine = [number for number, pair in enumerate(pairs) if expert in pair]
-    shared = sum(statistics.shared[number] for number in mine)
-    return sum(statistics.opposite[number] for number in mine) / shared if shared else None
+    shared = sum(statistics.signs.shared[number] for number in mine)
+    return sum(statistics.signs.opposite[number] for number in mine) / shared if shared else None
 
 
 def importance_panels(

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from components.figures.chart import Chart, decimals, new_figure, text
 from components.figures.metrics import MapWords, Metric, Panel, cell_name, panels, row_name
 from merging import Report
-from merging.inspection import Grid
+from merging.report import Grid
 
 MOST_ACROSS = 4
 MOST_NUMBERED = 28

@@ -9,7 +9,8 @@ from typing import Literal
 
 from components.family import Family
 from merging import Report
-from merging.inspection import Grid, TensorStatistics
+from merging.changes import TensorStatistics
+from merging.report import Grid
 
 MOST_PAIRS = 6
 """More pairs than this are shown as one map over all of them."""
@@ -88,8 +89,8 @@ METRICS = {
             "(averaging cancels them; TIES elects one sign and drops the other).",
             over="pairs",
             scale="chance",
-            value=lambda statistics, pair: statistics.conflict(pair),
-            overall=lambda statistics: statistics.conflict(),
+            value=lambda statistics, pair: statistics.signs.opposite_share(pair),
+            overall=lambda statistics: statistics.signs.opposite_share(),
         ),
         Metric(
             key="changed",

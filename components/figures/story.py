@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from components.figures.chart import DASHES, SERIES, Chart, new_figure, text
 from components.figures.maps import CHANCE_LIMITS
-from merging.inspection import TensorStatistics, bin_edges
+from merging.changes import TensorStatistics, bin_edges
 
 MOST_BARS = 6
 
@@ -71,10 +71,10 @@ def sign_agreement(statistics: TensorStatistics, names: Sequence[str], where: st
 
     None where no weight was changed by two experts.
     """
-    if statistics.conflict() is None:
+    if statistics.signs.opposite_share() is None:
         return None
     pairs = list(combinations(range(len(names)), 2))
-    values = [statistics.conflict(pair) for pair in range(len(pairs))]
+    values = [statistics.signs.opposite_share(pair) for pair in range(len(pairs))]
     figure = _bars(names, pairs, values) if len(pairs) <= MOST_BARS else _matrix(names, pairs, values)
     figure.update_layout(uirevision=where)
     told = "; ".join(

@@ -15,7 +15,7 @@ from merging.methods.combine import LAMBDA
 from merging.methods.sparse import SEED, Seed, survivors
 from merging.partition_cut import Labels, PartitionCut, partition_cut
 from merging.partitions import Partitions
-from merging.pieces import Piece
+from merging.pieces import Explained, Piece
 
 MOST_DROPPED = 0.99
 REACH = 2.0
@@ -148,6 +148,9 @@ class Apl(Method):
         return Known(known.partitions, known.drop, known.weight, cut)
 
     def coefficients(self, piece: Piece, known: Known) -> torch.Tensor:
+        return self.explain(piece, known).coefficients
+
+    def explain(self, piece: Piece, known: Known) -> Explained:
         place = ops.broadcast_rows(known.partitions.index[piece.name], piece.start, piece.stop)
         shape = (piece.experts, *[1] * (piece.deltas.ndim - 1 - place.ndim), *place.shape)
         if known.cut is None:
@@ -156,10 +159,10 @@ class Apl(Method):
             factors = known.cut.keep(piece)
         weight = known.weight[:, place].view(shape).to(torch.float32).to(piece.deltas.device)
         factors = factors * (weight * ops.per_expert(piece.weight, weight))
-        if self.elect:
-            votes = factors * piece.deltas
-            factors = factors * (votes.sign() == ops.elect_sign(votes, "total", 1.0))
-        return factors
+        if not self.elect:
+            return Explained(factors, factors)
+        votes = factors * piece.deltas
+        return Explained(factors * (votes.sign() == ops.elect_sign(votes, "total", 1.0)), factors)
 
 
 def saliencies(piece: Piece) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merging import ops
 from merging.errors import ParameterError, did_you_mean
 from merging.partitions import Scores
-from merging.pieces import Piece
+from merging.pieces import Explained, Piece
 from merging.statistics import Accumulator, Attained
 
 Profile = Literal["paper", "mergekit"]
@@ -71,8 +71,9 @@ class Method(BaseModel):
     tensor: a recipe may give every tensor other values.
 
     An elementwise method defines `coefficients`; the merge is θ0 + λ·Σ_t coefficient_t·δ_t. What it must know
-    beforehand about its scope it gathers in `survey`, and about a part of the scope in `refine`. A method that is no
-    such sum sets `elementwise = False` and overrides `merge`.
+    beforehand about its scope it gathers in `survey`, and about a part of the scope in `refine`. One that holds an
+    election defines `explain` too, so that a map can tell the out-voted from the dropped. A method that is no such sum
+    sets `elementwise = False` and overrides `merge`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -187,6 +188,17 @@ class Method(BaseModel):
         """The factor of every expert's change at every element: [experts, *shape] (or broadcastable to it)."""
         raise NotImplementedError(f"{type(self).__name__} defines neither coefficients nor merge")
 
+    def explain(self, piece: Piece, known: Any) -> Explained:
+        """The coefficients, and the factors there were before an election, for a method that holds one."""
+        coefficients = self.coefficients(piece, known)
+        return Explained(coefficients, coefficients)
+
+    def change(self, coefficients: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """λ·Σ_t coefficient_t·δ_t in float32: [*shape]."""
+        change = ops.weighted_sum(coefficients, piece.deltas)
+        scale = getattr(self, "lambda_", 1.0)
+        return change if scale == 1 else change * scale
+
     def attained(self, known: Any) -> Attained | None:
         """What the survey's trimming came to, for the methods that trim."""
         return None
@@ -201,9 +213,7 @@ class Method(BaseModel):
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
         """The merged rows in float32: [*shape]."""
-        change = ops.weighted_sum(self.coefficients(piece, known), piece.deltas)
-        scale = getattr(self, "lambda_", 1.0)
-        return piece.apply(change if scale == 1 else change * scale)
+        return piece.apply(self.change(self.coefficients(piece, known), piece))
 
 
 METHODS: dict[str, type[Method]] = {}

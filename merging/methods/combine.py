@@ -12,7 +12,7 @@ import torch
 from merging import ops
 from merging.methods.base import Group, Number, Profile, Survey, parameter
 from merging.methods.sparse import Sparse, Sparsity
-from merging.pieces import Piece
+from merging.pieces import Explained, Piece
 from merging.statistics import Attained, Sums
 
 ZeroDivisor = Literal["error", "one"]
@@ -121,10 +121,14 @@ class Elected(Combined):
         return known.sparsity.cut.attained if known.sparsity.cut else None
 
     def coefficients(self, piece: Piece, known: Ballot) -> torch.Tensor:
+        return self.explain(piece, known).coefficients
+
+    def explain(self, piece: Piece, known: Ballot) -> Explained:
         factors = self.factors(piece, known.sparsity)
         votes = self._weighted(piece, factors * piece.deltas)
         elected = ops.elect_sign(votes, self.sign, known.if_draw)
-        return factors * ops.disjoint_coefficients(votes.sign() == elected, piece.weight, self.normalize)
+        agreed = ops.disjoint_coefficients(votes.sign() == elected, piece.weight, self.normalize)
+        return Explained(factors * agreed, factors)
 
     def _votes(self, piece: Piece, known: Sparsity) -> torch.Tensor:
         return self._weighted(piece, self.factors(piece, known) * piece.deltas)

@@ -10,7 +10,7 @@ from merging import ops
 from merging.cuts import Cut, largest_cut
 from merging.methods.base import Group, Method, Share, Survey, parameter, register
 from merging.methods.sparse import COUNT
-from merging.pieces import Piece
+from merging.pieces import Explained, Piece
 from merging.statistics import Sums
 
 LEAST_SHARE = 1e-6
@@ -79,10 +79,13 @@ class Sce(Method):
         return Selection(cut, torch.full_like(squares, 1 / len(squares)) if equal else squares / total)
 
     def coefficients(self, piece: Piece, known: Selection) -> torch.Tensor:
+        return self.explain(piece, known).coefficients
+
+    def explain(self, piece: Piece, known: Selection) -> Explained:
         changes = _selected(piece, known.cut)
         agree = changes.sign() == ops.elect_sign(changes, "total", 1.0)
         shares = agree * ops.per_expert(known.shares.to(changes), changes)
-        return shares / ops.sum_experts(shares).clamp(min=LEAST_SHARE)
+        return Explained(shares / ops.sum_experts(shares).clamp(min=LEAST_SHARE), changes)
 
     def _kept(self, differing: int) -> int:
         """`floor` multiplies in float32, as mergekit's tensors do."""

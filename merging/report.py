@@ -1,0 +1,179 @@
+"""What was measured on a family, and what one recipe makes of it: everything the maps show."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from merging.anatomy import Place, kinds, locate
+from merging.changes import Conflict, TensorStatistics, bin_edges, pairs_of
+from merging.errors import OutputError
+from merging.fate import TensorFate
+from merging.methods import Scope
+from merging.sums import Record, total
+
+Cell = tuple[int | None, str]
+"""Block (None outside the blocks) and kind of module: a place on every map."""
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Trimmed(Record):
+    """What is left of one tensor's changes after trimming: `kept` elements of each expert, the smallest |δ| among them
+    (infinite where there are none), and how their signs agree."""
+
+    kept: list[int]
+    threshold: list[float] = field(metadata={"combine": min})
+    signs: Conflict
+
+
+@dataclass(frozen=True)
+class Trim:
+    """The largest |δ| of every expert, at one density over one scope."""
+
+    density: float
+    scope: Scope
+    tensors: dict[str, Trimmed]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What one recipe would make of the experts' changes, tensor by tensor; copied tensors are not in `tensors`.
+
+    `effective` holds the parameters each tensor really gets, a list where every expert has its own; `dtypes` the
+    output's dtype words. `elementwise`: whether the method is a sum of scaled changes, so that there are fates.
+    """
+
+    recipe: str
+    method: str
+    elementwise: bool
+    tensors: dict[str, TensorFate]
+    effective: dict[str, dict[str, Any]]
+    dtypes: dict[str, str]
+    copied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A map: `values[row][column]`, None where the model has no such module. `rows` are block numbers, or None for
+    what lies outside the blocks."""
+
+    rows: list[int | None]
+    columns: list[str]
+    values: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured on base and experts: everything the maps show.
+
+    `tensors` are the experts' changes, whatever the recipe; `trim` the same after trimming, `preview` what a recipe makes
+    of them, where these were asked for. `warnings` are what the models' headers say.
+    """
+
+    base: str
+    experts: tuple[str, ...]
+    tensors: dict[str, TensorStatistics]
+    trim: Trim | None = None
+    preview: Preview | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return pairs_of(len(self.experts))
+
+    @property
+    def total(self) -> TensorStatistics:
+        return total(self.tensors.values())
+
+    def places(self, *, everything: bool = False) -> dict[str, Place]:
+        """Tensors and their places; weight matrices of attention and MLP only, unless `everything` is asked for."""
+        found = {name: locate(name) for name in self.tensors}
+        if everything or not any(_is_main(place) for place in found.values()):
+            return found
+        return {name: place for name, place in found.items() if _is_main(place)}
+
+    def cells(self, *, everything: bool = False) -> dict[Cell, TensorStatistics]:
+        """Block and kind -> the statistics of all tensors there."""
+        return self.by_cell(self.tensors, everything=everything)
+
+    def by_cell(self, records: Mapping[str, R], *, everything: bool = False) -> dict[Cell, R]:
+        """Records by tensor added up by cell; tensors without a record are left out."""
+        cells: dict[Cell, R] = {}
+        for name, place in self.places(everything=everything).items():
+            if name in records:
+                key = (place.block, place.kind)
+                cells[key] = cells[key] + records[name] if key in cells else records[name]
+        return cells
+
+    def frame(self, *, everything: bool = False) -> tuple[list[int | None], list[str]]:
+        """The rows and columns that all maps of this report share."""
+        places = self.places(everything=everything)
+        rows: list[int | None] = [*sorted({p.block for p in places.values() if p.block is not None})]
+        if any(place.block is None for place in places.values()):
+            rows.append(None)
+        return rows, kinds(places)
+
+    def map_of(
+        self,
+        records: Mapping[str, R],
+        value: Callable[[R], float | None],
+        *,
+        everything: bool = False,
+    ) -> Grid:
+        """A map of any number that follows from the sums of a cell; what is not finite is a gap."""
+        cells = self.by_cell(records, everything=everything)
+        rows, columns = self.frame(everything=everything)
+
+        def at(row: int | None, column: str) -> float | None:
+            found = value(cells[row, column]) if (row, column) in cells else None
+            return found if found is not None and math.isfinite(found) else None
+
+        return Grid(rows, columns, [[at(row, column) for column in columns] for row in rows])
+
+    def grid(self, value: Callable[[TensorStatistics], float | None], *, everything: bool = False) -> Grid:
+        """A map of a number that follows from the experts' changes alone."""
+        return self.map_of(self.tensors, value, everything=everything)
+
+    def names_at(self, block: int | None, kind: str) -> list[str]:
+        """The tensors behind one cell of a map."""
+        return [name for name in self.tensors if (locate(name).block, locate(name).kind) == (block, kind)]
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON."""
+        content = {
+            "base": self.base,
+            "experts": self.experts,
+            "bin_edges": bin_edges(),
+            "tensors": {name: asdict(statistics) for name, statistics in self.tensors.items()},
+        }
+        try:
+            Path(path).write_text(json.dumps(_without_nan(content), allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{path}: the report cannot be written ({error.strerror}).") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        tensors = {
+            name: TensorStatistics(**{**numbers, "signs": Conflict(**numbers["signs"])})
+            for name, numbers in content["tensors"].items()
+        }
+        return cls(content["base"], tuple(content["experts"]), tensors)
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON knows no NaN: a number that is none becomes null."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _is_main(place: Place) -> bool:
+    return place.block is not None and place.role in {"attention", "mlp"} and not place.kind.endswith(" bias")
