@@ -79,18 +79,19 @@ def _sums_of_axes(pieces: Iterable[Piece], axes: set[int]) -> dict[int, PartSums
     rows: list[PartSums] = []
     columns: PartSums | None = None
     for piece in pieces:
-        if 0 in axes:
-            rows.append(sums_along(piece, 0))
-        if 1 in axes:
-            found = sums_along(piece, 1)
-            columns = found if columns is None else columns + found
+        found = sums_along(piece, axes)
+        if 0 in found:
+            rows.append(found[0])
+        if 1 in found:
+            columns = found[1] if columns is None else columns + found[1]
     known = {0: joined(rows)} if rows else {}
     return known | ({1: columns} if columns is not None else {})
 
 
 def _head_numbers(groups: list[Heads]) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The head's number of every row or column, and the names of the heads."""
-    numbers, names = [], []
+    numbers: list[torch.Tensor] = []
+    names: list[str] = []
     for group in groups:
         first = len(names)
         numbers.append(first + torch.arange(group.count).repeat_interleave(group.size))

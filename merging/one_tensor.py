@@ -29,9 +29,13 @@ def find_tensor(plan: Plan, name: str) -> TensorPlan:
         raise MergingError(f"'{name[:200]}': is no tensor of this recipe; choose one from the map.")
     for one in tensor.inputs:
         if one.info is None or one.info.shape != tensor.info.shape:
-            raise MergingError(f"'{name}': {one.model} does not have it in the base's shape; nothing to compare.")
+            raise MergingError(
+                f"'{name}': {one.model} does not have it in the base's shape; nothing to compare."
+            )
         if one.info.dtype not in MERGEABLE:
-            raise MergingError(f"'{name}': is {one.info.dtype}; only tensors of floating-point numbers have changes.")
+            raise MergingError(
+                f"'{name}': is {one.info.dtype}; only tensors of floating-point numbers have changes."
+            )
     return tensor
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import nan
@@ -119,45 +119,52 @@ def joined(some: Sequence[PartSums]) -> PartSums:
     """The parts of several sums behind one another."""
     return PartSums(
         **{
-            field.name: torch.cat([getattr(one, field.name) for one in some], -1) for field in fields(PartSums)
+            field.name: torch.cat([getattr(one, field.name) for one in some], -1)
+            for field in fields(PartSums)
         }
     )
 
 
-def sums_along(piece: Piece, axis: int) -> PartSums:
-    """The sums over every row (axis 0) or column (axis 1, matrices only) of a piece."""
-    base, deltas = _as_parts(piece.base_or_zero[None], axis)[:, 0], _as_parts(piece.deltas, axis)
-    count, experts, size = deltas.shape
-    finite = deltas.isfinite()
-    deltas = deltas.where(finite, 0.0)
-    signs = deltas.sign()
-    changed = signs.abs()
-    touched = changed.sum(1)
-    several = touched >= 2
-    inner = deltas @ deltas.mT
-    # sums of ones and signs are whole numbers, exact in float64
-    shared, agreement = (changed @ changed.mT).long(), (signs @ signs.mT).long()
-    first, second = torch.triu_indices(experts, experts, 1)
-    magnitudes = deltas.abs()
-    return PartSums(
-        elements=torch.full((count,), size),
-        base=base.square().sum(-1).cpu(),
-        covered=several.sum(-1).cpu(),
-        split=(several & (signs.sum(1).abs() < touched)).sum(-1).cpu(),
-        gross=(magnitudes.sum(1) * several).sum(-1).cpu(),
-        net=(deltas.sum(1).abs() * several).sum(-1).cpu(),
-        change=inner.diagonal(dim1=1, dim2=2).T.cpu(),
-        mass=magnitudes.sum(-1).T.cpu(),
-        nonzero=shared.diagonal(dim1=1, dim2=2).T.cpu(),
-        broken=(~finite).sum(-1).T.cpu(),
-        shared=shared[:, first, second].T.cpu(),
-        opposite=((shared - agreement) // 2)[:, first, second].T.cpu(),
-        dot=inner[:, first, second].T.cpu(),
-    )
+def sums_along(piece: Piece, axes: Iterable[int]) -> dict[int, PartSums]:
+    """The sums over every row (axis 0) and every column (axis 1, matrices only) of a piece."""
+    values = _matrices(piece.deltas)
+    finite = values.isfinite()
+    deltas = values.where(finite, 0.0).double()
+    pairs = list(combinations(range(len(deltas)), 2))
+    changed, negative, magnitudes = deltas != 0, deltas < 0, deltas.abs()
+    count, falls = changed.sum(0, dtype=torch.uint8), negative.sum(0, dtype=torch.uint8)
+    several = count >= 2
+    shared = [changed[a] & changed[b] for a, b in pairs]
+    opposite = [both & (negative[a] ^ negative[b]) for both, (a, b) in zip(shared, pairs, strict=True)]
+    elementwise = {
+        "base": _matrices(piece.base_or_zero[None])[0].double().square(),
+        "covered": several,
+        "split": several & (falls > 0) & (falls < count),
+        "gross": magnitudes.sum(0) * several,
+        "net": deltas.sum(0).abs() * several,
+        "change": deltas.square(),
+        "mass": magnitudes,
+        "nonzero": changed,
+        "broken": ~finite,
+        "shared": _stacked(shared, changed),
+        "opposite": _stacked(opposite, changed),
+        "dot": _stacked([deltas[a] * deltas[b] for a, b in pairs], deltas),
+    }
+    return {axis: _reduced(elementwise, several.shape, axis) for axis in axes}
 
 
-def _as_parts(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """[experts, *shape] as float64 [parts, experts, elements of a part]; a scalar is one part, a vector many."""
+def _reduced(elementwise: Mapping[str, torch.Tensor], shape: Sequence[int], axis: int) -> PartSums:
+    """[…, rows, columns] summed over all but one axis."""
+    sums = {name: values.sum(-1 if axis == 0 else -2).cpu() for name, values in elementwise.items()}
+    return PartSums(elements=torch.full((shape[axis],), shape[1 - axis]), **sums)
+
+
+def _stacked(some: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """[pairs, rows, columns]; with one expert there are no pairs."""
+    return torch.stack(list(some)) if some else like[:0]
+
+
+def _matrices(values: torch.Tensor) -> torch.Tensor:
+    """[experts, *shape] as [experts, rows, columns]; a vector is one column, a scalar one row of it."""
     rows = values.shape[1] if values.ndim > 1 else 1
-    width = values[0].numel() // rows if rows else 0
-    return values.reshape(len(values), rows, width).permute(1 + axis, 0, 2 - axis).double()
+    return values.reshape(len(values), rows, values[0].numel() // rows if rows else 0)
