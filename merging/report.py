@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,10 +92,7 @@ class Report:
 
     def places(self, *, everything: bool = False) -> dict[str, Place]:
         """Tensors and their places; weight matrices of attention and MLP only, unless `everything` is asked for."""
-        found = {name: locate(name) for name in self.tensors}
-        if everything or not any(_is_main(place) for place in found.values()):
-            return found
-        return {name: place for name, place in found.items() if _is_main(place)}
+        return placed(self.tensors, everything=everything)
 
     def cells(self, *, everything: bool = False) -> dict[Cell, TensorStatistics]:
         """Block and kind -> the statistics of all tensors there."""
@@ -103,20 +100,11 @@ class Report:
 
     def by_cell(self, records: Mapping[str, R], *, everything: bool = False) -> dict[Cell, R]:
         """Records by tensor added up by cell; tensors without a record are left out."""
-        cells: dict[Cell, R] = {}
-        for name, place in self.places(everything=everything).items():
-            if name in records:
-                key = (place.block, place.kind)
-                cells[key] = cells[key] + records[name] if key in cells else records[name]
-        return cells
+        return added_up(self.places(everything=everything), records)
 
     def frame(self, *, everything: bool = False) -> tuple[list[int | None], list[str]]:
         """The rows and columns that all maps of this report share."""
-        places = self.places(everything=everything)
-        rows: list[int | None] = [*sorted({p.block for p in places.values() if p.block is not None})]
-        if any(place.block is None for place in places.values()):
-            rows.append(None)
-        return rows, kinds(places)
+        return frame_of(self.places(everything=everything))
 
     def map_of(
         self,
@@ -173,6 +161,32 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def placed(names: Iterable[str], *, everything: bool = False) -> dict[str, Place]:
+    """Tensors and their places; weight matrices of attention and MLP only, unless `everything` is asked for."""
+    found = {name: locate(name) for name in names}
+    if everything or not any(_is_main(place) for place in found.values()):
+        return found
+    return {name: place for name, place in found.items() if _is_main(place)}
+
+
+def frame_of(places: Mapping[str, Place]) -> tuple[list[int | None], list[str]]:
+    """The rows and columns of a map of these places."""
+    rows: list[int | None] = [*sorted({p.block for p in places.values() if p.block is not None})]
+    if any(place.block is None for place in places.values()):
+        rows.append(None)
+    return rows, kinds(places)
+
+
+def added_up(places: Mapping[str, Place], records: Mapping[str, R]) -> dict[Cell, R]:
+    """Records by tensor added up by cell; tensors without a record are left out."""
+    cells: dict[Cell, R] = {}
+    for name, place in places.items():
+        if name in records:
+            key = (place.block, place.kind)
+            cells[key] = cells[key] + records[name] if key in cells else records[name]
+    return cells
 
 
 def _is_main(place: Place) -> bool:
