@@ -16,6 +16,8 @@ from merging.report import Grid
 MOST_ACROSS = 4
 MOST_NUMBERED = 28
 """Cells side by side that are still wide enough for their number."""
+TALLEST = 28
+"""Most pixels of a cell's height."""
 CHANCE_LIMITS = (0.4, 0.6)
 """Fixed colour limits of the sign conflict; values beyond them keep the last colour and their number."""
 TITLE, TICKS, BAR = 26, 26, 44
@@ -27,8 +29,14 @@ def map_chart(report: Report, metric: Metric, *, everything: bool = False) -> Ch
     return panels_chart(metric, panels(report, metric, everything=everything), everything=everything)
 
 
-def panels_chart(metric: MapWords, shown: Sequence[Panel], *, everything: bool = False) -> Chart | None:
-    """Small maps side by side on one scale; None where there are none, or none with a number."""
+def panels_chart(
+    metric: MapWords, shown: Sequence[Panel], *, everything: bool = False, low_cell: int = TALLEST
+) -> Chart | None:
+    """Small maps side by side on one scale; None where there are none, or none with a number.
+
+    Args:
+        low_cell: most pixels of a cell's height where the maps stand below each other.
+    """
     if not shown or not shown[0].grid.rows:
         return None
     across = min(MOST_ACROSS, len(shown))
@@ -47,7 +55,7 @@ def panels_chart(metric: MapWords, shown: Sequence[Panel], *, everything: bool =
         title=metric.title,
         note=metric.note,
         alt=f"{metric.title}. {_summary(shown)} The table below holds all numbers.",
-        narrow=_arrange(shown, 1),
+        narrow=_arrange(shown, 1, low_cell),
     )
 
 
@@ -92,10 +100,10 @@ def _trace(
     )
 
 
-def _arrange(shown: Sequence[Panel], across: int) -> dict[str, Any]:
+def _arrange(shown: Sequence[Panel], across: int, tallest: int = TALLEST) -> dict[str, Any]:
     """Layout keys that place the small maps in rows of `across`: axes, names and the height of the whole."""
     grid = shown[0].grid
-    cell = max(7, min(28, 420 // len(grid.rows)))
+    cell = max(7, min(tallest, 420 // len(grid.rows)))
     ticks = TICKS if max(map(len, grid.columns)) <= 5 else 3 * TICKS
     step = TITLE + cell * len(grid.rows) + ticks
     lines = math.ceil(len(shown) / across)
