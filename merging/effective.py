@@ -69,7 +69,7 @@ def summary(found: Sequence[Effective]) -> list[str]:
     merged = [one for one in found if not one.copied]
     copied = [one.tensor for one in found if one.copied]
     common = _common(merged)
-    short = _short_names(found)
+    short = short_names(model for one in found for model in one.models)
     lines = ["everywhere: " + _text(merged[0], common, short)] if common else []
     groups: dict[Hashable, list[Effective]] = {}
     for one in merged:
@@ -124,8 +124,9 @@ def _number(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _short_names(found: Sequence[Effective]) -> dict[str, str]:
-    models = list(dict.fromkeys(model for one in found for model in one.models))
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Model -> the last part of its path, or all of it where that does not tell them apart."""
+    models = list(dict.fromkeys(models))
     names = [Path(model).name or model for model in models]
     return {
         model: name if names.count(name) == 1 else model for model, name in zip(models, names, strict=True)
