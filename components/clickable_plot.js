@@ -1,4 +1,4 @@
-const Plotly = window.Plotly;
+let Plotly = window.Plotly;
 const figure = element.querySelector('.chart');
 const plot = element.querySelector('.chart-plot');
 const title = element.querySelector('.chart-title');
@@ -6,24 +6,39 @@ const note = element.querySelector('.chart-note');
 const nothing = element.querySelector('.chart-empty');
 const save = element.querySelector('.chart-png');
 const NARROW = 640;
+const BELOW = 26;
+const FAR_BELOW = 78;
+const SLIVER = 0.2;
 const noFigure = nothing.textContent;
 let drawn = false;
 let wired = false;
 let picked = null;
+let brushed = [];
 
 const variable = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 const isNarrow = () => figure.clientWidth < NARROW;
+const brushable = () => drawn && Boolean(props.value.brush);
+const heatmaps = (data) => data.filter((trace) => trace.type === 'heatmap');
 let narrow = isNarrow();
 
-function outline(data) {
-  if (!picked) return [];
-  const [row, column] = picked;
-  const maps = data.filter((trace) => trace.type === 'heatmap' && trace.z[row] !== undefined);
-  const lines = [{color: variable('--chart-halo'), width: 6}, {color: variable('--chart-outline'), width: 2.5}];
-  return maps.flatMap((trace) => lines.map((line) => ({
+function box(trace, [top, bottom, left, right], more) {
+  const line = {color: variable('--chart-outline'), width: 2.5};
+  return [{color: variable('--chart-halo'), width: 6}, Object.assign(line, more)].map((drawn) => ({
     type: 'rect', xref: trace.xaxis || 'x', yref: trace.yaxis || 'y',
-    x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5, line,
-  })));
+    x0: left - 0.5, x1: right + 0.5, y0: top - 0.5, y1: bottom + 0.5, line: drawn,
+  }));
+}
+
+function outline(data, isBrushed) {
+  const shapes = [];
+  for (const trace of heatmaps(data)) {
+    const fits = ([, bottom, , right]) => bottom < trace.z.length && right < trace.x.length;
+    if (isBrushed) shapes.push(...brushed.filter(fits).flatMap((cells) => box(trace, cells, {dash: '6px,3px'})));
+    if (picked && trace.z[picked[0]] !== undefined) {
+      shapes.push(...box(trace, [picked[0], picked[0], picked[1], picked[1]]));
+    }
+  }
+  return shapes;
 }
 
 function themed(value) {
@@ -40,8 +55,14 @@ function themed(value) {
       bgcolor: variable('--background-fill-primary'), bordercolor: line, font: {color: ink},
     }),
     shapes: (layout.shapes || []).map((shape) => Object.assign({line: {color: quiet, dash: 'dot', width: 1.5}}, shape))
-      .concat(outline(value.data)),
+      .concat(outline(value.data, value.brush)),
   });
+  if (value.brush) {
+    // under a finger a drag must go on scrolling the page; names of rows and columns can be tapped
+    layout.dragmode = matchMedia('(pointer: coarse)').matches ? false : 'select';
+    layout.selectdirection = 'd';
+    layout.newselection = {line: {color: variable('--chart-outline'), width: 2, dash: 'solid'}};
+  }
   for (const key of Object.keys(layout)) {
     if (!/^[xy]axis\d*$/.test(key)) continue;
     layout[key] = Object.assign({gridcolor: line, zerolinecolor: line, linecolor: line}, layout[key]);
@@ -51,6 +72,13 @@ function themed(value) {
 }
 
 function draw() {
+  if (!Plotly) {
+    document.querySelector('script[src*="plotly.min.js"]').addEventListener('load', () => {
+      Plotly = window.Plotly;
+      draw();
+    }, {once: true});
+    return;
+  }
   const value = props.value;
   drawn = Boolean(value && value.data);
   figure.classList.toggle('has-figure', drawn);
@@ -77,13 +105,78 @@ function draw() {
       Plotly.relayout(plot, {shapes: themed(props.value).shapes});
       trigger('select', {index: picked, value: point.z === undefined ? null : point.z});
     });
+    plot.on('plotly_selected', (event) => {
+      const cells = brushable() && event && event.range ? inside(event.range) : null;
+      if (cells) brush([cells]);
+    });
   });
 }
 
 function show() {
   picked = props.value ? props.value.picked : null;
+  if (props.value && props.value.brushed) brushed = props.value.brushed;
   draw();
 }
+
+function outlineBrushed() {
+  Plotly.relayout(plot, {shapes: themed(props.value).shapes, selections: []});
+}
+
+function brush(cells) {
+  brushed = cells;
+  outlineBrushed();
+  trigger('brush', {cells: cells.length ? cells[0] : null});
+}
+
+function snapped(ends, count) {
+  const [from, to] = [Math.min(...ends), Math.max(...ends)];
+  const within = (place) => Math.min(count - 1, Math.max(0, Math.round(place)));
+  const [first, last] = [within(from + SLIVER), within(to - SLIVER)];
+  return first <= last ? [first, last] : [within((from + to) / 2), within((from + to) / 2)];
+}
+
+function inside(range) {
+  const across = Object.keys(range).find((key) => key.startsWith('x'));
+  const trace = heatmaps(props.value.data).find((one) => (one.xaxis || 'x') === across);
+  if (!trace) return null;
+  return [...snapped(range[trace.yaxis || 'y'], trace.z.length), ...snapped(range[across], trace.x.length)];
+}
+
+// the whole row or column whose name, beside or below a map, is at the pointer
+function named(event) {
+  const frame = plot.getBoundingClientRect();
+  for (const trace of heatmaps(props.value.data)) {
+    const across = plot._fullLayout['xaxis' + (trace.xaxis || 'x').slice(1)];
+    const down = plot._fullLayout['yaxis' + (trace.yaxis || 'y').slice(1)];
+    const x = event.clientX - frame.left - across._offset;
+    const y = event.clientY - frame.top - down._offset;
+    const [lastRow, lastColumn] = [trace.z.length - 1, trace.x.length - 1];
+    if (x < 0 && y >= 0 && y < down._length && down.showticklabels) {
+      const row = snapped([down.p2c(y)], trace.z.length)[0];
+      return [row, row, 0, lastColumn];
+    }
+    const below = y - down._length;
+    const leaning = Boolean(across.tickangle);
+    const under = leaning ? x + below / Math.tan(Math.abs(across.tickangle) * Math.PI / 180) : x;
+    if (below >= 0 && below < (leaning ? FAR_BELOW : BELOW) && under >= 0 && under < across._length) {
+      const column = snapped([across.p2c(under)], trace.x.length)[0];
+      return [0, lastRow, column, column];
+    }
+  }
+  return null;
+}
+
+plot.addEventListener('click', (event) => {
+  const cells = brushable() && named(event);
+  if (cells) brush([cells]);
+});
+plot.addEventListener('mousemove', (event) => {
+  plot.style.cursor = brushable() && named(event) ? 'pointer' : '';
+});
+document.addEventListener('keydown', (event) => {
+  if (event.key !== 'Escape' || event.defaultPrevented || !brushable() || !brushed.length) return;
+  if (plot.offsetParent && !event.target.closest('input, textarea, [role="listbox"], [contenteditable]')) brush([]);
+});
 
 save.addEventListener('click', () => {
   const value = props.value;
@@ -100,6 +193,10 @@ save.addEventListener('click', () => {
 });
 
 watch('value', show);
+watch('brushed', () => {
+  brushed = props.brushed || [];
+  if (brushable()) outlineBrushed();
+});
 show();
 new MutationObserver(() => { if (drawn) draw(); }).observe(document.body, {attributes: true, attributeFilter: ['class']});
 new ResizeObserver(() => {

@@ -16,6 +16,8 @@ import plotly
 
 from components.figures.chart import Chart
 
+Rectangle = tuple[int, int, int, int]
+"""Top and bottom row, left and right column of some cells of a map, ends included."""
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 HEAD = f'<script src="gradio_api/file={PLOTLY_JS}"></script>'
 """Give it to the page's head as well: then the script is there before the first chart."""
@@ -35,6 +37,9 @@ _TEMPLATE = """
 def clickable_plot(*, empty: str, name: str, **options: Any) -> gr.HTML:
     """A component for `payload(chart)`; its `select` event carries `index` = [row, column] of a clicked cell.
 
+    Where the payload says `brush`, its `brush` event carries `cells` = [top row, bottom row, left column, right column]
+    of a dragged rectangle, a row or a column, or None once Escape has cleared it. `outlined` says what to outline.
+
     Args:
         empty: what to read while there is no figure: why, and what to do next.
         name: the file name of the PNG, without its ending.
@@ -47,18 +52,26 @@ def clickable_plot(*, empty: str, name: str, **options: Any) -> gr.HTML:
         apply_default_css=False,
         empty=html.escape(empty),
         file=name,
+        brushed=[],
         **options,
     )
 
 
 def payload(
-    chart: Chart | None, picked: Sequence[int] | None = None, *, empty: str | None = None
+    chart: Chart | None,
+    picked: Sequence[int] | None = None,
+    *,
+    empty: str | None = None,
+    brush: bool = False,
+    brushed: Sequence[Rectangle] | None = None,
 ) -> dict[str, Any] | None:
     """A chart as the component's value.
 
     Args:
         picked: the [row, column] to outline in each of its maps.
         empty: what to read in place of a chart that is None, where it differs from the component's own.
+        brush: whether cells can be chosen by dragging, or by the names of rows and columns.
+        brushed: the cells to outline as chosen; None leaves them as they are on the page.
     """
     if chart is None:
         return {"empty": empty} if empty else None
@@ -71,7 +84,14 @@ def payload(
         "note": chart.note,
         "alt": chart.alt,
         "picked": list(picked) if picked is not None else None,
+        **({"brush": True} if brush else {}),
+        **({"brushed": [list(cells) for cells in brushed]} if brushed is not None else {}),
     }
+
+
+def outlined(rectangles: Sequence[Rectangle]) -> dict[str, Any]:
+    """An update of the component that outlines other cells as chosen and sends no figure again."""
+    return gr.update(brushed=[list(cells) for cells in rectangles])
 
 
 def clicked_cell(event: object) -> tuple[int, int] | None:
@@ -81,4 +101,19 @@ def clicked_cell(event: object) -> tuple[int, int] | None:
     if not isinstance(index, (list, tuple)) or len(index) != 2:
         return None
     row, column = index
-    return (row, column) if type(row) is int and type(column) is int and min(row, column) >= 0 else None
+    return (row, column) if _are_natural(row, column) else None
+
+
+def brushed_cells(event: object) -> Rectangle | None:
+    """Top and bottom row, left and right column of a brush as the browser reports it, ends included; None where it was
+    cleared, or is no such rectangle."""
+    data = getattr(event, "_data", None)
+    cells = data.get("cells") if isinstance(data, dict) else None
+    if not isinstance(cells, (list, tuple)) or len(cells) != 4 or not _are_natural(*cells):
+        return None
+    top, bottom, left, right = cells
+    return (top, bottom, left, right) if top <= bottom and left <= right else None
+
+
+def _are_natural(*numbers: object) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)
