@@ -267,6 +267,11 @@ def _waited_for(work: Callable[[], torch.Tensor], stop: Stop | None) -> torch.Te
         except Empty:
             go_on(stop)
             continue
+        if isinstance(result, RuntimeError):  # torch's word for no convergence, and for no memory
+            reason = str(result).splitlines()[0]
+            raise MergingError(
+                f"spectrum: this matrix cannot be decomposed here ({reason}). Choose a smaller one."
+            )
         if isinstance(result, BaseException):
             raise result
         return result
