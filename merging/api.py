@@ -14,8 +14,8 @@ from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, ParameterError, PlanError
 from merging.events import Event, Finished
-from merging.inspection import inspect_plan
-from merging.methods import Profile, get_method
+from merging.full_report import full_report
+from merging.methods import Profile, Scope, get_method
 from merging.output import write_merge
 from merging.plan import Plan, make_plan, plan_sources
 from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
@@ -64,17 +64,24 @@ def merge(recipe: Recipe | str | Path, out: str | Path, *, device: str = "auto")
     raise AssertionError("a run ends with Finished")
 
 
-def inspect(recipe: Recipe | str | Path, *, device: str = "auto", sample: int | None = None) -> Report:
-    """Measure the experts' changes and conflicts without merging.
+def inspect(
+    recipe: Recipe | str | Path,
+    *,
+    device: str = "auto",
+    sample: float | None = None,
+    density: float | None = None,
+    scope: Scope | None = None,
+) -> Report:
+    """Measure the experts' changes and conflicts, and what the recipe would make of them, without merging.
 
     Args:
-        sample: not supported yet; every element is measured.
+        sample: None looks at every element; a share in (0, 1) at a stratified sample of so many of them.
+        density, scope: of the trim; by default those of the recipe, and no trim where it keeps everything.
+
+    Raises:
+        MergingError: the recipe cannot run, has no base, or has slices of different models.
     """
-    if sample is not None:
-        raise MergingError(
-            "inspect: sampling is not supported yet; leave sample out to measure every element."
-        )
-    for event in inspect_plan(check(recipe), device=device):
+    for event in full_report(check(recipe), device=device, density=density, scope=scope):
         if isinstance(event, Report):
             return event
     raise AssertionError("an inspection ends with a Report")

@@ -1,0 +1,147 @@
+"""Everything that can be said of a recipe before it is merged: changes, preview, and what trimming leaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from merging.errors import MergingError
+from merging.events import Progress
+from merging.inspection import inspect_plan, inspect_recipe, preview_plan, trim_plan
+from merging.methods import Scope
+from merging.plan import Plan, make_plan
+from merging.report import Preview, Report, Trim
+
+
+def full_report(
+    plan: Plan,
+    *,
+    device: str = "auto",
+    density: float | None = None,
+    scope: Scope | None = None,
+) -> Iterator[Progress | Report]:
+    """Progress, then a report with the preview of the plan, and the trim where something is trimmed.
+
+    What cannot be made (a NaN in a model stops every merge) is left out, and the report's warnings say why.
+
+    Args:
+        density, scope: of the trim; by default those of the recipe, and no trim where it keeps everything.
+
+    Raises:
+        MergingError: slices of different models, a recipe without a base, a density outside (0, 1].
+    """
+    asked = _trim_of(plan, density, scope)
+    steps = 2 if asked is not None else 1
+    report: Report | None = None
+    for event in _with_preview(plan, device):
+        if isinstance(event, Report):
+            report = event
+        else:
+            yield _part(event, 0, steps)
+    assert report is not None
+    if asked is not None:
+        trim: Trim | None = None
+        try:
+            for step in trim_plan(_with_base(plan), *asked, device=device):
+                if isinstance(step, Trim):
+                    trim = step
+                else:
+                    yield _part(step, 1, steps)
+        except MergingError as error:
+            report = _without(report, "what trimming leaves", error)
+        report = replace(report, trim=trim)
+    yield report
+
+
+def _with_preview(plan: Plan, device: str) -> Iterator[Progress | Report]:
+    """The report and the preview in one pass, in two where the method does not look at the base."""
+    based = _with_base(plan)
+    if based is plan:
+        try:
+            yield from inspect_recipe(plan, device=device)
+            return
+        except MergingError as error:
+            failed = error
+        for event in inspect_plan(plan, device=device):
+            yield _without(event, "a preview", failed) if isinstance(event, Report) else event
+        return
+    report: Report | None = None
+    for event in inspect_plan(based, device=device):
+        if isinstance(event, Report):
+            report = replace(event, warnings=plan.warnings)
+        else:
+            yield _part(event, 0, 2)
+    assert report is not None
+    if report.experts != plan.names:
+        yield _without(
+            report, "a preview", "the base is merged as one of the models, so its map has no frame"
+        )
+        return
+    preview: Preview | None = None
+    try:
+        for step in preview_plan(plan, device=device):
+            if isinstance(step, Preview):
+                preview = step
+            else:
+                yield _part(step, 1, 2)
+    except MergingError as error:
+        report = _without(report, "a preview", error)
+    yield replace(report, preview=preview)
+
+
+def _with_base(plan: Plan) -> Plan:
+    """The plan itself, or one over the same models whose method looks at their base.
+
+    Raises:
+        MergingError: the recipe names no base.
+    """
+    if plan.base is not None:
+        return plan
+    if plan.recipe.base_model is None:
+        raise MergingError(
+            "inspect: this recipe names no base_model, so there is no change to look at. Name the model all others were "
+            "tuned from."
+        )
+    changes: dict[str, Any] = {
+        "merge_method": "task_arithmetic",
+        "models": tuple(entry.model_copy(update={"parameters": {}}) for entry in plan.recipe.models),
+        "parameters": {},
+        "profile": "paper",
+        "importance": None,
+        "overrides": (),
+    }
+    recipe = plan.recipe.model_copy(update=changes)
+    recipe._folder = plan.recipe._folder
+    return make_plan(recipe)
+
+
+def _trim_of(plan: Plan, density: float | None, scope: Scope | None) -> tuple[float, Scope] | None:
+    """Density and scope of the trim: those asked for, or the recipe's; of several densities the one of most weights."""
+    if density is not None and not 0 < density <= 1:
+        raise MergingError(f"density: {density:g} is not above 0 and at most 1.")
+    counts: Counter[float] = Counter()
+    scopes: Counter[Scope] = Counter()
+    sizes = {tensor.info.name: tensor.info.elements for tensor in plan.tensors}
+    for one in plan.effective():
+        given = one.values.get("density", ())
+        for value in given if isinstance(given, tuple) else (given,):
+            counts[value] += sizes[one.tensor]
+        if "scope" in one.values:
+            scopes[one.values["scope"]] += sizes[one.tensor]
+    where = scope or (scopes.most_common(1)[0][0] if scopes else "model")
+    if density is not None:
+        return density, where
+    below = Counter({value: count for value, count in counts.items() if 0 < value < 1})
+    return (below.most_common(1)[0][0], where) if below else None
+
+
+def _without(report: Report, what: str, reason: object) -> Report:
+    said = str(reason).rstrip(".")
+    return replace(report, warnings=(*report.warnings, f"The report is without {what}: {said}."))
+
+
+def _part(progress: Any, number: int, steps: int) -> Progress:
+    """The progress of one of several passes as a share of all."""
+    return replace(progress, share=(number + progress.share) / steps)
