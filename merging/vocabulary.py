@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from merging.plan import Plan
 
 MOST_BYTES = 64 << 20
 """A larger file is not read; the largest tokenizers in use have about 35 MB."""
+MOST_LISTS = 4_000_000
+"""Lists and tables in a file; a pair of texts for each merge makes 0.6 million of the largest. More fill the memory."""
+MOST_TEMPLATE = 256 << 10
+"""Characters of a chat template that are searched; real ones have less than 20 thousand."""
+MOST_ADDED = 10_000
+"""Added tokens that are looked for in it; real tokenizers have up to about 6,500."""
 LARGEST_ID = 1 << 24
 LONGEST_TEXT = 48
 """Characters of a token that are shown."""
@@ -110,7 +117,11 @@ def read_vocabulary(folder: Path, others: Sequence[Path] = ()) -> Vocabulary:
         declared, named, written = _settings(one, problems)
         special |= {ids[text] for text in (*declared, *named.values()) if text in ids}
         marks = {*_MARK.findall(written), *(text for name, text in named.items() if name in written)}
-        marks |= {text for text, _ in added.values() if len(text.strip()) >= LEAST_TEXT and text in written}
+        marks |= {
+            text
+            for text, _ in islice(added.values(), MOST_ADDED)
+            if len(text.strip()) >= LEAST_TEXT and text in written
+        }
         template |= {ids[text] for text in marks if text in ids}
     return Vocabulary(
         texts=texts,
@@ -132,7 +143,7 @@ def readable(text: str, *, byte_level: bool = False) -> str:
         plain = bytes(byte for byte in raw if byte is not None).decode("utf-8", "surrogateescape")
     else:
         plain = text.replace("▁", " ")
-    shown = "".join(map(_shape, plain[: LONGEST_TEXT + 1]))
+    shown = "".join(map(_shape, plain[:LONGEST_TEXT]))
     return (shown if len(plain) <= LONGEST_TEXT else f"{shown}…") or "(empty)"
 
 
@@ -218,7 +229,8 @@ def _settings(folder: Path, problems: list[str]) -> tuple[set[str], dict[str, st
         named |= {name: text for name in NAMED for text in _contents(content.get(name))}
         declared |= {text for name in LISTED for text in _contents(content.get(name))}
         template += "\n".join(_contents(content.get("chat_template"), "template"))
-    return declared, named, template + _text(folder / "chat_template.jinja", problems)
+    template += _text(folder / "chat_template.jinja", problems)
+    return declared, named, template[:MOST_TEMPLATE]
 
 
 def _contents(value: Any, key: str = "content") -> list[str]:
@@ -255,4 +267,11 @@ def _is_readable(file: Path, problems: list[str]) -> bool:
     if (size := file.stat().st_size) > MOST_BYTES:
         problems.append(f"{file}: has {size:,} bytes, too many for a tokenizer's file; it was not read.")
         return False
+    if size > MOST_LISTS:
+        content = file.read_bytes()
+        if content.count(b"[") + content.count(b"{") > MOST_LISTS:
+            problems.append(
+                f"{file}: is made of more lists than a tokenizer's file can have; it was not read."
+            )
+            return False
     return True
