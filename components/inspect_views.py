@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +17,22 @@ from components.figures.metrics import (
     cell_name,
     expert_names,
     explanation_html,
+    pair_names,
+    percent,
     row_name,
+    trim_words,
 )
-from components.figures.story import change_histogram, sign_agreement
+from components.figures.story import Cuts, change_histogram, sign_agreement
+from components.figures.words import Metric
 from components.importance_job import Found
 from components.importance_views import show_importance_map, with_importance
-from components.numbers import clock, count, size
+from components.inspect_whole import number
+from components.numbers import clock, size
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
-from merging.changes import TensorStatistics
+from merging.changes import Conflict, TensorStatistics
+from merging.report import Trimmed
+from merging.sums import total
 
 NO_MAP = "Nothing measured yet. Once the Models tab holds a base and an expert that fits it, their map appears here."
 NO_PAIRS = "This map compares experts with each other. Add a second expert on the Models tab."
@@ -32,6 +40,9 @@ NO_CELL = "Click a cell of the map, or choose a block and a module."
 NO_CHANGE = "No expert changed these weights."
 STOPPED = '<p class="quiet">Stopped. Nothing was kept of this measurement.</p>'
 NO_COMMON = "No weight here was changed by two experts."
+
+TRIMMED = "+trimmed"
+"""What follows a metric's key where the map after trimming is wanted too."""
 
 Cell = tuple[int | None, str]
 
@@ -60,67 +71,75 @@ def error_status(message: str) -> str:
     return f'<p class="problem" role="alert">{html.escape(message)}</p>'
 
 
-def show_totals(report: Report | None) -> str:
-    """Key figures of the whole model."""
-    if report is None:
-        return ""
-    total = report.total
-    cells = [
-        (f"{name} moved by", _number(total.relative_change(index), 3), "of the base's length")
-        for index, name in enumerate(expert_names(report))
-    ]
-    if report.pairs:
-        cells.append(("sign conflict", _number(total.signs.opposite_share(), 2), "0.5 by chance"))
-    cells.append(("measured", count(total.elements), f"weights in {len(report.tensors)} tensors"))
-    body = "".join(
-        f'<div><dt>{html.escape(name)}</dt><dd>{value}</dd><dd class="unit">{html.escape(unit)}</dd></div>'
-        for name, value, unit in cells
-    )
-    return f'<dl class="tiles">{body}</dl>'
+def asked_for(metric: str) -> tuple[Metric, bool]:
+    """The metric of a key, the first one for an unknown key, and whether it is wanted after trimming."""
+    key = metric.removesuffix(TRIMMED) if isinstance(metric, str) else ""
+    return METRICS.get(key, METRICS["change"]), isinstance(metric, str) and metric.endswith(TRIMMED)
 
 
 def show_map(
     report: Report | None, metric: str, everything: bool, cell: Cell | None, found: Found | None = None
 ) -> list[Any]:
     """The map with its outlined cell, its explanation, and its table; `found` is the importance that is known."""
-    chosen = METRICS.get(metric, METRICS["change"])
+    chosen, trimmed = asked_for(metric)
     words = MAPS.get(metric, chosen)
     if report is None:
         return [None, explanation_html(words), {"headers": ["block", "module"], "data": []}]
-    if metric in MAPS:
-        place = _position(report, everything, cell) if cell else None
-        drawn, numbers = show_importance_map(report, metric, everything, place, found)
-        return [drawn, explanation_html(words), {"headers": numbers.headers, "data": numbers.rows}]
-    chart = map_chart(report, chosen, everything=everything)
-    table = map_table(report, chosen, everything=everything)
     picked = _position(report, everything, cell) if cell else None
+    if metric in MAPS:
+        drawn, numbers = show_importance_map(report, metric, everything, picked, found)
+        return [drawn, explanation_html(words), {"headers": numbers.headers, "data": numbers.rows}]
+    chart = map_chart(report, chosen, everything=everything, trimmed=trimmed)
+    table = map_table(report, chosen, everything=everything, trimmed=trimmed)
     return [
-        payload(chart, picked, empty=NO_PAIRS),
+        payload(chart, picked if chosen.over != "blocks" else None, empty=NO_PAIRS),
         explanation_html(chosen),
         {"headers": table.headers, "data": table.rows},
     ]
 
 
 def show_cell(report: Report | None, everything: bool, cell: Cell | None) -> list[Any]:
-    """The cell itself, its two dropdowns, and its story: heading, key figures, histogram, sign agreement."""
+    """The cell itself, its two dropdowns, and its story: heading, key figures, histogram, sign agreement, pairs."""
     if report is None or cell is None:
         empty = gr.update(choices=[], value=None)
-        return [None, empty, empty, f"<h2>One cell</h2><p>{NO_CELL}</p>", "", None, None]
+        return [None, empty, empty, f"<h2>One cell</h2><p>{NO_CELL}</p>", "", None, None, ""]
     cells = report.cells(everything=everything)
     block, kind = cell
     statistics, names, where = cells[cell], expert_names(report), cell_name(block, kind)
-    grid = report.grid(lambda s: s.elements, everything=everything)
-    blocks = [(f"block {row}" if row is not None else "outside", row_name(row)) for row in grid.rows]
-    kinds = [column for column in grid.columns if (block, column) in cells]
+    rows, columns = report.frame(everything=everything)
+    blocks = [(f"block {row}" if row is not None else "outside", row_name(row)) for row in rows]
+    kinds = [column for column in columns if (block, column) in cells]
+    trimmed = _trimmed(report, cell)
+    after = trimmed.signs if trimmed is not None else None
+    nothing = NO_COMMON if len(names) > 1 else NO_PAIRS
     return [
         cell,
         gr.update(choices=blocks, value=row_name(block)),
         gr.update(choices=kinds, value=kind),
         _heading(report, cell, statistics),
         _figures(statistics, names),
-        payload(change_histogram(statistics, names, where), empty=NO_CHANGE),
-        payload(sign_agreement(statistics, names, where), empty=NO_COMMON if len(names) > 1 else NO_PAIRS),
+        payload(change_histogram(statistics, names, where, cuts=_cuts(report, cell)), empty=NO_CHANGE),
+        payload(sign_agreement(statistics.signs, names, where, after=after), empty=nothing),
+        _pairs(report, statistics, after),
     ]
+
+
+def _trimmed(report: Report, cell: Cell) -> Trimmed | None:
+    """What the report's trim left of a cell."""
+    if report.trim is None:
+        return None
+    found = [report.trim.tensors[name] for name in report.names_at(*cell) if name in report.trim.tensors]
+    return total(found) if found else None
+
+
+def _cuts(report: Report, cell: Cell) -> Cuts | None:
+    """The smallest change that each expert keeps; a cell of several tensors has no one cut in each tensor."""
+    trimmed, tensors = _trimmed(report, cell), report.names_at(*cell)
+    if trimmed is None or report.trim is None:
+        return None
+    if len(tensors) > 1 and report.trim.scope == "tensor":
+        return None
+    return Cuts(trimmed.threshold, percent(report.trim.density), trim_words(report))
 
 
 def show_csv(report: Report | None, everything: bool, found: Found | None = None) -> str:
@@ -138,30 +157,33 @@ def settle(
     if report is None:
         return None
     cells = report.cells(everything=everything)
+    rows, columns = report.frame(everything=everything)
     for cell in cells:
         if row_name(cell[0]) == block and cell[1] == module:
             return cell
-    grid = report.grid(lambda s: s.elements, everything=everything)
-    for row in grid.rows:
+    for row in rows:
         if row_name(row) == block:
-            return next((row, column) for column in grid.columns if (row, column) in cells)
-    chosen = METRICS.get(metric, METRICS["change"])
-    strongest = strongest_cell(report, chosen, everything=everything)
+            return next((row, column) for column in columns if (row, column) in cells)
+    chosen, _ = asked_for(metric)
+    strongest = None
+    if chosen.over != "blocks":
+        strongest = strongest_cell(report, chosen, everything=everything)
     strongest = strongest or strongest_cell(report, METRICS["change"], everything=everything)
     return cell_at(report, everything, *strongest) if strongest else next(iter(cells), None)
 
 
 def cell_at(report: Report, everything: bool, row: int, column: int) -> Cell | None:
     """The cell at a row and a column of the map; None for a gap."""
-    grid = report.grid(lambda s: s.elements, everything=everything)
-    if not (0 <= row < len(grid.rows) and 0 <= column < len(grid.columns)):
+    rows, columns = report.frame(everything=everything)
+    if not (0 <= row < len(rows) and 0 <= column < len(columns)):
         return None
-    return (grid.rows[row], grid.columns[column]) if grid.values[row][column] is not None else None
+    cell = rows[row], columns[column]
+    return cell if cell in report.cells(everything=everything) else None
 
 
 def _position(report: Report, everything: bool, cell: Cell) -> tuple[int, int]:
-    grid = report.grid(lambda s: s.elements, everything=everything)
-    return grid.rows.index(cell[0]), grid.columns.index(cell[1])
+    rows, columns = report.frame(everything=everything)
+    return rows.index(cell[0]), columns.index(cell[1])
 
 
 def _heading(report: Report, cell: Cell, statistics: TensorStatistics) -> str:
@@ -181,8 +203,8 @@ def _figures(statistics: TensorStatistics, names: Sequence[str]) -> str:
         rows.append(
             [
                 name,
-                _number(statistics.relative_change(index), 4),
-                _number(statistics.changed_share(index), 3),
+                number(statistics.relative_change(index), 4),
+                number(statistics.changed_share(index), 3),
                 _scientific(mean),
                 _scientific(statistics.largest[index]),
             ]
@@ -191,9 +213,40 @@ def _figures(statistics: TensorStatistics, names: Sequence[str]) -> str:
     return html_table("Each expert's change in this cell", headers, rows)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _pairs(report: Report, statistics: TensorStatistics, after: Conflict | None) -> str:
+    """Every pair's numbers in this cell, before and after a trim."""
+    names = pair_names(report)
+    if not names:
+        return ""
+    headers = ["pair", "opposite signs", "cosine", "changed by both"]
+    headers += ["opposite signs, trimmed", "kept by both"] if after else []
+    signs = statistics.signs
+    rows = []
+    for pair, name in enumerate(names):
+        row = [name, number(signs.opposite_share(pair), 3), number(statistics.cosine(pair), 4)]
+        row.append(f"{signs.shared[pair]:,}")
+        row += [number(after.opposite_share(pair), 3), f"{after.shared[pair]:,}"] if after else []
+        rows.append(row)
+    note = f" Trimmed: {trim_words(report)}." if after else ""
+    return (
+        f'{html_table("Pairs of experts in this cell", headers, rows, wide=True)}<p class="chart-note">{_beyond_pairs(signs, after)}'
+        f"{html.escape(note)}</p>"
+    )
+
+
+def _beyond_pairs(signs: Conflict, after: Conflict | None) -> str:
+    """The numbers on all experts together, in a sentence each."""
+
+    def told(one: Conflict) -> str:
+        coverage = one.coverage
+        return (
+            f"{'–' if coverage is None else percent(coverage)} of the weights changed by two or more, "
+            f"not unanimous {number(one.split_share(), 3)} (chance {number(one.split_chance(), 3)}), "
+            f"mass conflict {number(one.mass(), 3)} (chance {number(one.mass_chance(), 3)})"
+        )
+
+    return f"All experts: {told(signs)}." + (f" After trimming: {told(after)}." if after else "")
 
 
 def _scientific(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2e}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2e}"

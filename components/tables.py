@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from components.figures.metrics import Metric, Panel, expert_names, pair_names, panels, row_name
+from components.figures.metrics import expert_names, pair_names, panels, row_name, sign_records
+from components.figures.words import Metric, Panel
 from merging import Report
-from merging.changes import TensorStatistics
+from merging.changes import Conflict, TensorStatistics
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -24,9 +26,15 @@ class Table:
     rows: list[list[str | int | float | None]]
 
 
-def map_table(report: Report, metric: Metric, *, everything: bool = False) -> Table:
-    """The numbers of a map: one row a cell, one column a small map."""
-    return panels_table(panels(report, metric, everything=everything))
+def map_table(report: Report, metric: Metric, *, everything: bool = False, trimmed: bool = False) -> Table:
+    """The numbers of a map: one row a cell, one column a small map, and its chance level where each cell has its own."""
+    shown = panels(report, metric, everything=everything, trimmed=trimmed)
+    if metric.over == "blocks":
+        return _block_table(shown)
+    if metric.scale == "own chance":
+        levels = [Panel(f"{panel.name}: chance", panel.chance) for panel in shown if panel.chance is not None]
+        shown = [one for both in zip(shown, levels, strict=True) for one in both]
+    return panels_table(shown)
 
 
 def panels_table(shown: Sequence[Panel]) -> Table:
@@ -40,24 +48,58 @@ def panels_table(shown: Sequence[Panel]) -> Table:
             values = [panel.grid.values[row][column] for panel in shown]
             if any(value is not None for value in values):
                 place = row_name(block) if block is None else block
-                rows.append([place, kind, *(None if v is None else float(f"{v:.4g}") for v in values)])
+                rows.append([place, kind, *map(_short, values)])
     return Table(["block", "module", *(panel.name for panel in shown)], rows)
 
 
+def _block_table(shown: Sequence[Panel]) -> Table:
+    """A row for each block, a column for each pair of experts."""
+    if not shown:
+        return Table(["block"], [])
+    grid = shown[0].grid
+    rows: list[list[str | int | float | None]] = [
+        [row_name(block) if block is None else block, *map(_short, values)]
+        for block, values in zip(grid.rows, grid.values, strict=True)
+    ]
+    return Table(["block", *grid.columns], rows)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+SIGN_COLUMNS = ("coverage", "opposite signs", "not unanimous", "not unanimous by chance", "mass conflict")
+SIGN_COLUMNS += ("mass conflict by chance",)
+
+
 def full_table(report: Report, *, everything: bool = False) -> Table:
-    """Every number of every cell at full precision."""
+    """Every number of every cell at full precision; signs after trimming too, where the report knows a trim."""
     headers = ["block", "module", "tensors", "elements"]
     for name in expert_names(report):
-        headers += [
-            f"{name} {column}" for column in ("relative change", "changed share", "mean |δ|", "max |δ|")
-        ]
+        columns = ("relative change", "changed share", "mean |δ|", "max |δ|", "NaN or infinite")
+        headers += [f"{name} {column}" for column in columns]
     for name in pair_names(report):
-        headers += [f"{name} {column}" for column in ("opposite signs", "cosine")]
+        headers += [f"{name} {column}" for column in ("opposite signs", "cosine", "Pearson", "distance")]
+    headers += SIGN_COLUMNS
+    trimmed = report.by_cell(sign_records(report, True), everything=everything) if report.trim else {}
+    if report.trim:
+        headers += [f"{column}, density {report.trim.density:g}" for column in SIGN_COLUMNS]
     rows: list[list[str | int | float | None]] = []
     for (block, kind), statistics in report.cells(everything=everything).items():
         tensors = " ".join(report.names_at(block, kind))
-        rows.append([row_name(block), kind, tensors, statistics.elements, *_numbers(statistics)])
+        row = [row_name(block), kind, tensors, statistics.elements, *_numbers(statistics)]
+        row += sign_numbers(statistics.signs)
+        if report.trim:
+            after = trimmed.get((block, kind))
+            row += sign_numbers(after) if after else [None] * len(SIGN_COLUMNS)
+        rows.append(row)
     return Table(headers, rows)
+
+
+def sign_numbers(signs: Conflict) -> list[float | None]:
+    """The numbers of `SIGN_COLUMNS`."""
+    opposite, split, mass = signs.opposite_share(), signs.split_share(), signs.mass()
+    return [signs.coverage, opposite, split, signs.split_chance(), mass, signs.mass_chance()]
 
 
 def _numbers(statistics: TensorStatistics) -> list[float | None]:
@@ -67,12 +109,18 @@ def _numbers(statistics: TensorStatistics) -> list[float | None]:
         numbers += [
             statistics.relative_change(expert),
             statistics.changed_share(expert),
-            mean,
-            statistics.largest[expert],
+            _finite(mean),
+            _finite(statistics.largest[expert]),
+            statistics.broken[1 + expert],
         ]
     for pair in range(len(statistics.dot)):
         numbers += [statistics.signs.opposite_share(pair), statistics.cosine(pair)]
+        numbers += [statistics.pearson(pair), statistics.distance(pair)]
     return numbers
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def csv_text(table: Table) -> str:

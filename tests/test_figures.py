@@ -34,8 +34,16 @@ def test_every_number_of_a_map_is_the_report_s(report, key):
     chart = map_chart(report, METRICS[key])
     drawn = json.loads(chart.figure.to_json())["data"]
     for trace, panel in zip(drawn, panels(report, METRICS[key]), strict=True):
-        assert trace["z"] == panel.grid.values
-        assert trace["x"] == ["q", "k", "v", "o", "gate", "up", "down"]
+        if METRICS[key].scale == "own chance":
+            told = [[float(number) for number in row] for row in trace["text"]]
+            assert told == [pytest.approx(row, abs=0.006) for row in panel.grid.values]
+            away = zip(panel.grid.values, panel.chance.values, strict=True)
+            assert trace["z"] == [[v - c for v, c in zip(*rows, strict=True)] for rows in away]
+        else:
+            assert trace["z"] == panel.grid.values
+        pairs = ["mean of all pairs", "one · two", "one · three", "two · three"]
+        modules = ["q", "k", "v", "o", "gate", "up", "down"]
+        assert trace["x"] == (pairs if METRICS[key].over == "blocks" else modules)
         assert trace["y"] == ["0", "1", "2"]
 
 
@@ -85,7 +93,7 @@ def test_many_pairs_share_one_map_and_one_matrix(family, tmp_path):
     report = Report("base", (*five, "four", "five"), wide)
     assert [panel.name for panel in panels(report, METRICS["conflict"])] == ["all pairs"]
     cell = report.cells()[0, "q"]
-    matrix = sign_agreement(cell, ["a", "b", "c", "d", "e"], "block 0, q").figure.data[0]
+    matrix = sign_agreement(cell.signs, ["a", "b", "c", "d", "e"], "block 0, q").figure.data[0]
     assert matrix.z[1][3] == matrix.z[3][1] == cell.signs.opposite_share(5)
     assert matrix.z[2][2] is None
 
@@ -97,7 +105,13 @@ def _widen(statistics):
         content[name] = content[name] + content[name][:2]
     content["dot"] = (content["dot"] * 4)[:10]
     signs = statistics.signs
-    content["signs"] = replace(signs, shared=(signs.shared * 4)[:10], opposite=(signs.opposite * 4)[:10])
+    content["broken"] = [0] * 6
+    content["signs"] = replace(
+        signs,
+        covered=[*signs.covered, 0, 0],
+        shared=(signs.shared * 4)[:10],
+        opposite=(signs.opposite * 4)[:10],
+    )
     return type(statistics)(**content)
 
 
@@ -130,12 +144,11 @@ def test_no_change_no_chart(report):
         **{
             **cell.__dict__,
             "histogram": [[0] * len(counts) for counts in cell.histogram],
-            "shared": [0, 0, 0],
-            "opposite": [0, 0, 0],
+            "signs": replace(cell.signs, shared=[0, 0, 0], opposite=[0, 0, 0]),
         }
     )
     assert change_histogram(still, ["one", "two", "three"], "block 0, q") is None
-    assert sign_agreement(still, ["one", "two", "three"], "block 0, q") is None
+    assert sign_agreement(still.signs, ["one", "two", "three"], "block 0, q") is None
 
 
 def test_text_alternatives_name_extremes(report):
@@ -145,7 +158,7 @@ def test_text_alternatives_name_extremes(report):
     cell = report.cells()[0, "q"]
     assert (
         f"one and two {cell.signs.opposite_share(0):.2f}"
-        in sign_agreement(cell, ["one", "two", "three"], "x").alt
+        in sign_agreement(cell.signs, ["one", "two", "three"], "x").alt
     )
 
 

@@ -266,7 +266,7 @@ def test_the_map_keeps_the_outlined_cell_and_has_a_table(kept, done, chosen):
     assert table["headers"] == ["block", "module", "one", "two"]
     assert len(table["data"]) == 3 * 7
     whole = inspect_tab.show_report(reports, report, "owner", True, (2, "v"), found)
-    assert whole[4]["headers"][2:] == ["owner", "share of the claims, %"]
+    assert whole[5]["headers"][2:] == ["owner", "share of the claims, %"]
 
 
 def test_the_csv_holds_signed_importance_beside_the_changes(kept, done, chosen):

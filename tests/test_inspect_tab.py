@@ -7,7 +7,7 @@ import shutil
 import gradio as gr
 import pytest
 
-import components.inspect_tab as tab
+import components.inspect_events as tab
 import merging
 from components.clickable_plot import clicked_cell, payload
 from components.family import Family
@@ -42,7 +42,7 @@ def test_a_family_is_measured_and_the_second_time_remembered(family, settings, m
     chosen = Family.demo(family, EXPERTS)
     *_, last = tab.measure(reports, Stops(), settings, chosen)
     report = reports.get(last[4])
-    assert report == merging.inspect(chosen.recipe())
+    assert report.tensors == merging.inspect(chosen.recipe()).tensors
     monkeypatch.setattr("components.reports.inspect_plan", lambda *a, **k: pytest.fail("measured twice"))
     *_, again = tab.measure(reports, Stops(), settings, chosen)
     assert again[4] == last[4]
@@ -142,8 +142,9 @@ def test_nothing_chosen_is_quiet(settings, odd):
 
 def test_a_click_tells_the_story_of_that_cell(kept):
     reports, key = kept
-    result = tab.pick_cell(reports, event({"index": [2, 6]}), key, False)
-    _, block, module, story, figures, histogram, agreement = result
+    result = tab.pick_cell(reports, event({"index": [2, 6]}), key, False, "change", None)
+    _, block, module, story, figures, histogram, agreement, pairs = result
+    assert pairs.count("<tr>") == 1 + 3
     assert (block["value"], module["value"]) == ("2", "down")
     assert "model.layers.2.mlp.down_proj.weight" in story
     assert "Block 2, down" in story
@@ -173,20 +174,20 @@ def test_a_click_tells_the_story_of_that_cell(kept):
 )
 def test_clicks_that_no_map_sends_change_nothing(kept, data):
     reports, key = kept
-    assert tab.pick_cell(reports, event(data), key, False) == [gr.skip()] * 7
+    assert tab.pick_cell(reports, event(data), key, False, "change", None) == [gr.skip()] * 8
 
 
 def test_a_click_on_a_gap_or_after_the_report_is_gone_changes_nothing(kept):
     reports, key = kept
     assert clicked_cell(event({"index": [0, 0]})) == (0, 0)
-    gap = tab.pick_cell(reports, event({"index": [0, 2]}), key, True)
-    assert gap == [gr.skip()] * 7, "block 0 has no final norm"
-    assert tab.pick_cell(reports, event({"index": [0, 0]}), "unknown", False) == [gr.skip()] * 7
+    gap = tab.pick_cell(reports, event({"index": [0, 2]}), key, True, "change", None)
+    assert gap == [gr.skip()] * 8, "block 0 has no final norm"
+    assert tab.pick_cell(reports, event({"index": [0, 0]}), "unknown", False, "change", None) == [gr.skip()] * 8
 
 
 def test_dropdowns_do_what_a_click_does(kept):
     reports, key = kept
-    clicked = tab.pick_cell(reports, event({"index": [1, 3]}), key, False)
+    clicked = tab.pick_cell(reports, event({"index": [1, 3]}), key, False, "change", None)
     chart, *chosen = tab.choose_cell(reports, key, "change", False, "1", "o")
     assert chosen == clicked
     assert chart["picked"] == [1, 3]
@@ -215,9 +216,9 @@ def test_norms_and_embeddings_come_on_request(kept):
     reports, key = kept
     short = tab.show_report(reports, key, "change", False, None)
     full = tab.show_report(reports, key, "change", True, (0, "gone"))
-    assert len(full) == len(short) == 12
-    assert "embedding" not in str(short[2]["data"][0]["x"])
-    assert "embedding" in str(full[2]["data"][0]["x"])
+    assert len(full) == len(short) == 14
+    assert "embedding" not in str(short[3]["data"][0]["x"])
+    assert "embedding" in str(full[3]["data"][0]["x"])
 
 
 def test_an_unknown_metric_shows_the_first(kept):
@@ -230,7 +231,8 @@ def test_without_a_report_everything_says_what_to_do():
     chart, _, table = show_map(None, "change", False, None)
     assert chart is None
     assert table["data"] == []
-    *_, histogram, agreement = show_cell(None, False, None)
+    *_, histogram, agreement, pairs = show_cell(None, False, None)
+    assert pairs == ""
     assert histogram is None
     assert agreement is None
     assert payload(None, empty="Do this.") == {"empty": "Do this."}

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from components.figures.chart import SERIES, Chart, text
 from components.figures.maps import panels_chart
-from components.figures.metrics import MapWords, Panel, cell_name, expert_names
+from components.figures.metrics import cell_name, expert_names
+from components.figures.words import MapWords, Panel
 from merging import Importance, Report
 from merging.changes import TensorStatistics
 from merging.report import Grid
@@ -35,7 +36,7 @@ MAPS = {
     for words in (
         MapWords(
             key="importance",
-            label="Importance (APL)",
+            label="Importance",
             title="Which changes each expert's task depends on",
             note="|effect of the change on the expert's own loss|, in thousandths of a nat per answer token. All maps share "
             "one scale; brighter matters more.",
@@ -49,7 +50,7 @@ MAPS = {
         ),
         MapWords(
             key="importance_per_weight",
-            label="Importance per weight",
+            label="Per weight",
             title="Which changes matter most for their size",
             note="Importance divided by the number of weights, in thousandths of a nat per thousand weights. All maps share "
             "one scale.",

@@ -6,27 +6,30 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
+from components.figures.cells import TALLEST, cell_height, centre, nan_trace, value_trace
 from components.figures.chart import Chart, decimals, new_figure, text
-from components.figures.metrics import MapWords, Metric, Panel, cell_name, panels, row_name
+from components.figures.metrics import cell_name, panels, worded
+from components.figures.words import MapWords, Metric, Panel
 from merging import Report
 from merging.report import Grid
 
 MOST_ACROSS = 4
 MOST_NUMBERED = 28
 """Cells side by side that are still wide enough for their number."""
-TALLEST = 28
-"""Most pixels of a cell's height."""
 CHANCE_LIMITS = (0.4, 0.6)
 """Fixed colour limits of the sign conflict; values beyond them keep the last colour and their number."""
+LEAST_LIMIT = 0.02
+"""The colours around a cell's own chance level reach at least this far."""
 TITLE, TICKS, BAR = 26, 26, 44
 """Pixels above a small map for its name, below it for its modules, and below all for the colour scale."""
 
 
-def map_chart(report: Report, metric: Metric, *, everything: bool = False) -> Chart | None:
+def map_chart(
+    report: Report, metric: Metric, *, everything: bool = False, trimmed: bool = False
+) -> Chart | None:
     """The map of one metric; None where it has nothing to show (a conflict needs two experts)."""
-    return panels_chart(metric, panels(report, metric, everything=everything), everything=everything)
+    shown = panels(report, metric, everything=everything, trimmed=trimmed)
+    return panels_chart(worded(report, metric, trimmed), shown, everything=everything)
 
 
 def panels_chart(
@@ -49,7 +52,13 @@ def panels_chart(
     formats = (".2r", ".3r") if metric.significant else (f".{digits}f", f".{digits}f")
     numbered = len(shown[0].grid.columns) * across <= MOST_NUMBERED and len(shown[0].grid.rows) <= 16
     for number, panel in enumerate(shown, 1):
-        figure.add_trace(_trace(panel, number, metric.hover, formats, numbered=numbered))
+        trace = value_trace(panel, number, metric.hover, formats, numbered=numbered)
+        if metric.scale == "own chance":
+            centre(trace, panel, metric.hover, digits, numbered=numbered)
+        figure.add_trace(trace)
+    for number, panel in enumerate(shown, 1):
+        if panel.broken is not None:
+            figure.add_trace(nan_trace(panel, number))
     return Chart(
         figure=figure,
         title=metric.title,
@@ -74,36 +83,10 @@ def strongest_cell(report: Report, metric: Metric, *, everything: bool = False) 
     return None
 
 
-def _trace(
-    panel: Panel, number: int, hover_text: str, formats: tuple[str, str], *, numbered: bool
-) -> go.Heatmap:
-    """`formats`: how numbers are written in the cells and on hover."""
-    grid, suffix = panel.grid, "" if number == 1 else str(number)
-    hover = [
-        [f"{text(panel.name)}: {text(cell_name(block, kind))}" for kind in grid.columns]
-        for block in grid.rows
-    ]
-    return go.Heatmap(
-        z=grid.values,
-        x=[text(kind) for kind in grid.columns],
-        y=[row_name(block) for block in grid.rows],
-        xaxis=f"x{suffix}",
-        yaxis=f"y{suffix}",
-        coloraxis="coloraxis",
-        xgap=1,
-        ygap=1,
-        hoverongaps=False,
-        customdata=hover,
-        texttemplate=f"%{{z:{formats[0]}}}" if numbered else None,
-        textfont={"size": 10.5},
-        hovertemplate=f"%{{customdata}}<br><b>%{{z:{formats[1]}}}</b> {hover_text}<extra></extra>",
-    )
-
-
 def _arrange(shown: Sequence[Panel], across: int, tallest: int = TALLEST) -> dict[str, Any]:
     """Layout keys that place the small maps in rows of `across`: axes, names and the height of the whole."""
     grid = shown[0].grid
-    cell = max(7, min(tallest, 420 // len(grid.rows)))
+    cell = cell_height(grid, tallest)
     ticks = TICKS if max(map(len, grid.columns)) <= 5 else 3 * TICKS
     step = TITLE + cell * len(grid.rows) + ticks
     lines = math.ceil(len(shown) / across)
@@ -147,7 +130,8 @@ def _axis(domain: list[float], anchor: str, **more: Any) -> dict[str, Any]:
 def _labels(grid: Grid, *, first: bool) -> dict[str, Any]:
     """Block numbers that do not overlap in tall maps; the axis is named once in a row of small maps."""
     title = {"title": {"text": "block", "standoff": 6, "font": {"size": 11}}} if first else {}
-    return {"dtick": 4 if len(grid.rows) > 24 else 1, **title}
+    step = next(step for step in (1, 2, 4, 5, 10, 20, 50) if step * cell_height(grid) >= 14 or step == 50)
+    return {"dtick": step, **title}
 
 
 def _heading(name: str, left: float, top: float) -> dict[str, Any]:
@@ -191,11 +175,31 @@ def _coloraxis(metric: MapWords, shown: Sequence[Panel]) -> dict[str, Any]:
             "cmax": high,
             "colorbar": {**bar, "tickvals": ticks, "ticktext": labels},
         }
+    if metric.scale == "own chance":
+        return {"colorscale": "RdBu_r", **_around_chance(shown, bar)}
+    if metric.scale == "share":
+        return {"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar}
     if metric.scale == "signed":
         limit = max(0.1, abs(_percentile(values, 0.02)), abs(_percentile(values, 0.98)))
         return {"colorscale": "RdBu_r", "cmin": -limit, "cmax": limit, "colorbar": bar}
     low, high = _percentile(values, 0.02), _percentile(values, 0.98)
     return {"colorscale": "Cividis", "cmin": low, "cmax": high if high > low else low + 1e-9, "colorbar": bar}
+
+
+def _around_chance(shown: Sequence[Panel], bar: dict[str, Any]) -> dict[str, Any]:
+    """Colour limits as far above each cell's chance level as below, and the words beside them."""
+    distances = [
+        abs(value - chance)
+        for panel in shown
+        if panel.chance is not None
+        for lines in zip(panel.grid.values, panel.chance.values, strict=True)
+        for value, chance in zip(*lines, strict=True)
+        if value is not None and chance is not None
+    ]
+    limit = max(LEAST_LIMIT, _percentile(sorted(distances), 0.98))
+    ticks = [-limit, 0, limit]
+    labels = [f"chance − {limit:.2f}", "chance", f"chance + {limit:.2f}"]
+    return {"cmin": -limit, "cmax": limit, "colorbar": {**bar, "tickvals": ticks, "ticktext": labels}}
 
 
 def _values(shown: Sequence[Panel]) -> list[float]:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import plotly.graph_objects as go
 
 from components.figures.chart import DASHES, SERIES, Chart, new_figure, text
 from components.figures.maps import CHANCE_LIMITS
-from merging.changes import TensorStatistics, bin_edges
+from merging.changes import Conflict, TensorStatistics, bin_edges
 
 MOST_BARS = 6
 
 
-def change_histogram(statistics: TensorStatistics, names: Sequence[str], where: str) -> Chart | None:
-    """Distribution of |δ| for each expert over half-octave bins; None where no expert changed anything."""
+@dataclass(frozen=True)
+class Cuts:
+    """Where a trim cuts: for each expert the smallest |δ| that is kept, infinite where nothing is; the density in per
+    cent, and what is kept in words."""
+
+    thresholds: Sequence[float]
+    density: str
+    kept: str
+
+
+def change_histogram(
+    statistics: TensorStatistics, names: Sequence[str], where: str, *, cuts: Cuts | None = None
+) -> Chart | None:
+    """Distribution of |δ| for each expert over half-octave bins, with the cuts of a trim; None where no expert changed
+    anything."""
     used = [b for b, counts in enumerate(zip(*statistics.histogram, strict=True)) if any(counts)]
     if not used:
         return None
@@ -55,27 +70,53 @@ def change_histogram(statistics: TensorStatistics, names: Sequence[str], where: 
                 hovertemplate="%{y:.3f} of the weights",
             )
         )
+    told = _draw_cuts(figure, cuts, names) if cuts is not None else ""
     unchanged = ", ".join(
         f"{name} {1 - (statistics.changed_share(index) or 0):.2f}" for index, name in enumerate(names)
     )
     return Chart(
         figure=figure,
         title="How large the changes are",
-        note=f"Share of weights by the size of their change, in steps of √2. Unchanged: {unchanged}.",
-        alt=f"Histograms of the size of each expert's changes in {where}. Unchanged shares: {unchanged}.",
+        note=f"Share of weights by the size of their change, in steps of √2. Unchanged: {unchanged}.{told}",
+        alt=f"Histograms of the size of each expert's changes in {where}. Unchanged shares: {unchanged}.{told}",
     )
 
 
-def sign_agreement(statistics: TensorStatistics, names: Sequence[str], where: str) -> Chart | None:
-    """Share of opposite signs for each pair of experts: bars for a few pairs, a matrix for many.
+def _draw_cuts(figure: go.Figure, cuts: Cuts, names: Sequence[str]) -> str:
+    """A vertical line for each expert's cut, exact; returns what the lines say."""
+    shapes, told = [], []
+    for index, (name, cut) in enumerate(zip(names, cuts.thresholds, strict=True)):
+        if not math.isfinite(cut):
+            continue
+        colour, dash = SERIES[index % len(SERIES)], DASHES[index % len(DASHES)]
+        line = {"color": colour, "width": 1.5, "dash": dash}
+        shapes.append({"type": "line", "x0": cut, "x1": cut, "y0": 0, "y1": 1, "yref": "paper", "line": line})
+        told.append(f"{name} {cut:.3g}")
+    figure.update_layout(shapes=shapes)
+    return (
+        f" Upright lines: the smallest change left by a density of {cuts.density}: {', '.join(told)}."
+        if told
+        else ""
+    )
+
+
+def sign_agreement(
+    signs: Conflict, names: Sequence[str], where: str, *, after: Conflict | None = None
+) -> Chart | None:
+    """Share of opposite signs for each pair of experts, `after` trimming too: bars for a few pairs, a matrix for many.
 
     None where no weight was changed by two experts.
     """
-    if statistics.signs.opposite_share() is None:
+    if signs.opposite_share() is None:
         return None
     pairs = list(combinations(range(len(names)), 2))
-    values = [statistics.signs.opposite_share(pair) for pair in range(len(pairs))]
-    figure = _bars(names, pairs, values) if len(pairs) <= MOST_BARS else _matrix(names, pairs, values)
+    values = [signs.opposite_share(pair) for pair in range(len(pairs))]
+    if len(pairs) <= MOST_BARS:
+        figure = _bars(names, pairs, values)
+        if after is not None:
+            _mark_after(figure, [after.opposite_share(pair) for pair in range(len(pairs))])
+    else:
+        figure = _matrix(names, pairs, values)
     figure.update_layout(uirevision=where)
     told = "; ".join(
         f"{names[a]} and {names[b]} {value:.2f}"
@@ -85,7 +126,8 @@ def sign_agreement(statistics: TensorStatistics, names: Sequence[str], where: st
     return Chart(
         figure=figure,
         title="How often two experts disagree on the sign",
-        note="Share of opposite signs among weights that both changed. 0.5 = what unrelated experts would show.",
+        note="Share of opposite signs among weights that both changed. 0.5 = what unrelated experts would show."
+        + (" Diamonds: after trimming." if after is not None and len(pairs) <= MOST_BARS else ""),
         alt=f"Share of opposite signs in {where}: {told}.",
     )
 
@@ -132,6 +174,26 @@ def _bars(
         )
     )
     return figure
+
+
+def _mark_after(figure: go.Figure, values: Sequence[float | None]) -> None:
+    """A diamond on each pair's bar: its share after trimming."""
+    figure.add_trace(
+        go.Scatter(
+            x=list(values),
+            y=figure.data[0].y,
+            mode="markers",
+            marker={
+                "symbol": "diamond",
+                "size": 11,
+                "color": "#ffffff",
+                "line": {"color": "#c9610f", "width": 2.5},
+            },
+            showlegend=False,
+            hovertemplate="%{y}, after trimming: <b>%{x:.3f}</b> of the weights that both still change<extra></extra>",
+        )
+    )
+    figure.update_layout(showlegend=False)
 
 
 def _matrix(
