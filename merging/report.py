@@ -32,12 +32,36 @@ class Trimmed(Record):
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How numbers were estimated that are not from all elements.
+
+    `share` of the elements was looked at. `groups` are independent estimates of every tensor's record, of equal size;
+    what is shown is their mean. A tensor that was read whole is the same in all of them.
+    """
+
+    share: float
+    groups: tuple[Mapping[str, Any], ...]
+
+    def error(self, value: Callable[[Any], float | None], tensors: Iterable[str]) -> float | None:
+        """The standard error of a number of some tensors' added-up records; None where a group has no such number."""
+        names = list(tensors)
+        found = [value(total(group[name] for name in names)) for group in self.groups]
+        known = [number for number in found if number is not None and math.isfinite(number)]
+        if len(known) < len(found) or len(known) < 2:
+            return None
+        mean = sum(known) / len(known)
+        spread = sum((number - mean) ** 2 for number in known) / (len(known) - 1)
+        return (spread / len(known)) ** 0.5
+
+
+@dataclass(frozen=True)
 class Trim:
-    """The largest |δ| of every expert, at one density over one scope."""
+    """The largest |δ| of every expert, at one density over one scope; estimated where there is a `sample`."""
 
     density: float
     scope: Scope
     tensors: dict[str, Trimmed]
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,8 @@ class Preview:
     """What one recipe would make of the experts' changes, tensor by tensor; copied tensors are not in `tensors`.
 
     `effective` holds the parameters each tensor really gets, a list where every expert has its own; `dtypes` the
-    output's dtype words. `elementwise`: whether the method is a sum of scaled changes, so that there are fates.
+    output's dtype words. `elementwise`: whether the method is a sum of scaled changes, so that there are fates. With a
+    `sample` all sums are estimates of those over the whole tensors.
     """
 
     recipe: str
@@ -55,6 +80,7 @@ class Preview:
     effective: dict[str, dict[str, Any]]
     dtypes: dict[str, str]
     copied: tuple[str, ...] = ()
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
