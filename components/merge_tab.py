@@ -16,6 +16,7 @@ from components.merge_form import MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
 from components.merge_picker import build_picker
 from components.merge_recipe import check, default_recipe
+from components.preview_tab import PreviewPart, build_preview, moved, wire_preview
 from components.settings import Settings
 from components.shared import Shared
 
@@ -57,6 +58,7 @@ class MergeTab:
     history: gr.Radio
     timer: gr.Timer
     recipe: gr.State
+    preview: PreviewPart
     ready: gr.State
     watched: gr.State
     shown: gr.State
@@ -89,7 +91,10 @@ def build_merge_tab(settings: Settings) -> MergeTab:
             parts["importance"] = build_importance_notice()
             parts["form"] = build_merge_form(family, picker)
         with gr.Column(min_width=0, elem_classes="mg-side"):
-            _build_side(parts, recipe.to_yaml(), plan_html(checked), ready=checked.plan is not None)
+            _build_go(parts, plan_html(checked), ready=checked.plan is not None)
+            parts["preview"] = build_preview()
+    with gr.Column(elem_classes="mg-yaml"):
+        _build_yaml(parts, recipe.to_yaml())
     return MergeTab(
         **parts,
         timer=gr.Timer(TICK, active=False),
@@ -146,8 +151,18 @@ def _build_card(parts: dict[str, Any]) -> None:
         parts["file"] = gr.DownloadButton("zip", visible="hidden", elem_id="merge-file")
 
 
-def _build_side(parts: dict[str, Any], yaml: str, plan: str, *, ready: bool) -> None:
-    """The live YAML and the buttons that act on it."""
+def _build_go(parts: dict[str, Any], plan: str, *, ready: bool) -> None:
+    """What the recipe comes to, what speaks against it, and the button that runs it."""
+    with gr.Row(elem_classes="mg-go"):
+        parts["plan"] = gr.HTML(plan, elem_id="merge-plan")
+        parts["merge"] = gr.Button(
+            "Merge", variant="primary", scale=0, min_width=120, interactive=ready, elem_id="merge-button"
+        )
+    parts["advice"] = gr.HTML(elem_id="merge-advice")
+
+
+def _build_yaml(parts: dict[str, Any], yaml: str) -> None:
+    """The live YAML and the button that takes what was written into it."""
     parts["yaml"] = gr.Code(
         yaml,
         language="yaml",
@@ -163,9 +178,6 @@ def _build_side(parts: dict[str, Any], yaml: str, plan: str, *, ready: bool) -> 
     parts["apply"] = gr.Button(
         "Apply the edited YAML", size="sm", interactive=False, elem_id="apply-yaml-button"
     )
-    parts["plan"] = gr.HTML(plan, elem_id="merge-plan")
-    parts["advice"] = gr.HTML(elem_id="merge-advice")
-    parts["merge"] = gr.Button("Merge", variant="primary", interactive=ready, elem_id="merge-button")
 
 
 def wire_merge_tab(
@@ -182,7 +194,15 @@ def wire_merge_tab(
     state = [tab.recipe, shared.family, tab.watched]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
-    gr.on([c.input for c in form.details], partial(events.edit, form), [*state, *widgets], judged, **latest)
+    edit, seen, drawn = moved(tab.preview, tab, settings)
+    gr.on(
+        [c.input for c in form.details],
+        edit,
+        [*state, *seen, *widgets],
+        [*judged, *drawn],
+        queue=False,
+        **latest,
+    )
     for name, text in form.lists.items():
         text.change(partial(events.edit_list, form, name), [*state, text], judged, **latest)
     gr.on(
@@ -207,6 +227,7 @@ def wire_merge_tab(
         tab.advice,
         **PRIVATE,
     )
+    wire_preview(app, tab.preview, tab, settings, shared, opened)
     _wire_jobs(app, tab, settings, shared)
     _wire_results(tab, settings, shared, filled, state)
 

@@ -1,0 +1,177 @@
+"""The part of the Merge tab that shows what the recipe would keep of every expert, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from components import preview_events as events
+from components import preview_views as views
+from components.clickable_plot import clickable_plot
+from components.preview_store import Turns, shared_previews
+from components.settings import Settings
+from components.shared import Shared
+
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class PreviewPart:
+    """The components of the part; `shown` holds the key of the preview on the page, `cell` the chosen cell, `listed`
+    whether the table is open, `visited` whether anybody has looked at this tab."""
+
+    number: gr.Radio
+    which: gr.Dropdown
+    everything: gr.Checkbox
+    status: gr.HTML
+    map: gr.HTML
+    facts: gr.HTML
+    bars: gr.HTML
+    whole: gr.Button
+    figures: gr.HTML
+    explanation: gr.HTML
+    twin: gr.Accordion
+    table: gr.Dataframe
+    csv: gr.HTML
+    shown: gr.State
+    cell: gr.State
+    listed: gr.State
+    visited: gr.State
+
+    @property
+    def choice(self) -> list[Any]:
+        """What is to be seen, as `preview_events.choice_of` reads it."""
+        return [self.number, self.which, self.everything, self.cell]
+
+    @property
+    def drawn(self) -> list[Any]:
+        """What a moved slider changes at once."""
+        return [self.shown, self.status, self.map, self.bars, self.figures]
+
+    @property
+    def all(self) -> list[Any]:
+        """Everything that depends on the preview or on what is to be seen of it."""
+        rest = [self.whole, self.number, self.which, self.facts, self.explanation, self.table, self.csv]
+        return [*self.drawn, self.cell, *rest]
+
+
+def build_preview() -> PreviewPart:
+    """Build the part; it fills itself once somebody comes to the tab."""
+    parts: dict[str, Any] = {
+        "shown": gr.State(""),
+        "cell": gr.State(None),
+        "listed": gr.State(False),
+        "visited": gr.State(False),
+    }
+    with gr.Column(elem_classes="pv", elem_id="preview"):
+        with gr.Row(elem_classes="pv-head"):
+            gr.HTML("<h2>What this recipe would keep</h2>")
+            parts["whole"] = gr.Button(
+                "Whole model",
+                size="sm",
+                scale=0,
+                min_width=110,
+                visible=False,
+                elem_id="preview-whole",
+            )
+        parts["status"] = gr.HTML(elem_classes="status", elem_id="preview-status")
+        parts["bars"] = clickable_plot(empty=views.NOTHING, name="mergescope-fate", elem_id="preview-bars")
+        _build_map(parts)
+        _build_words(parts)
+    return PreviewPart(**parts)
+
+
+def _build_map(parts: dict[str, Any]) -> None:
+    """What to show, and the map."""
+    parts["number"] = gr.Radio(
+        views.NUMBERS,
+        value=views.FIRST,
+        label="What to show",
+        elem_classes="segments pv-segments",
+        elem_id="preview-number",
+    )
+    with gr.Row(elem_classes="pv-which"):
+        parts["which"] = gr.Dropdown(
+            [],
+            label="Which",
+            visible=False,
+            filterable=False,
+            elem_id="preview-which",
+            scale=1,
+            min_width=150,
+        )
+        parts["everything"] = gr.Checkbox(
+            label="Norms and embeddings", scale=0, min_width=190, elem_id="preview-everything"
+        )
+    parts["facts"] = gr.HTML(elem_id="preview-facts")
+    parts["map"] = clickable_plot(
+        empty=views.NOTHING,
+        name="mergescope-preview",
+        elem_id="preview-map",
+        elem_classes="pv-map",
+    )
+
+
+def _build_words(parts: dict[str, Any]) -> None:
+    """The same in numbers and in words."""
+    with gr.Accordion("In numbers", open=False, elem_classes="explain"):
+        parts["figures"] = gr.HTML(elem_id="preview-figures")
+    with gr.Accordion("What am I looking at?", open=False, elem_classes="explain"):
+        parts["explanation"] = gr.HTML(elem_id="preview-explanation")
+    with gr.Accordion("The map as a table", open=False, elem_classes="explain") as parts["twin"]:
+        parts["table"] = gr.Dataframe(
+            headers=["block", "module"], interactive=False, show_search="filter", elem_id="preview-table"
+        )
+        parts["csv"] = gr.HTML(elem_id="preview-csv")
+
+
+def wire_preview(
+    app: gr.Blocks, part: PreviewPart, tab: Any, settings: Settings, shared: Shared, opened: Any = None
+) -> None:
+    """Connect the part to the Merge tab `tab`: any change of the recipe is followed, moved sliders at once.
+
+    Args:
+        opened: the event of a visitor coming to the tab, if the app has one.
+    """
+    previews, turns = shared_previews(), Turns()
+    state = [tab.recipe, part.shown, part.visited, part.listed, *part.choice]
+
+    def follow(request: gr.Request, *values: Any) -> Any:
+        yield from events.follow(previews, turns.begin(page_of(request)), settings, *values)
+
+    def again(request: gr.Request, recipe: Any, shown: str, *values: Any) -> Any:
+        yield from follow(request, recipe, "", *values)
+
+    def visit(request: gr.Request, recipe: Any, shown: str, visited: bool, *values: Any) -> Any:
+        yield from follow(request, recipe, shown, True, *values)
+
+    def pick(event: gr.EventData, *values: Any) -> list[Any]:
+        return events.pick(previews, event, *values)
+
+    # Gradio cannot tell whether a state that holds a recipe changed; its YAML always changes with it
+    tab.yaml.change(follow, state, part.all, **PRIVATE)
+    first = opened if opened is not None else app.load
+    first(lambda: True, None, part.visited, **PRIVATE)
+    first(visit, state, part.all, **PRIVATE)
+    gr.on([c.input for c in (part.number, part.which, part.everything)], again, state, part.all, **PRIVATE)
+    part.twin.expand(lambda: True, None, part.listed, **PRIVATE).then(again, state, part.all, **PRIVATE)
+    part.twin.collapse(lambda: False, None, part.listed, **PRIVATE)
+    picked = [part.cell, part.bars, part.figures, part.whole]
+    part.map.select(
+        pick, [tab.recipe, part.shown, *part.choice], picked, trigger_mode="always_last", **PRIVATE
+    )
+    part.whole.click(lambda: None, None, part.cell, **PRIVATE).then(again, state, part.all, **PRIVATE)
+
+
+def page_of(request: gr.Request) -> str:
+    """What tells one open page from another."""
+    return request.session_hash or ""
+
+
+def moved(part: PreviewPart, tab: Any, settings: Settings) -> tuple[Any, list[Any], list[Any]]:
+    """The handler of a moved slider, its inputs before the form's values, and its outputs after the judged ones."""
+    handler = partial(events.edit, shared_previews(), settings, tab.form, len(part.drawn))
+    return handler, [part.shown, part.visited, *part.choice], part.drawn
