@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from merging import ops
 from merging.checkpoint import TensorSource
-from merging.pieces import Outcome, PieceKey
+from merging.errors import MergingError
+from merging.pieces import Outcome, Piece, PieceKey
 from merging.sums import Record, by_tensor
 
 FATES = ("dropped", "outvoted", "rounded", "cancelled", "kept")
-"""What can become of an element of a change, first match first:
+"""What can become of an element of a change; the first that applies:
 
-dropped: trimmed, dropped by chance, or an expert of weight 0; outvoted: left out by an election; rounded: the output
-equals the cast base; cancelled: its sign is not the merged change's; kept: the rest.
+dropped: its factor is 0 before any election: trimmed, dropped by chance, not selected, below a score's threshold (PCB's,
+    which also leaves out who disagrees, without a vote), or of an expert that weighs 0.
+outvoted: a sign election left it out (TIES and all that elect as it does, SCE's erasure, APL with `elect`).
+rounded: the output equals the cast base, be the merged change too small for the dtype or exactly 0 (changes that cancel
+    each other to the last bit, a λ of 0).
+cancelled: its sign is not the merged change's: others, or its own negative weight, went the other way.
+kept: the rest, whatever its factor.
 """
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The output dtypes whose rounding is measured, by their words in a recipe."""
+CHUNK = 1 << 16
+"""Elements summed at once in float64: what stays in the cache."""
+BINS = 1 << len(DTYPES)
+"""Numbers that code which of the dtypes lose an element; more than there are fates."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,13 @@ class FateWatch:
         origin: what changes are measured from where the method itself uses no base.
     """
 
-    def __init__(self, origin: TensorSource | None = None):
+    def __init__(self, origin: Origin | None = None):
         self.origin = origin
         self.pieces: dict[PieceKey, TensorFate] = {}
 
     def update(self, outcome: Outcome) -> None:
-        self.pieces[outcome.piece.key] = fate(outcome, self._base(outcome))
+        piece = outcome.piece if self.origin is None else self.origin.under(outcome.piece)
+        self.pieces[piece.key] = fate(replace(outcome, piece=piece))
 
     def combine(self, other: FateWatch) -> None:
         self.pieces.update(other.pieces)
@@ -102,67 +113,124 @@ class FateWatch:
     def result(self) -> dict[str, TensorFate]:
         return by_tensor(self.pieces)
 
-    def _base(self, outcome: Outcome) -> torch.Tensor:
-        piece = outcome.piece
-        if piece.base is not None or self.origin is None:
-            return piece.base_or_zero
-        rows = self.origin.read(piece.name, piece.start, piece.stop)
-        return rows.to(piece.models.device, torch.float32)
+
+@dataclass(frozen=True)
+class Origin:
+    """The base of a family for a method that uses none.
+
+    `names` are its tensors' names by those of the output; `work_dtype` is what all inputs are rounded to first.
+    """
+
+    source: TensorSource
+    names: Mapping[str, str]
+    work_dtype: torch.dtype | None = None
+
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise unless a tensor of the output is there in its shape.
+
+        Raises:
+            MergingError: it is missing or has another shape.
+        """
+        info = self.source.tensors.get(self.names[name])
+        if info is None or info.shape != shape:
+            found = "does not have it" if info is None else f"has it as {list(info.shape)}, not {list(shape)}"
+            raise MergingError(
+                f"'{name}': {self.source.label} {found}, so nothing says what the models changed; name the model that they "
+                "were tuned from as base_model."
+            )
+
+    def under(self, piece: Piece) -> Piece:
+        """The piece with this base's rows as its base."""
+        rows = self.source.read(self.names[piece.name], piece.start, piece.stop).to(piece.models.device)
+        if self.work_dtype is not None:
+            rows = rows.to(self.work_dtype)
+        return replace(piece, base=rows.to(torch.float32))
 
 
-def fate(outcome: Outcome, base: torch.Tensor) -> TensorFate:
-    """The fate of one piece's changes from `base`."""
+def fate(outcome: Outcome) -> TensorFate:
+    """The fate of one piece's changes from its base."""
     piece = outcome.piece
-    deltas = ops.flat(piece.deltas if piece.base is not None else piece.models - base)
-    change = (outcome.merged - base if outcome.change is None else outcome.change).flatten()
-    gram = (deltas @ deltas.T).double().cpu()
-    base, merged = base.flatten(), outcome.merged.flatten()
+    deltas = ops.flat(piece.deltas)
+    base, merged = piece.base_or_zero.flatten(), outcome.merged.flatten()
+    change = merged - base if outcome.change is None else outcome.change.flatten()
     moved = change != 0
-    energy = None
-    if outcome.explained is not None:
-        rounded = outcome.rows.flatten() == base.to(outcome.rows.dtype)
-        energy = _energies(outcome, deltas, change, rounded)
+    equal = {
+        dtype: _cast(outcome, dtype) == base.to(dtype) for dtype in {outcome.rows.dtype, *DTYPES.values()}
+    }
+    lost = torch.stack([moved & equal[dtype] for dtype in DTYPES.values()])
+    codes = [*_fates(outcome, deltas, change, equal[outcome.rows.dtype]), _as_bits(lost)]
+    products, sums = _sums(deltas, change, codes)
     return TensorFate(
         elements=len(change),
-        energy=energy,
-        change=float(change @ change),
+        energy=sums[:-1, : len(FATES)].tolist() if outcome.explained is not None else None,
+        change=float(sums[-1].sum()),
         changed=int(moved.count_nonzero()),
-        along=(deltas @ change).tolist(),
-        gram=gram.tolist(),
-        casts=_casts(base, merged, change, moved),
+        along=products[-1, :-1].tolist(),
+        gram=products[:-1, :-1].tolist(),
+        casts=_casts(outcome, lost, sums[-1]),
     )
 
 
-def _energies(
+def _cast(outcome: Outcome, dtype: torch.dtype) -> torch.Tensor:
+    """The merged values in a dtype: [n]."""
+    return (outcome.rows if outcome.rows.dtype == dtype else outcome.merged.to(dtype)).flatten()
+
+
+def _fates(
     outcome: Outcome, deltas: torch.Tensor, change: torch.Tensor, rounded: torch.Tensor
-) -> list[list[float]]:
-    """Σδ² of every expert by fate, in float64: [experts, fates]."""
-    assert outcome.explained is not None
-    shape = outcome.piece.models.shape
-    coefficients, sparse = (ops.flat(values.expand(shape)) for values in outcome.explained)
-    idle = (sparse == 0) | (outcome.piece.weight == 0)[:, None]
-    fates = torch.where(deltas.sign() == change.sign(), 4, 3)
-    fates = torch.where(rounded, 2, fates)
-    fates = torch.where(coefficients == 0, 1, fates)
-    fates = torch.where(idle, 0, fates)
-    squares = deltas.double().square()
-    return [
-        row.bincount(weights=square, minlength=len(FATES)).tolist()
-        for row, square in zip(fates, squares, strict=True)
-    ]
+) -> torch.Tensor:
+    """The place in `FATES` of every element: uint8 [experts, n]; no experts where the method is no sum."""
+    if outcome.explained is None:
+        return torch.empty(0, len(change), dtype=torch.uint8, device=change.device)
+    coefficients, sparse = outcome.explained
+    present = _nonzero(sparse, outcome.piece) & (outcome.piece.weight != 0)[:, None]
+    elected = present if sparse is coefficients else present & _nonzero(coefficients, outcome.piece)
+    written = elected & ~rounded
+    kept = written & ((deltas < 0) == (change < 0))
+    return sum((mask.view(torch.uint8) for mask in (elected, written, kept)), start=present.view(torch.uint8))
 
 
-def _casts(
-    base: torch.Tensor, merged: torch.Tensor, change: torch.Tensor, moved: torch.Tensor
-) -> dict[str, Cast]:
-    """What each dtype loses of the merged change."""
+def _nonzero(factors: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """Where factors that broadcast to a piece are not 0: bool [experts, n]."""
+    return ops.flat((factors != 0).expand(piece.models.shape))
+
+
+def _as_bits(lost: torch.Tensor) -> torch.Tensor:
+    """Masks [dtypes, n] as the bits of one number an element: uint8 [n]."""
+    code = torch.zeros_like(lost[0], dtype=torch.uint8)
+    for bit, mask in enumerate(lost):
+        code |= mask.view(torch.uint8) << bit
+    return code
+
+
+def _sums(
+    deltas: torch.Tensor, change: torch.Tensor, codes: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products of the changes and the merged change, and squares by code of the last len(codes) of them: float64
+    [experts + 1, experts + 1] and [len(codes), BINS]."""
+    products = torch.zeros(len(deltas) + 1, len(deltas) + 1, dtype=torch.float64, device=change.device)
+    sums = torch.zeros(len(codes), BINS, dtype=torch.float64, device=change.device)
+    for start in range(0, len(change), CHUNK):
+        part = slice(start, start + CHUNK)
+        wide = torch.cat([deltas[:, part], change[None, part]]).double()
+        products += wide @ wide.T
+        for total, code, values in zip(sums, codes, wide[len(wide) - len(codes) :].square_(), strict=True):
+            total += code[part].bincount(weights=values, minlength=BINS)
+    return products.cpu(), sums.cpu()
+
+
+def _casts(outcome: Outcome, lost: torch.Tensor, energies: torch.Tensor) -> dict[str, Cast]:
+    """What each dtype loses of the merged change; `energies` are its squares by the code of who loses them: [BINS]."""
+    merged = outcome.merged
+    largest = float(merged.abs().max()) if merged.numel() else 0.0
     found: dict[str, Cast] = {}
-    for word, dtype in DTYPES.items():
-        after = merged.to(dtype)
-        lost = moved & (after == base.to(dtype))
-        gone = change[lost]
+    for bit, (word, dtype) in enumerate(DTYPES.items()):
+        chosen = (torch.arange(BINS) >> bit) & 1
+        fits = largest <= torch.finfo(dtype).max
         found[word] = Cast(
-            lost=len(gone), energy=float(gone @ gone), overflow=int(after.isinf().count_nonzero())
+            lost=int(lost[bit].count_nonzero()),
+            energy=float(energies @ chosen.double()),
+            overflow=0 if fits else int(_cast(outcome, dtype).isinf().count_nonzero()),
         )
     return found
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from merging import engine, ops
 from merging.changes import ChangeWatch, sign_conflict
+from merging.checkpoint import TensorSource
 from merging.errors import MergingError
 from merging.events import Progress
-from merging.fate import FateWatch
+from merging.fate import FateWatch, Origin
 from merging.methods import METHODS, Scope
 from merging.pieces import Outcome, PieceKey
 from merging.plan import Plan, make_plan
@@ -21,13 +22,14 @@ from merging.sums import by_tensor
 
 
 class _Pieces:
-    """Shows an accumulator of pieces the pieces of a merge."""
+    """Shows an accumulator of pieces the pieces of a merge, as changes from an origin where they have no base."""
 
-    def __init__(self, accumulator: ChangeWatch):
+    def __init__(self, accumulator: ChangeWatch, origin: Origin | None):
         self.accumulator = accumulator
+        self.origin = origin
 
     def update(self, outcome: Outcome) -> None:
-        self.accumulator.update(outcome.piece)
+        self.accumulator.update(outcome.piece if self.origin is None else self.origin.under(outcome.piece))
 
 
 class TrimWatch:
@@ -82,31 +84,60 @@ def trim_plan(plan: Plan, density: float, scope: Scope, *, device: str = "auto")
     )
     recipe._folder = plan.recipe._folder
     watch = TrimWatch()
-    for event in engine.run_plan(make_plan(recipe), engine.NoSink(), device=device, watches=[watch]):
-        if isinstance(event, Progress):
-            yield event
+    yield from _watched(make_plan(recipe), [watch], device)
     yield Trim(density, scope, watch.result())
 
 
-def preview_plan(plan: Plan, *, device: str = "auto") -> Iterator[Progress | Preview]:
-    """What a plan would make of the experts' changes, by the pass that merges: progress after every piece, then that."""
+def preview_plan(
+    plan: Plan, *, device: str = "auto", origin: TensorSource | None = None
+) -> Iterator[Progress | Preview]:
+    """What a plan would make of the experts' changes, by the pass that merges: progress after every piece, then that.
+
+    Args:
+        origin: what changes are measured from where the method uses no base; by default the recipe's `base_model`.
+
+    Raises:
+        MergingError: slices of different models, nothing to measure changes from, or a merge that fails.
+    """
     _require_one_family(plan)
-    watch = FateWatch(plan.reference if plan.base is None else None)
-    for event in engine.run_plan(plan, engine.NoSink(), device=device, watches=[watch]):
-        if isinstance(event, Progress):
-            yield event
+    watch = FateWatch(_origin(plan, origin))
+    yield from _watched(plan, [watch], device)
     yield _preview(plan, watch)
 
 
-def inspect_recipe(plan: Plan, *, device: str = "auto") -> Iterator[Progress | Report]:
-    """The experts' changes and what the plan makes of them, in one pass; and the trim at the recipe's density."""
+def inspect_recipe(
+    plan: Plan, *, device: str = "auto", origin: TensorSource | None = None
+) -> Iterator[Progress | Report]:
+    """The experts' changes and what the plan makes of them, in one pass; see `preview_plan`."""
     _require_one_family(plan)
-    changes, fates = ChangeWatch(), FateWatch(plan.reference if plan.base is None else None)
-    watches: list[engine.Watch] = [_Pieces(changes), fates]
+    start = _origin(plan, origin)
+    changes, fates = ChangeWatch(), FateWatch(start)
+    yield from _watched(plan, [_Pieces(changes, start), fates], device)
+    yield replace(_report(plan, changes), preview=_preview(plan, fates))
+
+
+def _watched(plan: Plan, watches: Sequence[engine.Watch], device: str) -> Iterator[Progress]:
+    """Show watches every piece of a merge that is not written."""
     for event in engine.run_plan(plan, engine.NoSink(), device=device, watches=watches):
         if isinstance(event, Progress):
             yield event
-    yield replace(_report(plan, changes), preview=_preview(plan, fates))
+
+
+def _origin(plan: Plan, origin: TensorSource | None) -> Origin | None:
+    """What changes are measured from, of a plan whose method uses no base."""
+    if plan.base is not None:
+        return None
+    if origin is None and plan.recipe.base_model is None:
+        raise MergingError(
+            f"inspect: {METHODS[plan.recipe.merge_method].title} uses no base and the recipe names none, so nothing says "
+            "what the models changed; name the model that they were tuned from as base_model."
+        )
+    names = {tensor.info.name: tensor.reference.name for tensor in plan.tensors}
+    found = Origin(origin or plan.reference, names, plan.work_dtype)
+    for tensor in plan.tensors:
+        if tensor.method is not None:
+            found.require(tensor.info.name, tensor.info.shape)
+    return found
 
 
 def _require_one_family(plan: Plan) -> None:
