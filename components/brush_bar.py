@@ -1,0 +1,273 @@
+"""The bar under a map: which cells are chosen, and what is set for them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from components.brush import Action, BackToRecipe, KeepBase, SetParameter, apply
+from components.brush_choice import (
+    EMPTY,
+    NOTHING,
+    BrushSource,
+    Chosen,
+    in_words,
+    named,
+    of_names,
+    of_rectangle,
+    rectangles,
+    tensors_chosen,
+)
+from components.clickable_plot import brushed_cells, outlined
+from components.figures.metrics import row_name
+from components.forms import Shape, default_of, for_each_expert, label_of, shape_of
+from merging import METHODS, Recipe
+
+CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+KEEP, BACK = " keep", " back"
+"""What is set where it is no parameter; the space keeps them apart from the names of parameters."""
+ALL_EXPERTS = ""
+SWITCH = {"on": True, "off": False}
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class BrushBar:
+    """The components of the bar; `chosen` holds a `Chosen`."""
+
+    chosen: gr.State
+    line: gr.HTML
+    blocks: gr.Dropdown
+    kinds: gr.Dropdown
+    what: gr.Dropdown
+    expert: gr.Dropdown
+    number: gr.Number
+    option: gr.Dropdown
+    set: gr.Button
+    clear: gr.Button
+    said: gr.HTML
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What becomes of the changed recipe: `handler(recipe, *inputs)` gives the values of `outputs`."""
+
+    handler: Callable[..., Sequence[Any]]
+    inputs: Sequence[gr.components.Component] = ()
+    outputs: Sequence[gr.components.Component] = ()
+
+
+def build_brush_bar(prefix: str) -> BrushBar:
+    """Build the bar; it fills itself once its source is known. Element ids begin with `prefix`."""
+    parts: dict[str, Any] = {"chosen": gr.State(NOTHING)}
+    with gr.Column(elem_classes="brush-bar", elem_id=f"{prefix}-brush"):
+        parts["line"] = gr.HTML(_line(EMPTY), elem_id=f"{prefix}-brush-line")
+        with gr.Row(elem_classes="brush-fields"):
+            for name, label in (("blocks", "Blocks"), ("kinds", "Modules")):
+                parts[name] = gr.Dropdown(
+                    [], label=label, multiselect=True, min_width=180, elem_id=f"{prefix}-brush-{name}"
+                )
+            parts["what"] = gr.Dropdown(
+                [], label="What to set", min_width=180, elem_id=f"{prefix}-brush-what"
+            )
+            parts["expert"] = gr.Dropdown(
+                [], label="For which expert", min_width=130, visible=False, elem_id=f"{prefix}-brush-expert"
+            )
+            parts["number"] = gr.Number(
+                label="Value", min_width=90, visible=False, elem_id=f"{prefix}-brush-number"
+            )
+            parts["option"] = gr.Dropdown(
+                [], label="Value", min_width=110, visible=False, elem_id=f"{prefix}-brush-option"
+            )
+        with gr.Row(elem_classes="brush-buttons"):
+            parts["set"] = gr.Button(
+                "Set", variant="primary", size="sm", scale=0, min_width=110, interactive=False
+            )
+            parts["clear"] = gr.Button(
+                "Clear selection", size="sm", scale=0, min_width=140, interactive=False
+            )
+        parts["said"] = gr.HTML(elem_id=f"{prefix}-brush-said")
+    return BrushBar(**parts)
+
+
+def wire_brush_bar(bar: BrushBar, plot: gr.HTML, source: gr.State, recipe: gr.State, taken: Taken) -> Any:
+    """Connect the bar with the map above it.
+
+    Args:
+        plot: the map, a `clickable_plot` whose payload says `brush`.
+        source: holds a `BrushSource`, or None while there is no map; whoever draws the map fills it.
+        recipe: holds the recipe that a brush changes.
+
+    Returns:
+        The event of setting something, for what is to follow it.
+    """
+    view = [bar.chosen, bar.line, bar.set, bar.clear, plot]
+    fields = [bar.blocks, bar.kinds]
+    offer = [bar.expert, bar.number, bar.option]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
+
+    def brush(event: gr.EventData, source: BrushSource | None) -> list[Any]:
+        return on_brush(event, source)
+
+    plot.brush(brush, source, [*view, *fields], **latest)
+    gr.on([bar.blocks.input, bar.kinds.input], on_names, [source, *fields], view, **latest)
+    bar.clear.click(on_clear, source, [*view, *fields, bar.said], **PRIVATE)
+    source.change(
+        on_source, [source, bar.chosen, bar.what], [*view, *fields, bar.what, *offer, bar.said], **latest
+    )
+    bar.what.input(on_what, [source, bar.what], offer, **latest)
+    inputs = [recipe, source, bar.chosen, bar.what, bar.expert, bar.number, bar.option, *taken.inputs]
+    return gr.on(
+        [bar.set.click, bar.number.submit],
+        partial(on_set, taken),
+        inputs,
+        [bar.said, *taken.outputs],
+        **PRIVATE,
+    )
+
+
+def on_brush(event: object, source: BrushSource | None) -> list[Any]:
+    """Cells were chosen on the map, or cleared."""
+    chosen = of_rectangle(source, brushed_cells(event))
+    return [*_view(source, chosen), *_fields(source, chosen)]
+
+
+def on_names(source: BrushSource | None, blocks: Any, kinds: Any) -> list[Any]:
+    """Blocks or kinds were named."""
+    rows = {row_name(block): block for block in (source.rows if source else ())}
+    chosen_blocks = [rows[name] for name in blocks or [] if isinstance(name, str) and name in rows]
+    return _view(
+        source, of_names(source, chosen_blocks, [name for name in kinds or [] if isinstance(name, str)])
+    )
+
+
+def on_clear(source: BrushSource | None) -> list[Any]:
+    """Nothing is chosen any more."""
+    return [*_view(source, NOTHING), *_fields(source, NOTHING), ""]
+
+
+def on_source(source: BrushSource | None, chosen: Chosen, what: Any) -> list[Any]:
+    """Another map, method or family: what is still there stays chosen."""
+    kept = of_names(source, chosen.blocks, chosen.kinds) if chosen else NOTHING
+    choices = what_choices(source)
+    what = what if what in [value for _, value in choices] else next((value for _, value in choices), None)
+    return [
+        *_view(source, kept),
+        *_fields(source, kept, choices=True),
+        gr.update(choices=choices, value=what, interactive=source is not None),
+        *on_what(source, what),
+        "",
+    ]
+
+
+def on_what(source: BrushSource | None, what: Any) -> list[Any]:
+    """The fields that belong to what is to be set: which expert, a number, or one of some choices."""
+    hidden = gr.update(visible=False)
+    if source is None or what not in source.parameters:
+        return [hidden, hidden, hidden]
+    method = METHODS[source.method]
+    field = method.parameters()[what]
+    shape, usual = shape_of(field, method), default_of(method, what, source.profile)
+    several = what in for_each_expert(method) and len(source.models) > 1
+    experts = [("all experts", ALL_EXPERTS), *zip(source.names, source.models, strict=True)]
+    number = option = hidden
+    if shape.kind in ("slider", "number"):
+        label = f"{label_of(what, field)}: {shape.range}"
+        number = gr.update(visible=True, label=label, value=usual, step=shape.step)
+    else:
+        choices, value = _choices(shape, usual)
+        option = gr.update(visible=True, label=label_of(what, field), choices=choices, value=value)
+    return [gr.update(visible=several, choices=experts, value=ALL_EXPERTS), number, option]
+
+
+def on_set(
+    taken: Taken,
+    recipe: Recipe,
+    source: BrushSource | None,
+    chosen: Chosen,
+    *values: Any,
+) -> list[Any]:
+    """Do it to the recipe: what was done in words, and what the page makes of the changed recipe."""
+    what, expert, number, option, *rest = values
+    unchanged = [gr.skip() for _ in taken.outputs]
+    action = action_of(source, what, expert, number, option)
+    if source is None or action is None:
+        return [said_html("Choose what to set first."), *unchanged]
+    changed, sentence = apply(recipe, tensors_chosen(source, chosen), source.tensors, action)
+    if changed == recipe:
+        return [said_html(sentence), *unchanged]
+    return [said_html(sentence), *taken.handler(changed, *rest)]
+
+
+def action_of(source: BrushSource | None, what: Any, expert: Any, number: Any, option: Any) -> Action | None:
+    """What the fields ask for; None where they name nothing the method has."""
+    if what == KEEP:
+        return KeepBase()
+    if what == BACK:
+        return BackToRecipe()
+    if source is None or what not in source.parameters:
+        return None
+    method = METHODS[source.method]
+    shape = shape_of(method.parameters()[what], method)
+    value = number if shape.kind in ("slider", "number") else option
+    if shape.kind == "switch":
+        value = SWITCH.get(option) if isinstance(option, str) else None
+    own = what in for_each_expert(method)
+    return SetParameter(what, value, expert if own and isinstance(expert, str) and expert else None)
+
+
+def what_choices(source: BrushSource | None) -> list[tuple[str, str]]:
+    """What can be set: the method's own parameters, the base where there is one, and the way back."""
+    if source is None:
+        return []
+    fields = METHODS[source.method].parameters()
+    parameters = [(label_of(name, fields[name]), name) for name in source.parameters]
+    keep = [("keep the base here", KEEP)] if source.has_base else []
+    return [*parameters, *keep, ("back to the recipe's own values", BACK)]
+
+
+def said_html(sentence: str) -> str:
+    """What came of a brush."""
+    return f'<p class="brush-said" role="status">{html.escape(sentence)}</p>' if sentence else ""
+
+
+def _line(text: str) -> str:
+    return f'<p class="brush-line">{html.escape(text)}</p>'
+
+
+def _view(source: BrushSource | None, chosen: Chosen) -> list[Any]:
+    """The choice itself, its words, the two buttons, and the map with its outline."""
+    there = bool(tensors_chosen(source, chosen))
+    return [
+        chosen,
+        _line(in_words(source, chosen)),
+        gr.update(interactive=there),
+        gr.update(interactive=bool(chosen)),
+        outlined(rectangles(source, chosen)),
+    ]
+
+
+def _fields(source: BrushSource | None, chosen: Chosen, *, choices: bool = False) -> list[Any]:
+    """The two dropdowns; with the `choices` of another map where asked for."""
+    if source is None:
+        return [gr.update(choices=[], value=[], interactive=False) for _ in range(2)]
+    blocks, kinds = named(source, chosen)
+    rows = [("outside" if row is None else f"block {row}", row_name(row)) for row in source.rows]
+    columns = [(kind, kind) for kind in source.columns]
+    found = []
+    for options, value in ((rows, list(map(row_name, blocks))), (columns, list(kinds))):
+        found.append(gr.update(value=value, **({"choices": options, "interactive": True} if choices else {})))
+    return found
+
+
+def _choices(shape: Shape, usual: Any) -> tuple[list[str], str | None]:
+    """The choices of a field that takes no number, and the usual one."""
+    if shape.kind == "switch":
+        return list(SWITCH), "on" if usual else "off"
+    return list(shape.choices), usual if isinstance(usual, str) else None
