@@ -116,6 +116,9 @@ def trim(
                     yield [views.progress_status(progress), hidden, shown, token, gr.skip()]
         yield ["", hidden, hidden, "", name]
     except MergingError as error:
+        if not asked:  # what is wrong with these models stands in the advice
+            yield ["", hidden, hidden, "", gr.skip()]
+            return
         yield [views.error_status(str(error)), hidden, hidden, "", gr.skip()]
     except OSError as error:
         sentence = f"The models could not be read: {error.strerror}."

@@ -14,12 +14,11 @@ from merging.changes import Conflict, TensorStatistics
 from merging.kinship import sound_total
 from merging.sums import total
 
-MOST_NAMED = 3
 MOST_ROWS = 28
 
 
 def show_totals(report: Report | None) -> str:
-    """Key figures of the whole model, and which of its values are none."""
+    """Key figures of the whole model; tensors with NaN are left out."""
     if report is None:
         return ""
     whole = sound_total(report) or report.total
@@ -34,7 +33,7 @@ def show_totals(report: Report | None) -> str:
         f'<div><dt>{html.escape(name)}</dt><dd>{value}</dd><dd class="unit">{html.escape(unit)}</dd></div>'
         for name, value, unit in cells
     )
-    return f'{_broken(report)}<dl class="tiles">{body}</dl>'
+    return f'<dl class="tiles">{body}</dl>'
 
 
 def _conflict_cells(signs: Conflict) -> list[tuple[str, str, str]]:
@@ -49,23 +48,6 @@ def _conflict_cells(signs: Conflict) -> list[tuple[str, str, str]]:
         ("not unanimous", number(signs.split_share(), 2), f"{number(signs.split_chance(), 2)} by chance"),
         ("mass conflict", number(signs.mass(), 2), f"{number(signs.mass_chance(), 2)} by chance, 0 = none"),
     ]
-
-
-def _broken(report: Report) -> str:
-    """A sentence for each model with NaN or infinite values."""
-    sentences = []
-    for place, model in enumerate(("The base", *expert_names(report))):
-        counts = {name: found.broken[place] for name, found in report.tensors.items() if found.broken[place]}
-        if not counts:
-            continue
-        named = ", ".join(list(counts)[:MOST_NAMED])
-        more = f" and {len(counts) - MOST_NAMED} more tensors" if len(counts) > MOST_NAMED else ""
-        values = sum(counts.values())
-        sentences.append(
-            f"{model} has {values:,} NaN or infinite value{'s' if values != 1 else ''} in {named}{more}. "
-            "The maps mark it as NaN, and the figures of the whole model leave these tensors out."
-        )
-    return "".join(f'<p class="problem" role="alert">{html.escape(sentence)}</p>' for sentence in sentences)
 
 
 def show_pairs(report: Report | None) -> str:

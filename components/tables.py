@@ -14,6 +14,7 @@ from components.figures.metrics import expert_names, pair_names, panels, row_nam
 from components.figures.words import Metric, Panel
 from merging import Report
 from merging.changes import Conflict, TensorStatistics
+from merging.report import Cell
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -84,9 +85,12 @@ def full_table(report: Report, *, everything: bool = False) -> Table:
     trimmed = report.by_cell(sign_records(report, True), everything=everything) if report.trim else {}
     if report.trim:
         headers += [f"{column}, density {report.trim.density:g}" for column in SIGN_COLUMNS]
+    names: dict[Cell, list[str]] = {}
+    for name, place in report.places(everything=True).items():
+        names.setdefault((place.block, place.kind), []).append(name)
     rows: list[list[str | int | float | None]] = []
     for (block, kind), statistics in report.cells(everything=everything).items():
-        tensors = " ".join(report.names_at(block, kind))
+        tensors = " ".join(names[block, kind])
         row = [row_name(block), kind, tensors, statistics.elements, *_numbers(statistics)]
         row += sign_numbers(statistics.signs)
         if report.trim:

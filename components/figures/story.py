@@ -167,7 +167,7 @@ def _bars(
             marker={"color": "#4f5bc9"},
             text=["none in common" if value is None else f"{value:.2f}" for value in values],
             textposition=["outside" if value is None or value < 0.15 else "inside" for value in values],
-            insidetextanchor="end",
+            insidetextanchor="start",
             insidetextfont={"color": "#ffffff"},
             cliponaxis=False,
             hovertemplate="%{y}: <b>%{x:.3f}</b> of the weights that both changed<extra></extra>",
