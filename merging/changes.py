@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import torch
 
-from merging import noise, ops
+from merging import ops
 from merging.pieces import Piece, PieceKey
+from merging.sign_conflict import Conflict, Patterns, conflict_of, pairs_of
 from merging.sums import Record, by_tensor
 
 HISTOGRAM_SHIFT = 22
@@ -17,70 +17,16 @@ HISTOGRAM_SHIFT = 22
 FIRST_BIN = 2 * 70
 LAST_BIN = 2 * 140
 """Bins kept: magnitudes from 2**-57 to 2**13; what lies outside is counted in the first or last one."""
-FLIP_SEED = 0
-"""Seed of the sign flips that give the chance level of the mass conflict."""
-EXACT = 1 << 24
-"""Counts up to this are exact in float32."""
+CHUNK = 1 << 12
+"""Products are added up in float32 over so many elements, from there on in float64."""
+NOISE = 1e-6
+"""A spread smaller than this share of Σδ² is float32 rounding."""
 
 
 def bin_edges() -> list[float]:
     """Lower edges of the histogram bins, one more at the end."""
     bits = torch.arange(FIRST_BIN, LAST_BIN + 1, dtype=torch.int32) << HISTOGRAM_SHIFT
     return bits.view(torch.float32).double().tolist()
-
-
-def pairs_of(experts: int) -> list[tuple[int, int]]:
-    """The pairs of experts, in the order of all lists by pair."""
-    return list(combinations(range(experts), 2))
-
-
-@dataclass(frozen=True)
-class Conflict(Record):
-    """How the signs of the experts' changes agree, over the elements that at least two of them changed.
-
-    `covered[k - 2]` counts the elements that exactly k experts changed, `split` those with changes of both signs. For
-    each pair, `shared` counts what both changed and `opposite` where their signs differ. `gross` = ΣΣ_t|δ_t|,
-    `net` = Σ|Σ_t δ_t|, and `chance` is `net` with every sign drawn at random.
-    """
-
-    elements: int
-    covered: list[int]
-    split: int
-    shared: list[int]
-    opposite: list[int]
-    gross: float
-    net: float
-    chance: float
-
-    @property
-    def coverage(self) -> float | None:
-        """Share of all elements that at least two experts changed."""
-        return sum(self.covered) / self.elements if self.elements else None
-
-    def opposite_share(self, pair: int | None = None) -> float | None:
-        """Share of opposite signs among what both experts of a pair changed, or over all pairs; by chance 0.5."""
-        shared = sum(self.shared) if pair is None else self.shared[pair]
-        opposite = sum(self.opposite) if pair is None else self.opposite[pair]
-        return opposite / shared if shared else None
-
-    def split_share(self) -> float | None:
-        """Share of the covered elements on whose direction the experts are not unanimous."""
-        return self.split / sum(self.covered) if sum(self.covered) else None
-
-    def split_chance(self) -> float | None:
-        """`split_share` of independent signs: 1 − 2^(1−k) where k experts changed an element."""
-        if not sum(self.covered):
-            return None
-        expected = sum(count * (1 - 2.0 ** (1 - k)) for k, count in enumerate(self.covered, 2))
-        return expected / sum(self.covered)
-
-    def mass(self) -> float | None:
-        """1 − Σ|Σ_t δ_t| / ΣΣ_t|δ_t|: the share of all change that cancels in a sum; 0 = none."""
-        return 1 - self.net / self.gross if self.gross > 0 else None
-
-    def mass_chance(self) -> float | None:
-        """`mass` of the same magnitudes under random signs."""
-        return 1 - self.chance / self.gross if self.gross > 0 else None
 
 
 @dataclass(frozen=True)
@@ -98,11 +44,16 @@ class TensorStatistics(Record):
     total: list[float]
     mass: list[float]
     nonzero: list[int]
-    largest: list[float] = field(metadata={"combine": max})
+    largest: list[float] = field(metadata={"combine": "largest"})
     histogram: list[list[int]]
     dot: list[float]
     broken: list[int]
     signs: Conflict
+
+    @classmethod
+    def nothing(cls, experts: int) -> TensorStatistics:
+        """The sums over no element at all."""
+        return measure(Piece("", 0, torch.zeros(0), torch.zeros(experts, 0), torch.ones(experts)))
 
     @property
     def experts(self) -> int:
@@ -113,14 +64,16 @@ class TensorStatistics(Record):
         return _known((self.change[expert] / self.base) ** 0.5) if self.base > 0 else None
 
     def changed_share(self, expert: int) -> float | None:
-        """Share of elements that the expert changed at all."""
-        return self.nonzero[expert] / self.elements if self.elements else None
+        """Share of elements that the expert changed at all; None where some of them are NaN or infinite."""
+        if not self.elements or self.broken[0] or self.broken[1 + expert]:
+            return None
+        return self.nonzero[expert] / self.elements
 
     def cosine(self, pair: int) -> float | None:
         """Cosine between two task vectors; None where one of them is zero."""
         first, second = pairs_of(self.experts)[pair]
         norms = (self.change[first] * self.change[second]) ** 0.5
-        return _known(self.dot[pair] / norms) if norms > 0 else None
+        return _correlation(self.dot[pair] / norms) if norms > 0 else None
 
     def pearson(self, pair: int) -> float | None:
         """Correlation of two task vectors over the elements; None where one of them is constant."""
@@ -128,9 +81,10 @@ class TensorStatistics(Record):
         if not self.elements:
             return None
         spread = [self.change[t] - self.total[t] ** 2 / self.elements for t in (first, second)]
+        if any(s <= NOISE * self.change[t] for s, t in zip(spread, (first, second), strict=True)):
+            return None
         together = self.dot[pair] - self.total[first] * self.total[second] / self.elements
-        scale = (max(0.0, spread[0]) * max(0.0, spread[1])) ** 0.5
-        return _known(together / scale) if scale > 0 else None
+        return _correlation(together / (spread[0] * spread[1]) ** 0.5)
 
     def distance(self, pair: int) -> float | None:
         """Euclidean distance between two task vectors."""
@@ -141,6 +95,11 @@ class TensorStatistics(Record):
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _correlation(value: float) -> float | None:
+    """Rounding may lead a little beyond 1."""
+    return max(-1.0, min(1.0, value)) if math.isfinite(value) else None
 
 
 class ChangeWatch:
@@ -161,66 +120,56 @@ class ChangeWatch:
 
 def measure(piece: Piece) -> TensorStatistics:
     """The statistics of one piece."""
-    deltas = ops.flat(piece.deltas)
-    inner = (deltas @ deltas.T).double().cpu()
+    deltas, base = ops.flat(piece.deltas), piece.base_or_zero.flatten()
+    inner = _products(deltas, deltas)
     broken = [0] * (1 + piece.experts)
-    if not bool(inner.isfinite().all()):
-        broken = [int((~values.isfinite()).sum()) for values in (piece.base_or_zero, *piece.models)]
-    finite = [not broken[0] and not count for count in broken[1:]]
-    if not all(finite):
-        deltas = deltas * torch.tensor(finite, device=deltas.device)[:, None]
-        deltas = deltas.nan_to_num(0.0, 0.0, 0.0)
+    if not bool(inner.isfinite().all() and base.sum().isfinite()):
+        broken = _broken(piece)
+        intact = [not broken[0] and not count for count in broken[1:]]
+        deltas = torch.where(torch.tensor(intact, device=deltas.device)[:, None], deltas, 0.0)
+        inner = _products(deltas.double(), deltas.double())
+        inner[~torch.tensor(intact)], inner[:, ~torch.tensor(intact)] = math.nan, math.nan
     magnitudes = deltas.abs()
-    nonzero = magnitudes.count_nonzero(1).tolist()
-    empty = not deltas.shape[1]
+    patterns = Patterns.of(deltas)
+    nonzero = patterns.products(patterns.signs.abs()).diagonal().long().tolist()
+    empty, spoilt = not deltas.shape[1], inner.diagonal() * 0
+    largest = deltas.new_zeros(piece.experts) if empty else magnitudes.amax(1)
     return TensorStatistics(
         elements=deltas.shape[1],
-        base=float(torch.linalg.vector_norm(piece.base_or_zero)) ** 2,
-        change=_only(finite, inner.diagonal().tolist()),
-        total=_only(finite, deltas.sum(1).tolist()),
-        mass=_only(finite, magnitudes.sum(1).tolist()),
+        base=math.nan if broken[0] else float(_products(base[None], base[None])),
+        change=inner.diagonal().tolist(),
+        total=(deltas.sum(1).cpu() + spoilt).tolist(),
+        mass=(magnitudes.sum(1).cpu() + spoilt).tolist(),
         nonzero=nonzero,
-        largest=_only(finite, [0.0] * piece.experts if empty else magnitudes.amax(1).tolist()),
-        histogram=[_histogram(delta, count) for delta, count in zip(deltas, nonzero, strict=True)],
+        largest=(largest.cpu() + spoilt).tolist(),
+        histogram=[_histogram(values, count) for values, count in zip(magnitudes, nonzero, strict=True)],
         dot=[float(inner[pair]) for pair in pairs_of(piece.experts)],
         broken=broken,
-        signs=sign_conflict(piece, deltas),
+        signs=conflict_of(piece, deltas, magnitudes, patterns),
     )
 
 
-def _only(finite: list[bool], values: list[float]) -> list[float]:
-    return [value if good else math.nan for good, value in zip(finite, values, strict=True)]
+def _products(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Σ x·y of each row of one [p, n] with each of the other [q, n]: float64 [p, q] on the CPU."""
+    whole = one.shape[1] // CHUNK * CHUNK
+    rest = (one[:, whole:] @ two[:, whole:].T).double()
+    if whole:
+        left, right = (values[:, :whole].reshape(len(values), -1, CHUNK) for values in (one, two))
+        rest += torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0, dtype=torch.float64)
+    return rest.cpu()
 
 
-def sign_conflict(piece: Piece, deltas: torch.Tensor) -> Conflict:
-    """How the signs of changes [experts, n] of a piece agree; `deltas` are its task vectors, or what a trim left of
-    them."""
-    exact = torch.float32 if deltas.shape[1] < EXACT else torch.float64
-    signs = deltas.sign().to(exact)
-    changed = signs.abs()
-    count = changed.sum(0)
-    shared, agreement = (changed @ changed.T).long().cpu(), (signs @ signs.T).long().cpu()
-    opposite = (shared - agreement) // 2
-    covered = count.int().bincount(minlength=len(deltas) + 1)[2:].tolist()
-    magnitudes = deltas.abs() * (count >= 2)
-    flips = noise.coin_flips(piece, len(deltas), FLIP_SEED)
-    pairs = pairs_of(len(deltas))
-    return Conflict(
-        elements=deltas.shape[1],
-        covered=covered,
-        split=int((signs.sum(0).abs() < count).count_nonzero()),
-        shared=[int(shared[pair]) for pair in pairs],
-        opposite=[int(opposite[pair]) for pair in pairs],
-        gross=float(magnitudes.sum()),
-        net=float((deltas.sum(0).abs() * (count >= 2)).sum()),
-        chance=float((magnitudes * flips).sum(0).abs().sum()),
-    )
+def _broken(piece: Piece) -> list[int]:
+    """How many values of the base, then of each expert are NaN or infinite, or too far from the base for float32."""
+    base = ~piece.base_or_zero.isfinite()
+    experts = ~piece.models.isfinite() | (~piece.deltas.isfinite() & ~base)
+    return [int(base.sum()), *ops.flat(experts).sum(1).tolist()]
 
 
-def _histogram(delta: torch.Tensor, nonzero: int) -> list[int]:
-    bins = ops.magnitude_bits(delta) >> HISTOGRAM_SHIFT
-    counts = torch.bincount(bins, minlength=LAST_BIN).cpu()
-    counts[0] -= delta.numel() - nonzero
+def _histogram(magnitudes: torch.Tensor, nonzero: int) -> list[int]:
+    bins = magnitudes.view(torch.int32) >> HISTOGRAM_SHIFT
+    counts = bins.bincount(minlength=LAST_BIN).cpu()
+    counts[0] -= magnitudes.numel() - nonzero
     inner = counts[FIRST_BIN:LAST_BIN]
     inner[0] += counts[:FIRST_BIN].sum()
     inner[-1] += counts[LAST_BIN:].sum()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from merging import engine, ops
-from merging.changes import ChangeWatch, sign_conflict
+from merging.changes import ChangeWatch
 from merging.checkpoint import TensorSource
 from merging.errors import MergingError
 from merging.events import Progress
@@ -18,6 +18,7 @@ from merging.methods import METHODS, Scope
 from merging.pieces import Outcome, PieceKey
 from merging.plan import Plan, make_plan
 from merging.report import Preview, Report, Trim, Trimmed
+from merging.sign_conflict import sign_conflict
 from merging.sums import by_tensor
 
 

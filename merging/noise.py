@@ -13,6 +13,7 @@ so u is uniform over 24 bits, and an element is kept if u < round(keep·2²⁴).
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import torch
 
@@ -26,6 +27,10 @@ HIGH = 0x9E3779B9
 WORD = 1 << 32
 CHUNK = 1 << 18
 """Elements made at once: what stays in the cache."""
+FLIPS = 1 << 18
+"""Elements after which a tensor's coin flips repeat."""
+COINS = 24
+"""Coins in one u."""
 
 
 def key(seed: int, expert: int, tensor: str) -> tuple[int, int]:
@@ -69,14 +74,22 @@ def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
 
 
 def coin_flips(piece: Piece, count: int, seed: int) -> torch.Tensor:
-    """+1 or −1 at random for `count` ≤ 24 experts at every element of a piece: float32 [count, elements].
+    """+1 or −1 at random for `count` experts at every element of a piece: float32 [count, elements].
 
-    Each element has one u; its bits are the experts' coins.
+    They repeat after `FLIPS` elements of a tensor, so that they are drawn once.
     """
     elements = piece.models[0].numel()
-    words = uniform(seed, 0, piece.name, _first_element(piece), elements, piece.models.device)
-    bits = torch.arange(count, device=words.device, dtype=torch.int32)[:, None]
-    return 1.0 - 2.0 * ((words >> bits) & 1)
+    flips, begin = _flips(count, seed, piece.models.device), _first_element(piece) % FLIPS
+    if begin + elements > FLIPS:
+        flips = flips.repeat(1, 1 + (begin + elements) // FLIPS)
+    return flips[:, begin : begin + elements]
+
+
+@lru_cache(maxsize=4)
+def _flips(count: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Each element has one u for every `COINS` experts; its bits are their coins."""
+    words = [uniform(seed, first, "coins", 0, FLIPS, device) for first in range(0, count, COINS)]
+    return torch.stack([1.0 - 2.0 * ((words[t // COINS] >> t % COINS) & 1) for t in range(count)])
 
 
 def _first_element(piece: Piece) -> int:

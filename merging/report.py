@@ -27,7 +27,7 @@ class Trimmed(Record):
     (infinite where there are none), and how their signs agree."""
 
     kept: list[int]
-    threshold: list[float] = field(metadata={"combine": min})
+    threshold: list[float] = field(metadata={"combine": "smallest"})
     signs: Conflict
 
 

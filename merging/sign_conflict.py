@@ -1,0 +1,145 @@
+"""Where the signs of the experts' changes agree and where they fight: exact counts over sign patterns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+
+from merging import noise, ops
+from merging.pieces import Piece
+from merging.sums import Record
+
+FLIP_SEED = 0
+"""Seed of the sign flips that give the chance level of the mass conflict."""
+COUNTED = 8
+"""Up to so many experts all sign patterns have a number; of more, those that occur are sorted out."""
+
+
+def pairs_of(experts: int) -> list[tuple[int, int]]:
+    """The pairs of experts, in the order of all lists by pair."""
+    return list(combinations(range(experts), 2))
+
+
+@dataclass(frozen=True)
+class Conflict(Record):
+    """How the signs of the experts' changes agree, over the elements that at least two of them changed.
+
+    `covered[k - 2]` counts the elements that exactly k experts changed, `split` those with changes of both signs. For
+    each pair, `shared` counts what both changed and `opposite` where their signs differ. `gross` = ΣΣ_t|δ_t|,
+    `net` = Σ|Σ_t δ_t|, and `chance` is `net` with every sign drawn at random.
+    """
+
+    elements: int
+    covered: list[int]
+    split: int
+    shared: list[int]
+    opposite: list[int]
+    gross: float
+    net: float
+    chance: float
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of all elements that at least two experts changed."""
+        return sum(self.covered) / self.elements if self.elements else None
+
+    def opposite_share(self, pair: int | None = None) -> float | None:
+        """Share of opposite signs among what both experts of a pair changed, or over all pairs; by chance 0.5."""
+        shared = sum(self.shared) if pair is None else self.shared[pair]
+        opposite = sum(self.opposite) if pair is None else self.opposite[pair]
+        return opposite / shared if shared else None
+
+    def split_share(self) -> float | None:
+        """Share of the covered elements on whose direction the experts are not unanimous."""
+        return self.split / sum(self.covered) if sum(self.covered) else None
+
+    def split_chance(self) -> float | None:
+        """`split_share` of independent signs: 1 − 2^(1−k) where k experts changed an element."""
+        if not sum(self.covered):
+            return None
+        expected = sum(count * (1 - 2.0 ** (1 - k)) for k, count in enumerate(self.covered, 2))
+        return expected / sum(self.covered)
+
+    def mass(self) -> float | None:
+        """1 − Σ|Σ_t δ_t| / ΣΣ_t|δ_t|: the share of all change that cancels in a sum; 0 = none."""
+        return 1 - self.net / self.gross if self.gross > 0 else None
+
+    def mass_chance(self) -> float | None:
+        """`mass` of the same magnitudes under random signs."""
+        return 1 - self.chance / self.gross if self.gross > 0 else None
+
+
+def sign_conflict(piece: Piece, deltas: torch.Tensor) -> Conflict:
+    """How the signs of changes [experts, n] of a piece agree; `deltas` are its task vectors, or what a trim left of
+    them."""
+    return conflict_of(piece, deltas, deltas.abs(), Patterns.of(deltas))
+
+
+def conflict_of(piece: Piece, deltas: torch.Tensor, magnitudes: torch.Tensor, patterns: Patterns) -> Conflict:
+    """`sign_conflict` from what is known of the changes already: their magnitudes and their sign patterns."""
+    signs, changed, pairs = patterns.signs, patterns.signs.abs(), pairs_of(len(deltas))
+    count = changed.sum(1)
+    covered = count.long().bincount(weights=patterns.counts, minlength=len(deltas) + 1)[2:].long().tolist()
+    shared, agreement = patterns.products(changed), patterns.products(signs)
+    gross, net, chance = [0.0] * 3
+    if any(covered):
+        flips = noise.coin_flips(piece, len(deltas), FLIP_SEED)
+        among = [ops.sum_experts(magnitudes), ops.sum_experts(deltas), ops.weighted_sum(flips, magnitudes)]
+        if sum(covered) < deltas.shape[1]:
+            several = (count >= 2).float().to(deltas.device)[patterns.number]
+            among = [values.mul_(several) for values in among]
+        gross, net, chance = (float(values.abs_().sum()) for values in among)
+    return Conflict(
+        elements=deltas.shape[1],
+        covered=covered,
+        split=int(patterns.counts[signs.sum(1).abs() < count].sum()),
+        shared=[int(shared[pair]) for pair in pairs],
+        opposite=[int(shared[pair] - agreement[pair]) // 2 for pair in pairs],
+        gross=gross,
+        net=net,
+        chance=chance,
+    )
+
+
+class Patterns(NamedTuple):
+    """The sign patterns of some changes [experts, n]: the pattern's number of every element [n], and of every pattern
+    its `signs`, float64 [patterns, experts] of −1, 0 and 1, and how often it occurs, float64 [patterns]."""
+
+    number: torch.Tensor
+    signs: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def of(cls, deltas: torch.Tensor) -> Patterns:
+        signs = deltas.sign()
+        if len(signs) <= COUNTED:
+            number = _numbers(signs)
+            every = _every_pattern(len(signs))
+            return cls(number, every, number.bincount(minlength=len(every)).double().cpu())
+        number = torch.zeros(signs.shape[1], dtype=torch.int64, device=signs.device)
+        for some in signs.split(COUNTED):
+            number = (number * 3**COUNTED + _numbers(some)).unique(return_inverse=True)[1]
+        counts = number.bincount()
+        one = torch.empty_like(counts).scatter_(0, number, torch.arange(len(number), device=number.device))
+        return cls(number, signs[:, one].T.double().cpu(), counts.double().cpu())
+
+    def products(self, values: torch.Tensor) -> torch.Tensor:
+        """Σ x_a·x_b over the elements of what each pattern has for every expert: [experts, experts]."""
+        return values.T @ (values * self.counts[:, None])
+
+
+def _numbers(signs: torch.Tensor) -> torch.Tensor:
+    """Σ_t (sign_t + 1)·3^t of at most `COUNTED` experts, int32 [n]."""
+    powers = 3.0 ** torch.arange(len(signs), device=signs.device)
+    return (powers @ signs).add_(3 ** len(signs) // 2).int()
+
+
+@cache
+def _every_pattern(experts: int) -> torch.Tensor:
+    """All sign patterns by their number: float64 [3^experts, experts]."""
+    number = torch.arange(3**experts)[:, None]
+    return (number // 3 ** torch.arange(experts) % 3 - 1).double()
