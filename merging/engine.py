@@ -257,27 +257,33 @@ class _Run:
         assert tensor.method is not None
         relations = self.relations.setdefault(tensor.models, Relations(len(tensor.models)))
         if not relations.update(piece):
-            _require_finite(self.plan, tensor, piece)
-        outcome = _outcome(tensor, piece, known, explain=bool(self.watches))
-        if not bool(torch.isfinite(outcome.rows).all()):
-            raise MergingError(_not_finite(self.plan, tensor, piece, outcome.rows))
+            require_finite(self.plan, tensor, piece)
+        outcome = outcome_of(self.plan, tensor, piece, known, explain=bool(self.watches))
         totals.add(piece, outcome.merged, outcome.rows)
         for watch in self.watches:
             watch.update(outcome)
         return outcome.rows
 
 
-def _outcome(tensor: TensorPlan, piece: Piece, known: Any, *, explain: bool) -> Outcome:
-    """One piece merged and cast; with its explanation if that is asked for and the method has one."""
+def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, explain: bool) -> Outcome:
+    """One piece merged and cast; with its explanation if that is asked for and the method has one.
+
+    Raises:
+        MergingError: the result is not finite.
+    """
     method, dtype = tensor.method, tensor.info.torch_dtype
     assert method is not None
     if explain and method.elementwise:
         explained = method.explain(piece, known)
         change = method.change(explained.coefficients, piece)
         merged = piece.apply(change)
-        return Outcome(piece, merged, merged.to(dtype), change, explained)
-    merged = method.merge(piece, known)
-    return Outcome(piece, merged, merged.to(dtype))
+        outcome = Outcome(piece, merged, merged.to(dtype), change, explained)
+    else:
+        merged = method.merge(piece, known)
+        outcome = Outcome(piece, merged, merged.to(dtype))
+    if not bool(torch.isfinite(outcome.rows).all()):
+        raise MergingError(_not_finite(plan, tensor, piece, outcome.rows))
+    return outcome
 
 
 @dataclass
@@ -315,7 +321,7 @@ def _square(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
 
 
-def _require_finite(plan: Plan, tensor: TensorPlan, piece: Piece) -> None:
+def require_finite(plan: Plan, tensor: TensorPlan, piece: Piece) -> None:
     """Raise if base or an expert holds NaN or infinite values in a piece; squares may also be just too large."""
     if not bool(piece.models.isfinite().all() and piece.base_or_zero.isfinite().all()):
         raise MergingError(f"'{tensor.info.name}': {_damage(plan, tensor, piece)}")

@@ -13,11 +13,11 @@ from merging.changes import ChangeWatch
 from merging.checkpoint import TensorSource
 from merging.errors import MergingError
 from merging.events import Progress
-from merging.fate import FateWatch, Origin
+from merging.fate import FateWatch, Origin, TensorFate
 from merging.methods import METHODS, Scope
 from merging.pieces import Outcome, PieceKey
 from merging.plan import Plan, make_plan
-from merging.report import Preview, Report, Trim, Trimmed
+from merging.report import Preview, Report, Sample, Trim, Trimmed
 from merging.sign_conflict import sign_conflict
 from merging.sums import by_tensor
 
@@ -63,7 +63,7 @@ def inspect_plan(plan: Plan, *, device: str = "auto") -> Iterator[Progress | Rep
     Raises:
         MergingError: slices that are made of different models.
     """
-    _require_one_family(plan)
+    require_one_family(plan)
     accumulator = ChangeWatch()
     yield from engine.watch(plan, accumulator, device=device)
     yield _report(plan, accumulator)
@@ -71,7 +71,18 @@ def inspect_plan(plan: Plan, *, device: str = "auto") -> Iterator[Progress | Rep
 
 def trim_plan(plan: Plan, density: float, scope: Scope, *, device: str = "auto") -> Iterator[Progress | Trim]:
     """The signs of what is left of the experts' changes at a density: progress after every piece, then the trim."""
-    _require_one_family(plan)
+    watch = TrimWatch()
+    yield from _watched(trim_of(plan, density, scope), [watch], device)
+    yield Trim(density, scope, watch.result())
+
+
+def trim_of(plan: Plan, density: float, scope: Scope) -> Plan:
+    """The plan of a merge by magnitude of the same models.
+
+    Raises:
+        MergingError: slices that are made of different models.
+    """
+    require_one_family(plan)
     recipe = plan.recipe.model_copy(
         update={
             "merge_method": "magnitude",
@@ -84,9 +95,7 @@ def trim_plan(plan: Plan, density: float, scope: Scope, *, device: str = "auto")
         }
     )
     recipe._folder = plan.recipe._folder
-    watch = TrimWatch()
-    yield from _watched(make_plan(recipe), [watch], device)
-    yield Trim(density, scope, watch.result())
+    return make_plan(recipe)
 
 
 def preview_plan(
@@ -100,21 +109,21 @@ def preview_plan(
     Raises:
         MergingError: slices of different models, nothing to measure changes from, or a merge that fails.
     """
-    _require_one_family(plan)
-    watch = FateWatch(_origin(plan, origin))
+    require_one_family(plan)
+    watch = FateWatch(origin_of(plan, origin))
     yield from _watched(plan, [watch], device)
-    yield _preview(plan, watch)
+    yield preview_of(plan, watch.result())
 
 
 def inspect_recipe(
     plan: Plan, *, device: str = "auto", origin: TensorSource | None = None
 ) -> Iterator[Progress | Report]:
     """The experts' changes and what the plan makes of them, in one pass; see `preview_plan`."""
-    _require_one_family(plan)
-    start = _origin(plan, origin)
+    require_one_family(plan)
+    start = origin_of(plan, origin)
     changes, fates = ChangeWatch(), FateWatch(start)
     yield from _watched(plan, [_Pieces(changes, start), fates], device)
-    yield replace(_report(plan, changes), preview=_preview(plan, fates))
+    yield replace(_report(plan, changes), preview=preview_of(plan, fates.result()))
 
 
 def _watched(plan: Plan, watches: Sequence[engine.Watch], device: str) -> Iterator[Progress]:
@@ -124,7 +133,7 @@ def _watched(plan: Plan, watches: Sequence[engine.Watch], device: str) -> Iterat
             yield event
 
 
-def _origin(plan: Plan, origin: TensorSource | None) -> Origin | None:
+def origin_of(plan: Plan, origin: TensorSource | None) -> Origin | None:
     """What changes are measured from, of a plan whose method uses no base."""
     if plan.base is not None:
         return None
@@ -141,7 +150,7 @@ def _origin(plan: Plan, origin: TensorSource | None) -> Origin | None:
     return found
 
 
-def _require_one_family(plan: Plan) -> None:
+def require_one_family(plan: Plan) -> None:
     if any(tensor.models != plan.names for tensor in plan.tensors):
         raise MergingError(
             "inspect: these slices are made of different models, which do not fit one map; inspect a recipe with whole "
@@ -153,14 +162,16 @@ def _report(plan: Plan, changes: ChangeWatch) -> Report:
     return Report(plan.reference.label, plan.names, changes.result(), warnings=plan.warnings)
 
 
-def _preview(plan: Plan, watch: FateWatch) -> Preview:
+def preview_of(plan: Plan, fates: dict[str, TensorFate], sample: Sample | None = None) -> Preview:
+    """What is shown of a plan whose tensors have these fates."""
     method = METHODS[plan.recipe.merge_method]
     return Preview(
         recipe=plan.recipe.to_yaml(),
         method=method.name,
         elementwise=method.elementwise,
-        tensors=watch.result(),
+        tensors=fates,
         effective={one.tensor: one.values for one in plan.effective()},
         dtypes={tensor.info.name: tensor.info.dtype for tensor in plan.tensors},
         copied=tuple(tensor.info.name for tensor in plan.tensors if tensor.method is None),
+        sample=sample,
     )

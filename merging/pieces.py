@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 PieceKey = tuple[str, int]
 """Tensor name and first row: identifies a piece and orders pieces as ties are given out."""
+
+
+T = TypeVar("T")
+
+
+class Memory:
+    """What follows from the values of one piece alone: of every kind of thing its latest variant, so that it is bounded.
+
+    Several threads may use it at once: at worst they work out the same thing twice.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Hashable, Any]] = {}
+
+    def recall(self, kind: str, variant: Hashable, make: Callable[[], T]) -> T:
+        known = self._kept.get(kind)
+        if known is None or known[0] != variant:
+            known = self._kept[kind] = (variant, make())
+        found: T = known[1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,8 @@ class Piece:
     weight: torch.Tensor
     saliency: torch.Tensor | None = None
     """δ·g of every element [experts, *shape], where a method asks for it."""
+    memory: Memory | None = None
+    """What was worked out before, where a piece stays in memory between merges."""
 
     @property
     def key(self) -> PieceKey:
@@ -47,7 +70,14 @@ class Piece:
 
     @cached_property
     def deltas(self) -> torch.Tensor:
-        return self.models if self.base is None else self.models - self.base
+        def make() -> torch.Tensor:
+            return self.models if self.base is None else self.models - self.base
+
+        return self.remember("deltas", None, make)
+
+    def remember(self, kind: str, variant: Hashable, make: Callable[[], T]) -> T:
+        """What `make` makes of the piece's values; `variant` names all else that it depends on."""
+        return make() if self.memory is None else self.memory.recall(kind, variant, make)
 
     def apply(self, change: torch.Tensor) -> torch.Tensor:
         """base + change in float32; where the change is exactly 0 the base's own bits (−0 included)."""

@@ -40,13 +40,8 @@ class Reader:
     def _piece(self, tensor: TensorPlan, start: int, stop: int) -> Piece:
         base = self._values(tensor.base, start, stop) if tensor.base is not None else None
         models = torch.stack([self._values(expert, start, stop) for expert in tensor.experts])
-        weight = torch.ones(len(tensor.experts))
-        if tensor.method is not None and "weight" in type(tensor.method).model_fields:
-            weight = torch.tensor(
-                tensor.method.for_experts("weight", len(tensor.experts)), dtype=torch.float32
-            )
         saliency = self._saliency(tensor, start, stop)
-        return Piece(tensor.info.name, start, base, models, weight.to(self.device), saliency)
+        return Piece(tensor.info.name, start, base, models, weights(tensor).to(self.device), saliency)
 
     def _saliency(self, tensor: TensorPlan, start: int, stop: int) -> torch.Tensor | None:
         if tensor.method is None or not tensor.method.needs_saliency:
@@ -59,6 +54,14 @@ class Reader:
         if self.plan.work_dtype is not None:
             values = values.to(self.plan.work_dtype)
         return values.to(torch.float32)
+
+
+def weights(tensor: TensorPlan) -> torch.Tensor:
+    """The experts' weights in a tensor's merge: float32 [experts]; 1 for a method that has none."""
+    experts = len(tensor.experts)
+    if tensor.method is None or "weight" not in type(tensor.method).model_fields:
+        return torch.ones(experts)
+    return torch.tensor(tensor.method.for_experts("weight", experts), dtype=torch.float32)
 
 
 class Kept:
