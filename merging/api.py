@@ -14,7 +14,7 @@ from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, ParameterError, PlanError
 from merging.events import Event, Finished
-from merging.full_report import full_report
+from merging.full_report import checked_scope, full_report
 from merging.methods import Profile, Scope, get_method
 from merging.output import write_merge
 from merging.plan import Plan, make_plan, plan_sources
@@ -81,7 +81,10 @@ def inspect(
     Raises:
         MergingError: the recipe cannot run, has no base, or has slices of different models.
     """
-    for event in full_report(check(recipe), device=device, density=density, scope=scope):
+    events = full_report(
+        check(recipe), device=device, sample=sample, density=density, scope=checked_scope(scope)
+    )
+    for event in events:
         if isinstance(event, Report):
             return event
     raise AssertionError("an inspection ends with a Report")

@@ -127,7 +127,7 @@ class Importance:
         Raises:
             MergingError: naming the model it does not belong to, and what it was made for.
         """
-        self._places(base, experts)
+        self.places(base, experts)
 
     def scores(self, base: TensorSource, experts: Sequence[TensorSource]) -> Scores:
         """The absolute importance in the order of `experts`.
@@ -135,7 +135,7 @@ class Importance:
         Raises:
             MergingError: as `require_models`, or some partitions were never measured.
         """
-        values = self.values[self._places(base, experts)]
+        values = self.values[self.places(base, experts)]
         if missing := int(values.isnan().any(0).sum()):
             raise MergingError(
                 f"importance: exact scores exist for a sample only, {missing:,} of {len(self.partitions):,} partitions have "
@@ -152,7 +152,8 @@ class Importance:
         place = self._place(expert)
         return self.sources[place] if self.sources is not None else None
 
-    def _places(self, base: TensorSource, experts: Sequence[TensorSource]) -> list[int]:
+    def places(self, base: TensorSource, experts: Sequence[TensorSource]) -> list[int]:
+        """Where the experts stand in this artefact; raises as `require_models`."""
         known = self.description.base
         found = fingerprint(base)
         if found != known.fingerprint:

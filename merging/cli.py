@@ -1,31 +1,37 @@
-"""`python -m merging`: the same calls as the Python API, for a terminal and for scripts."""
+"""`python -m merging`: the same calls as the Python API, for a terminal and for scripts.
+
+A front end beside the page: it alone of this package may use `components.figures`, to write a report as a page.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from merging import api, inspection
+from merging import api, report_text
+from merging.advice import Advice, advice, kinship
+from merging.artefact import Importance
 from merging.effective import summary
 from merging.errors import MergingError, PlanError
 from merging.events import Event, Finished
 from merging.events import Progress as EngineProgress
+from merging.full_report import checked_scope, full_report
 from merging.importance_command import importance
 from merging.methods import METHODS
 from merging.plan import Plan
-from merging.recipe import Recipe
+from merging.recipe import Recipe, read_text
 from merging.report import Report
+from merging.report_folder import ensure_report_folder, write_report
 
 app = typer.Typer(
     name="merging",
@@ -136,19 +142,58 @@ def merge(
 @app.command()
 def inspect(
     recipe: RecipePath,
-    out: Annotated[Path, typer.Option(help="Folder for report.json and tensors.csv.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the report: its numbers, tensors.csv, and report.html to open offline."
+        ),
+    ] = None,
+    sample: Annotated[
+        float | None, typer.Option(help="Look at a stratified sample of this share of the weights.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Show the conflict after trimming to it; by default the recipe's.")
+    ] = None,
+    scope: Annotated[str | None, typer.Option(help="Trim by tensor, layer or model.")] = None,
     device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
-    """Measure change and conflict of a recipe's experts without merging."""
-    report = _follow(inspection.inspect_plan(api.check(recipe), device=device), False)
+    """Measure change and conflict of a recipe's experts, and what the recipe would make of them, without merging."""
+    if out is not None:
+        ensure_report_folder(out)
+    plan = api.check(recipe)
+    events = full_report(plan, device=device, sample=sample, density=density, scope=checked_scope(scope))
+    report = _follow(events, as_json)
+    kin, found = kinship(report), advice(report, plan)
+    written = write_report(report, _page(plan, report, found, recipe), out) if out is not None else []
+    if as_json:
+        _print_json({**report_text.as_json(report, kin, found), **({"path": str(out)} if out else {})})
+        return
+    headings, rows = report_text.block_table(report)
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+    for line in report_text.lines(report, kin, found):
+        print(line)
+    if out is not None:
+        print(f"{out}: {', '.join(written)} written.")
+
+
+def _page(plan: Plan, report: Report, found: list[Advice], recipe: Path) -> str:
+    """The report as a page; with the maps of importance where the recipe names a file of it."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        report.save(out / "report.json")
-        with (out / "tensors.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(_rows(report))
-    except OSError as error:
-        raise MergingError(f"{out}: the report cannot be written ({error.strerror}).") from None
-    print(f"{out}: report.json and tensors.csv written.")
+        from components.figures.page import Known, page_html
+    except ImportError:
+        raise MergingError(
+            "--out: the page needs Mergescope's components folder and plotly; run this from the project's folder."
+        ) from None
+    known = None
+    base = plan.base or plan.reference
+    if plan.recipe.importance is not None:
+        measured = Importance.load(plan.recipe.locate(plan.recipe.importance))
+        known = Known(measured, tuple(measured.places(base, plan.experts)))
+    return page_html(report, found, read_text(recipe), known=known)
 
 
 @app.command()
@@ -230,30 +275,6 @@ def _bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
-
-
-def _rows(report: Report) -> Iterable[list[Any]]:
-    pairs = [
-        f"{report.experts[a]} × {report.experts[b]}" for a, b in combinations(range(len(report.experts)), 2)
-    ]
-    yield [
-        "tensor",
-        "elements",
-        *(f"relative change of {name}" for name in report.experts),
-        *(f"changed share of {name}" for name in report.experts),
-        *(f"opposite signs of {pair}" for pair in pairs),
-        *(f"cosine of {pair}" for pair in pairs),
-    ]
-    for name, found in report.tensors.items():
-        experts = range(len(report.experts))
-        yield [
-            name,
-            found.elements,
-            *(found.relative_change(expert) for expert in experts),
-            *(found.changed_share(expert) for expert in experts),
-            *(found.signs.opposite_share(pair) for pair in range(len(pairs))),
-            *(found.cosine(pair) for pair in range(len(pairs))),
-        ]
 
 
 def _print_json(content: Any) -> None:

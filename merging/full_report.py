@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from merging.errors import MergingError
 from merging.events import Progress
-from merging.inspection import inspect_plan, inspect_recipe, preview_plan, trim_plan
+from merging.inspection import inspect_plan, inspect_recipe, trim_plan
 from merging.methods import Scope
 from merging.plan import Plan, make_plan
-from merging.report import Preview, Report, Trim
+from merging.report import Report, Trim
 
 
 def full_report(
     plan: Plan,
     *,
     device: str = "auto",
+    sample: float | None = None,
     density: float | None = None,
     scope: Scope | None = None,
 ) -> Iterator[Progress | Report]:
@@ -27,6 +28,7 @@ def full_report(
     What cannot be made (a NaN in a model stops every merge) is left out, and the report's warnings say why.
 
     Args:
+        sample: None looks at every element; a share in (0, 1) at a stratified sample of so many of them.
         density, scope: of the trim; by default those of the recipe, and no trim where it keeps everything.
 
     Raises:
@@ -56,39 +58,25 @@ def full_report(
 
 
 def _with_preview(plan: Plan, device: str) -> Iterator[Progress | Report]:
-    """The report and the preview in one pass, in two where the method does not look at the base."""
-    based = _with_base(plan)
-    if based is plan:
-        try:
-            yield from inspect_recipe(plan, device=device)
-            return
-        except MergingError as error:
-            failed = error
-        for event in inspect_plan(plan, device=device):
-            yield _without(event, "a preview", failed) if isinstance(event, Report) else event
-        return
-    report: Report | None = None
-    for event in inspect_plan(based, device=device):
-        if isinstance(event, Report):
-            report = replace(event, warnings=plan.warnings)
-        else:
-            yield _part(event, 0, 2)
-    assert report is not None
-    if report.experts != plan.names:
-        yield _without(
-            report, "a preview", "the base is merged as one of the models, so its map has no frame"
-        )
-        return
-    preview: Preview | None = None
+    """The report and the preview in one pass; the report alone where the merge would fail."""
     try:
-        for step in preview_plan(plan, device=device):
-            if isinstance(step, Preview):
-                preview = step
-            else:
-                yield _part(step, 1, 2)
+        yield from inspect_recipe(plan, device=device)
+        return
     except MergingError as error:
-        report = _without(report, "a preview", error)
-    yield replace(report, preview=preview)
+        failed = error
+    for event in inspect_plan(_with_base(plan), device=device):
+        yield _without(event, "a preview", failed) if isinstance(event, Report) else event
+
+
+def checked_scope(word: str | None) -> Scope | None:
+    """A scope by its word.
+
+    Raises:
+        MergingError: there is no such scope.
+    """
+    if word is not None and word not in get_args(Scope):
+        raise MergingError(f"scope: '{word}' is unknown; write one of {', '.join(get_args(Scope))}.")
+    return word  # type: ignore[return-value]
 
 
 def _with_base(plan: Plan) -> Plan:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merging import METHODS
+import merging
+from merging import METHODS, Report
 
 
 def run(*arguments, **options):
@@ -74,13 +75,82 @@ def test_a_missing_recipe_is_one_sentence(arguments, tmp_path):
 
 
 def test_inspect_writes_a_report(family, write_recipe, tmp_path):
-    done = run("inspect", write_recipe(family, "ties"), "--out", tmp_path / "report")
+    out = tmp_path / "report"
+    done = run("inspect", write_recipe(family, "ties", parameters={"density": 0.5}), "--out", out)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["experts"] == [
-        str(family / "one"),
-        str(family / "two"),
-    ]
-    assert len((tmp_path / "report" / "tensors.csv").read_text().splitlines()) == 31
+    found = Report.load(out)
+    assert found.experts == (str(family / "one"), str(family / "two"))
+    assert found.preview.method == "ties"
+    assert (found.trim.density, found.trim.scope) == (0.5, "model")
+    assert len((out / "tensors.csv").read_text().splitlines()) == 31
+    assert (out / "report.html").read_text().count("<figure") > 15
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "report"]
+
+
+def test_inspect_prints_a_table_with_chance_kinship_and_advice(family, write_recipe):
+    done = run(
+        "inspect", write_recipe(family, "ties", ["one", "two", "three"]), env={**os.environ, "COLUMNS": "160"}
+    )
+    assert done.returncode == 0, done.stderr
+    report = merging.inspect(write_recipe(family, "ties", ["one", "two", "three"]))
+    lines = done.stdout.splitlines()
+    whole = next(line for line in lines if line.startswith("all")).split()
+    assert float(whole[1]) == pytest.approx(report.total.relative_change(0), rel=0.01)
+    conflict = next(line for line in lines if line.startswith("conflict:"))
+    signs = report.total.signs
+    assert f"opposite signs {100 * signs.opposite_share():.1f} % (chance 50.0 %)" in conflict
+    assert f"(chance {100 * signs.mass_chance():.1f} %)" in conflict
+    assert any(line.startswith("kinship: Pearson") for line in lines)
+    assert any(line.startswith("ties makes of three: kept") for line in lines)
+    assert any("nearly orthogonal" in line for line in lines)
+
+
+def test_inspect_for_machines(family, write_recipe):
+    done = run("inspect", write_recipe(family, "ties"), "--json", "--density", "0.2", "--scope", "layer")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    report = merging.inspect(write_recipe(family, "ties"))
+    assert found["relative_change"] == pytest.approx([report.total.relative_change(t) for t in (0, 1)])
+    assert found["trim"] == {"density": 0.2, "scope": "layer"}
+    assert found["kinship"]["cosine"] == pytest.approx([report.total.cosine(0)])
+    assert sum(found["fates"][0].values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_report_replaces_only_a_report(family, write_recipe, tmp_path):
+    recipe, out = write_recipe(family, "ties"), tmp_path / "report"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    done = run("inspect", recipe, "--out", out)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "holds 'thesis.tex', which is no part of a report" in done.stderr
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    (out / "thesis.tex").unlink()
+    assert run("inspect", recipe, "--out", out).returncode == 0
+    (out / "report.html").write_text("old")
+    assert run("inspect", recipe, "--out", out).returncode == 0
+    assert "Mergescope" in (out / "report.html").read_text()
+    assert "is a file" in run("inspect", recipe, "--out", recipe).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--density", "0"], "density: 0 is not above 0"),
+        (["--scope", "galaxy"], "scope: 'galaxy' is unknown; write one of tensor, layer, model"),
+        (["--sample", "2"], "sample"),
+    ],
+)
+def test_wrong_options_of_inspect_are_one_sentence(family, write_recipe, options, said):
+    done = run("inspect", write_recipe(family, "ties"), *options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert said in done.stderr
+
+
+def test_a_recipe_without_a_base_has_no_change_to_look_at(family, write_recipe):
+    done = run("inspect", write_recipe(family, "linear", base_model=None))
+    assert done.returncode == 1
+    assert "base_model" in done.stderr
 
 
 def test_events_for_machines(family, write_recipe, tmp_path):

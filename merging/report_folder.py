@@ -1,0 +1,112 @@
+"""The folder of a report: it appears when everything in it is written, and replaces only an earlier report."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from merging.errors import OutputError
+from merging.report import Report
+from merging.writer import hidden_names
+
+PAGE = "report.html"
+TABLE = "tensors.csv"
+NUMBERS = "report.json"
+ARRAYS = "report.safetensors"
+OURS = frozenset({PAGE, TABLE, NUMBERS, ARRAYS})
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def ensure_report_folder(out: Path) -> None:
+    """Refuse a folder that holds anything but an earlier report.
+
+    Raises:
+        OutputError: naming what is in the way.
+    """
+    try:
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            raise OutputError(f"{out}: is a file or link; choose the name of a new folder.")
+        others = sorted(file.name for file in out.iterdir() if file.name not in OURS) if out.is_dir() else []
+    except OSError as error:
+        raise OutputError(
+            f"{str(out)[:300]}: cannot be used ({error.strerror}); choose another folder."
+        ) from None
+    if others:
+        raise OutputError(
+            f"{out}: holds {others[0]!r}, which is no part of a report; choose a new or empty folder."
+        )
+
+
+def write_report(report: Report, page: str, out: Path) -> list[str]:
+    """Write numbers, table and page into `out`, all or nothing; the names of the files.
+
+    Raises:
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    ensure_report_folder(out)
+    partial, replaced = (path.with_name(f"{path.name}-{os.getpid()}") for path in hidden_names(out))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            report.save(partial)
+            (partial / PAGE).write_text(page, encoding="utf-8")
+            with (partial / TABLE).open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows(report))
+            ensure_report_folder(out)
+            _swap(partial, out, replaced)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{out}: the report cannot be written ({error.strerror}).") from None
+    return sorted(file.name for file in out.iterdir())
+
+
+def _swap(partial: Path, out: Path, replaced: Path) -> None:
+    earlier = out.exists()
+    if earlier:
+        out.rename(replaced)
+    try:
+        partial.rename(out)
+    except OSError:
+        if earlier:
+            replaced.rename(out)
+        raise
+    if earlier:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def rows(report: Report) -> Iterable[list[Any]]:
+    """A line for each tensor, after one of headings; a text that a spreadsheet would run gets an apostrophe."""
+    for line in _rows(report):
+        yield [f"'{v}" if isinstance(v, str) and v.startswith(FORMULA_STARTS) else v for v in line]
+
+
+def _rows(report: Report) -> Iterable[list[Any]]:
+    experts = range(len(report.experts))
+    pairs = [f"{report.experts[a]} × {report.experts[b]}" for a, b in combinations(experts, 2)]
+    yield [
+        "tensor",
+        "elements",
+        *(f"relative change of {name}" for name in report.experts),
+        *(f"changed share of {name}" for name in report.experts),
+        *(f"NaN or infinite in {name}" for name in ("the base", *report.experts)),
+        *(f"opposite signs of {pair}" for pair in pairs),
+        *(f"cosine of {pair}" for pair in pairs),
+    ]
+    for name, found in report.tensors.items():
+        yield [
+            name,
+            found.elements,
+            *(found.relative_change(expert) for expert in experts),
+            *(found.changed_share(expert) for expert in experts),
+            *found.broken,
+            *(found.signs.opposite_share(pair) for pair in range(len(pairs))),
+            *(found.cosine(pair) for pair in range(len(pairs))),
+        ]
