@@ -18,6 +18,7 @@ from components.importance_tab import (
     build_importance_story,
     wire_importance,
 )
+from components.inspect_detail import Detail, build_detail, wire_detail
 from components.inspect_events import (
     choose_cell,
     measure,
@@ -65,6 +66,7 @@ class InspectTab:
     histogram: gr.HTML
     agreement: gr.HTML
     pairs: gr.HTML
+    detail: Detail
     table: gr.Dataframe
     csv: gr.HTML
     importance: ImportanceSection
@@ -90,6 +92,7 @@ def build_inspect_tab() -> InspectTab:
     parts["kinship"] = gr.HTML(elem_id="kinship")
     parts["importance"] = build_importance()
     _build_story(parts)
+    parts["detail"] = build_detail()
     parts["cell_importance"] = build_importance_story()
     with gr.Row(elem_classes="actions"):
         parts["next"] = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
@@ -167,6 +170,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     gr.on(
         [tab.block.input, tab.module.input], partial(choose_cell, reports), named, [tab.map, *cell], **quiet
     )
+    wire_detail(tab.detail, tab.report, tab.cell, settings, shared, reports)
     wire_importance(app, tab.importance, settings, shared)
     found.change(partial(show_metric, reports), choice, map_views, **latest)
     found.change(partial(show_csv, reports), [tab.report, tab.everything, found], tab.csv, **latest)

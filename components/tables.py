@@ -140,12 +140,12 @@ def csv_text(table: Table) -> str:
     return buffer.getvalue()
 
 
-def csv_link(table: Table, file: str) -> str:
+def csv_link(table: Table, file: str, words: str = "Save all numbers as CSV") -> str:
     """A link that saves the table; the file travels in the page, so nothing is kept on the server."""
     content = quote(csv_text(table))
     return (
         f'<a class="save" download="{html.escape(file, quote=True)}" '
-        f'href="data:text/csv;charset=utf-8,{content}">Save all numbers as CSV</a>'
+        f'href="data:text/csv;charset=utf-8,{content}">{html.escape(words)}</a>'
     )
 
 

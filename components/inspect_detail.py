@@ -1,0 +1,238 @@
+"""The inside of the chosen cell: heads and rows, spectra on demand, and the tokens of an embedding or head."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+import merging
+from components import inspect_views as views
+from components.clickable_plot import clickable_plot, payload
+from components.family import Family
+from components.figures.detail import heads_chart, rows_chart, spectrum_chart
+from components.figures.detail_tables import spectrum_rows, written
+from components.figures.metrics import cell_name
+from components.inspect_events import Kept
+from components.inspect_tables import detail_tables, token_tables
+from components.inspect_views import Cell
+from components.numbers import clock, size
+from components.reports import Stops
+from components.settings import Settings
+from components.shared import Shared
+from components.tables import html_table
+from merging import Checkpoint, MergingError, Plan
+from merging.anatomy import locate
+from merging.detail import tensor_detail
+from merging.heartbeats import Stopped, heartbeats
+from merging.one_tensor import find_tensor
+from merging.spectra import Spectrum, spectrum
+from merging.tokens import token_changes
+from merging.vocabulary import plan_vocabulary
+
+MOST_UNASKED = 1 << 25
+"""Bytes of one tensor in base and experts that are read without being asked to."""
+NO_HEADS = "This tensor has no attention heads."
+NO_ROWS = "No weights here."
+NO_SPECTRUM = "Press “Spectrum” to see in how many directions each change lies."
+WAITS = {"empty": "Press “Read heads and rows”."}
+HIDDEN = gr.update(visible=False)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The components of the section; `token` holds what stops a running spectrum."""
+
+    whole: gr.Column
+    status: gr.HTML
+    read: gr.Button
+    spectrum: gr.Button
+    stop: gr.Button
+    token: gr.State
+    heads: gr.HTML
+    rows: gr.HTML
+    tables: gr.HTML
+    tokens: gr.HTML
+    spectra: gr.HTML
+    ranks: gr.HTML
+
+    @property
+    def inside(self) -> list[Any]:
+        """What another cell sets."""
+        return [
+            self.whole, self.status, self.read, self.spectrum, self.heads, self.rows, self.tables, self.tokens,
+            self.spectra, self.ranks,
+        ]  # fmt: skip
+
+    @property
+    def computed(self) -> list[Any]:
+        """What a spectrum sets."""
+        return [self.status, self.spectrum, self.stop, self.token, self.spectra, self.ranks]
+
+
+def build_detail() -> Detail:
+    """Build the section; it fills itself when a cell is chosen."""
+    parts: dict[str, Any] = {"token": gr.State("")}
+    with gr.Column(visible=False, elem_id="detail") as whole:
+        with gr.Row(elem_classes="section-head"):
+            gr.HTML("<h2>Inside this tensor</h2>")
+            parts["read"] = gr.Button("Read heads and rows", scale=0, min_width=180, visible=False)
+            parts["spectrum"] = gr.Button("Spectrum", scale=0, min_width=120, elem_id="detail-spectrum")
+            parts["stop"] = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="detail-stop")
+        parts["status"] = gr.HTML(elem_classes="status", elem_id="detail-status")
+        with gr.Row(elem_classes="pair"):
+            with gr.Column(min_width=320):
+                parts["heads"] = clickable_plot(
+                    empty=NO_HEADS, name="mergescope-heads", elem_id="detail-heads"
+                )
+            with gr.Column(min_width=320):
+                parts["rows"] = clickable_plot(empty=NO_ROWS, name="mergescope-rows", elem_id="detail-rows")
+        parts["tables"] = gr.HTML(elem_id="detail-tables")
+        parts["tokens"] = gr.HTML(elem_id="detail-tokens")
+        parts["spectra"] = clickable_plot(
+            empty=NO_SPECTRUM, name="mergescope-spectrum", elem_id="detail-spectra"
+        )
+        parts["ranks"] = gr.HTML(elem_id="detail-ranks")
+    return Detail(whole=whole, **parts)
+
+
+def wire_detail(
+    detail: Detail, report: gr.State, cell: gr.State, settings: Settings, shared: Shared, reports: Kept
+) -> None:
+    """Another cell is read at once where it is small; a spectrum is computed when asked, and stopped by another cell."""
+    stops = Stops()
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    chosen = [shared.family, report, cell]
+    show = partial(show_inside, reports, settings)
+    asked = detail.spectrum.click(
+        partial(show_spectrum, reports, stops, settings), chosen, detail.computed, **quiet
+    )
+    detail.stop.click(stops.stop, detail.token, None, **quiet)
+    detail.read.click(partial(show, asked=True), chosen, detail.inside, **quiet)
+    cell.change(stops.stop, detail.token, None, cancels=asked, **quiet)
+    cell.change(show, chosen, detail.inside, trigger_mode="always_last", **quiet)
+    cell.change(idle, None, [detail.stop, detail.token], **quiet)
+
+
+def idle() -> list[Any]:
+    """No spectrum is being computed."""
+    return [HIDDEN, ""]
+
+
+def show_inside(
+    reports: Kept, settings: Settings, family: Family, key: str, cell: Cell | None, asked: bool = False
+) -> list[Any]:
+    """The section with heads, rows, tables and tokens of the first tensor of a cell; hidden without one."""
+    shown, nothing = gr.update(visible=True), [None, None, "", "", None, ""]
+    try:
+        found = _tensor(reports, family, key, cell)
+        if found is None:
+            return [HIDDEN, "", HIDDEN, gr.update(interactive=False), *nothing]
+        plan, name = found
+        info = find_tensor(plan, name).info
+        can_decompose = gr.update(interactive=len(info.shape) == 2 and info.elements > 0)
+        nbytes = info.nbytes * (1 + len(plan.experts))
+        if nbytes > MOST_UNASKED and not asked:
+            told = (
+                f"<p>This tensor has {size(nbytes)} in base and experts; it is read when you ask for it.</p>"
+            )
+            return [shown, told, shown, can_decompose, WAITS, WAITS, "", "", None, ""]
+        inside = _inside(plan, name, settings.device, cell)
+        return [shown, "", HIDDEN, can_decompose, *inside, None, ""]
+    except MergingError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"The models could not be read: {error.strerror}."
+    return [shown, views.error_status(problem), HIDDEN, gr.update(interactive=False), *nothing]
+
+
+def _inside(plan: Plan, name: str, device: str, cell: Cell | None) -> list[Any]:
+    """Charts of heads and rows, their table, and the tokens."""
+    names, where = _names(plan), cell_name(*cell) if cell else name
+    base = plan.reference
+    detail = tensor_detail(plan, name, base.config if isinstance(base, Checkpoint) else {}, device=device)
+    tokens = ""
+    if locate(name).kind in {"embedding", "head"} and len(detail.shape) == 2:
+        vocabulary = plan_vocabulary(plan)
+        tokens = token_tables(token_changes(plan, name, vocabulary, device=device), names, vocabulary.problem)
+    return [
+        payload(heads_chart(detail, names, where), empty=NO_HEADS),
+        payload(rows_chart(detail, names, where), empty=NO_ROWS),
+        detail_tables(detail, names, where),
+        tokens,
+    ]
+
+
+def show_spectrum(
+    reports: Kept, stops: Stops, settings: Settings, family: Family, key: str, cell: Cell | None
+) -> Iterator[list[Any]]:
+    """Progress, the buttons Spectrum and Stop, the token that stops this; in the end the chart and its table."""
+    ready, busy = gr.update(interactive=True), gr.update(interactive=False)
+    keep = [gr.skip(), gr.skip()]
+    try:
+        found = _tensor(reports, family, key, cell)
+        if found is None:
+            yield [gr.skip()] * 6
+            return
+        plan, name = found
+        names, where = _names(plan), cell_name(*cell) if cell else name
+        spectra: dict[int, Spectrum] = {}
+        begun = time.perf_counter()
+        ended = threading.Event()
+        with stops.running() as (token, stop):
+            yield [_progress(names, 0, begun), busy, gr.update(visible=True), token, *keep]
+            with closing(heartbeats(_spectra(plan, name, settings.device, ended), ended)) as beats:
+                for beat in beats:
+                    if beat is not None:
+                        spectra[beat[0]] = beat[1]
+                    if stop.is_set():
+                        raise Stopped
+                    yield [_progress(names, len(spectra), begun), busy, gr.update(visible=True), token, *keep]
+        headers, rows = spectrum_rows(spectra, names)
+        table = html_table(f"Ranks of the changes in {where}", headers, written(rows), wide=True)
+        chart = payload(spectrum_chart(spectra, names, where), empty=views.NO_CHANGE)
+        yield ["", ready, HIDDEN, "", chart, table]
+    except Stopped:
+        yield ['<p class="quiet">Stopped.</p>', ready, HIDDEN, "", *keep]
+    except MergingError as error:
+        yield [views.error_status(str(error)), ready, HIDDEN, "", *keep]
+    except OSError as error:
+        sentence = f"The models could not be read: {error.strerror}."
+        yield [views.error_status(sentence), ready, HIDDEN, "", *keep]
+
+
+def _spectra(plan: Plan, name: str, device: str, ended: threading.Event) -> Iterator[tuple[int, Spectrum]]:
+    """The spectrum of every expert, one after another."""
+    for expert in range(len(plan.names)):
+        yield expert, spectrum(plan, name, expert, device=device, stop=ended.is_set)
+
+
+def _progress(names: Sequence[str], done: int, begun: float) -> str:
+    passed = time.perf_counter() - begun
+    left = f" · {clock(passed / done * (len(names) - done))} left" if done else ""
+    return (
+        f'<div class="progress"><progress max="1" value="{done / len(names):.4f}" aria-label="spectrum"></progress>'
+        f"<span>spectrum {min(done + 1, len(names))} of {len(names)}{left}</span></div>"
+    )
+
+
+def _tensor(reports: Kept, family: Family, key: str, cell: Cell | None) -> tuple[Plan, str] | None:
+    """The plan of the family and the first tensor of a cell; None where the report is not on this family."""
+    report = reports.get(key)
+    if report is None or cell is None or not isinstance(family, Family):
+        return None
+    names = report.names_at(*cell)
+    plan = merging.check(family.recipe())
+    if not names or plan.names != report.experts or plan.reference.label != report.base:
+        return None
+    return plan, names[0]
+
+
+def _names(plan: Plan) -> tuple[str, ...]:
+    return Family("", plan.names).names
