@@ -87,10 +87,21 @@ def build_brush_bar(prefix: str) -> BrushBar:
             )
         with gr.Row(elem_classes="brush-buttons"):
             parts["set"] = gr.Button(
-                "Set", variant="primary", size="sm", scale=0, min_width=110, interactive=False
+                "Set",
+                variant="primary",
+                size="sm",
+                scale=0,
+                min_width=110,
+                interactive=False,
+                elem_id=f"{prefix}-brush-set",
             )
             parts["clear"] = gr.Button(
-                "Clear selection", size="sm", scale=0, min_width=140, interactive=False
+                "Clear selection",
+                size="sm",
+                scale=0,
+                min_width=140,
+                interactive=False,
+                elem_id=f"{prefix}-brush-clear",
             )
         parts["said"] = gr.HTML(elem_id=f"{prefix}-brush-said")
     return BrushBar(**parts)
@@ -258,11 +269,10 @@ def _fields(source: BrushSource | None, chosen: Chosen, *, choices: bool = False
     if source is None:
         return [gr.update(choices=[], value=[], interactive=False) for _ in range(2)]
     blocks, kinds = named(source, chosen)
-    rows = [("outside" if row is None else f"block {row}", row_name(row)) for row in source.rows]
-    columns = [(kind, kind) for kind in source.columns]
     found = []
-    for options, value in ((rows, list(map(row_name, blocks))), (columns, list(kinds))):
-        found.append(gr.update(value=value, **({"choices": options, "interactive": True} if choices else {})))
+    for options, value in ((map(row_name, source.rows), map(row_name, blocks)), (source.columns, kinds)):
+        more = {"choices": [(name, name) for name in options], "interactive": True} if choices else {}
+        found.append(gr.update(value=list(value), **more))
     return found
 
 

@@ -139,7 +139,7 @@ class _Stack:
     def _columns(self, blocks: Collection[int], suffixes: Collection[str]) -> list[str]:
         """Patterns of suffixes: whole subtrees as `.self_attn.*`, one part of all experts as `.experts.*.w1.weight`."""
         present = list(dict.fromkeys(suffix for block in sorted(blocks) for suffix in self.cells[block]))
-        return list(_subtrees("", [suffix for suffix in present if suffix in suffixes], present))
+        return _by_letter(list(_subtrees("", [suffix for suffix in present if suffix in suffixes], present)))
 
 
 def _subtrees(root: str, chosen: Sequence[str], present: Sequence[str]) -> Iterator[str]:
@@ -160,6 +160,24 @@ def _subtrees(root: str, chosen: Sequence[str], present: Sequence[str]) -> Itera
             yield from map(escaped, picked)
         elif picked:
             yield from _subtrees(branch, picked, inside)
+
+
+def _by_letter(patterns: Sequence[str]) -> list[str]:
+    """Patterns that differ in one letter at the same place as one: `.self_attn.[qkv]_proj.weight`."""
+    left, found = [pattern for pattern in patterns if "[" not in pattern], []
+    while left:
+        alike: dict[tuple[str, str], list[str]] = {}
+        for pattern in left:
+            for place, letter in enumerate(pattern):
+                if letter.isalnum():
+                    alike.setdefault((pattern[:place], pattern[place + 1 :]), []).append(pattern)
+        (start, end), together = max(alike.items(), key=lambda one: len(one[1]), default=(("", ""), []))
+        if len(together) < 2:
+            break
+        letters = "".join(pattern[len(start)] for pattern in together)
+        found.append(f"{start}[{letters}]{end}")
+        left = [pattern for pattern in left if pattern not in together]
+    return [*found, *left, *(pattern for pattern in patterns if "[" in pattern)]
 
 
 def _numbered(branches: Collection[str], chosen: Sequence[str], present: Sequence[str]) -> list[str]:

@@ -167,7 +167,8 @@ function named(event) {
 }
 
 plot.addEventListener('click', (event) => {
-  const cells = brushable() && named(event);
+  // plotly sends clicks of its own after a touch, which are at no place
+  const cells = brushable() && event.isTrusted && named(event);
   if (cells) brush([cells]);
 });
 plot.addEventListener('mousemove', (event) => {

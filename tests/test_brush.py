@@ -142,6 +142,8 @@ def test_globs_of_numbers(numbers):
         ("llama", lambda n: ".layers." in n, ["model.layers.*"]),
         ("llama", lambda n: n in ("lm_head.weight",), ["lm_head.weight"]),
         ("llama", lambda n: locate(n).block in (2, 3, 4, 10), ["model.layers.[2-4].*", "model.layers.10.*"]),
+        ("llama", lambda n: locate(n).block in (2, 3) and any(k in n for k in ("q_proj", "k_proj", "v_proj")),
+         ["model.layers.[23].self_attn.[qkv]_proj.weight"]),
         ("llama", lambda n: True, ["*"]),
         ("llama", lambda n: False, []),
         ("gpt2", lambda n: locate(n).block in (1, 2) and "mlp.c_proj" in n, ["h.[12].mlp.c_proj.*"]),
