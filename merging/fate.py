@@ -153,7 +153,7 @@ def fate(outcome: Outcome) -> TensorFate:
     deltas = ops.flat(piece.deltas)
     base, merged = piece.base_or_zero.flatten(), outcome.merged.flatten()
     change = merged - base if outcome.change is None else outcome.change.flatten()
-    moved = change != 0
+    moved = change.bool()
     equal = {
         dtype: _cast(outcome, dtype) == base.to(dtype) for dtype in {outcome.rows.dtype, *DTYPES.values()}
     }
@@ -186,13 +186,18 @@ def _fates(
     present = _nonzero(sparse, outcome.piece) & (outcome.piece.weight != 0)[:, None]
     elected = present if sparse is coefficients else present & _nonzero(coefficients, outcome.piece)
     written = elected & ~rounded
-    kept = written & ((deltas < 0) == (change < 0))
+    kept = written & ~_signs_differ(deltas, change)
     return sum((mask.view(torch.uint8) for mask in (elected, written, kept)), start=present.view(torch.uint8))
 
 
 def _nonzero(factors: torch.Tensor, piece: Piece) -> torch.Tensor:
     """Where factors that broadcast to a piece are not 0: bool [experts, n]."""
-    return ops.flat((factors != 0).expand(piece.models.shape))
+    return ops.flat(factors.bool().expand(piece.models.shape))
+
+
+def _signs_differ(deltas: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Where the sign bits of two float32 values differ: bool [experts, n]. Twice as fast as comparing both with 0."""
+    return (deltas.view(torch.int32) ^ change.view(torch.int32)).bitwise_right_shift_(31).bool()
 
 
 def _as_bits(lost: torch.Tensor) -> torch.Tensor:
@@ -210,9 +215,12 @@ def _sums(
     [experts + 1, experts + 1] and [len(codes), BINS]."""
     products = torch.zeros(len(deltas) + 1, len(deltas) + 1, dtype=torch.float64, device=change.device)
     sums = torch.zeros(len(codes), BINS, dtype=torch.float64, device=change.device)
+    buffer = products.new_empty(len(deltas) + 1, min(len(change), CHUNK))
     for start in range(0, len(change), CHUNK):
         part = slice(start, start + CHUNK)
-        wide = torch.cat([deltas[:, part], change[None, part]]).double()
+        wide = buffer[:, : len(change) - start]
+        wide[:-1] = deltas[:, part]
+        wide[-1] = change[part]
         products += wide @ wide.T
         for total, code, values in zip(sums, codes, wide[len(wide) - len(codes) :].square_(), strict=True):
             total += code[part].bincount(weights=values, minlength=BINS)
@@ -221,8 +229,8 @@ def _sums(
 
 def _casts(outcome: Outcome, lost: torch.Tensor, energies: torch.Tensor) -> dict[str, Cast]:
     """What each dtype loses of the merged change; `energies` are its squares by the code of who loses them: [BINS]."""
-    merged = outcome.merged
-    largest = float(merged.abs().max()) if merged.numel() else 0.0
+    low, high = torch.aminmax(outcome.merged) if outcome.merged.numel() else (torch.zeros(()),) * 2
+    largest = max(-float(low), float(high))
     found: dict[str, Cast] = {}
     for bit, (word, dtype) in enumerate(DTYPES.items()):
         chosen = (torch.arange(BINS) >> bit) & 1

@@ -151,6 +151,7 @@ class Apl(Method):
         return self.explain(piece, known).coefficients
 
     def explain(self, piece: Piece, known: Known) -> Explained:
+        """Votes are what is left of the changes times all their weights; a weight of 0 has none and is dropped."""
         place = ops.broadcast_rows(known.partitions.index[piece.name], piece.start, piece.stop)
         shape = (piece.experts, *[1] * (piece.deltas.ndim - 1 - place.ndim), *place.shape)
         if known.cut is None:

@@ -189,7 +189,11 @@ class Method(BaseModel):
         raise NotImplementedError(f"{type(self).__name__} defines neither coefficients nor merge")
 
     def explain(self, piece: Piece, known: Any) -> Explained:
-        """The coefficients, and the factors there were before an election, for a method that holds one."""
+        """The coefficients, and the factors there were before an election, for a method that holds one.
+
+        Without one whatever has a coefficient of 0 was dropped, also by a weight that the method computes: the ratio 0 of
+        Model Stock, all or nothing in Arcee Fusion, a change that RAM takes for none.
+        """
         coefficients = self.coefficients(piece, known)
         return Explained(coefficients, coefficients)
 

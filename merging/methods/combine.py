@@ -124,6 +124,7 @@ class Elected(Combined):
         return self.explain(piece, known).coefficients
 
     def explain(self, piece: Piece, known: Ballot) -> Explained:
+        """What was trimmed or dropped has no vote; who loses the vote has a sparse factor, but no coefficient."""
         factors = self.factors(piece, known.sparsity)
         votes = self._weighted(piece, factors * piece.deltas)
         elected = ops.elect_sign(votes, self.sign, known.if_draw)

@@ -82,10 +82,12 @@ class Sce(Method):
         return self.explain(piece, known).coefficients
 
     def explain(self, piece: Piece, known: Selection) -> Explained:
+        """The erasure is the election; what is not selected, or of an expert whose share is 0, is dropped."""
         changes = _selected(piece, known.cut)
         agree = changes.sign() == ops.elect_sign(changes, "total", 1.0)
-        shares = agree * ops.per_expert(known.shares.to(changes), changes)
-        return Explained(shares / ops.sum_experts(shares).clamp(min=LEAST_SHARE), changes)
+        share = ops.per_expert(known.shares.to(changes), changes)
+        shares = agree * share
+        return Explained(shares / ops.sum_experts(shares).clamp(min=LEAST_SHARE), changes * share.sign())
 
     def _kept(self, differing: int) -> int:
         """`floor` multiplies in float32, as mergekit's tensors do."""
