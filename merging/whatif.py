@@ -2,48 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
 
 from merging.events import Progress
-from merging.inspection import preview_plan, trim_plan
+from merging.fate import FateWatch
+from merging.inspection import (
+    TrimWatch,
+    origin_of,
+    preview_of,
+    preview_plan,
+    require_one_family,
+    trim_of,
+    trim_plan,
+)
 from merging.methods import Scope
 from merging.plan import Plan
+from merging.quiet import quietly
+from merging.replay import replay
 from merging.report import Preview, Trim
+from merging.resident import Family, family_bytes, family_key, sources_of
 
-MOST_BYTES = 512 << 20
+MOST_BYTES = 1 << 30
 """Memory for all families together, by default."""
+MOST_CHANGES = 12 << 20
+"""Elements times experts up to which a preview takes less than a second."""
+F = TypeVar("F", bound=Family)
 
 
 class Residents:
-    """Families and samples that are kept in memory, at most so many bytes; shared by all visitors."""
+    """Families and samples that are kept in memory, those that were used last; shared by all visitors."""
 
     def __init__(self, most_bytes: int = MOST_BYTES):
         self.most_bytes = most_bytes
+        self._kept: OrderedDict[Hashable, tuple[Family, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def fits(self, plan: Plan) -> bool:
         """Whether the whole family can be kept, so that a preview is exact and takes a moment."""
-        return plan.bytes_to_read <= self.most_bytes // 64
+        changes = plan.parameters * len(plan.experts)
+        return changes <= MOST_CHANGES and family_bytes(plan) <= self.most_bytes
+
+    def family(self, plan: Plan) -> Family:
+        """The plan's family, whole."""
+        return self._get(("whole", family_key(plan)), family_bytes(plan), lambda: Family([*sources_of(plan)]))
+
+    def _get(self, key: Hashable, size: int, make: Callable[[], F]) -> F:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = (make(), size)
+            self._kept.move_to_end(key)
+            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self.most_bytes:
+                self._kept.popitem(last=False)
+            found: Any = self._kept[key][0]
+        return found
 
 
 def preview(plan: Plan, residents: Residents) -> Preview:
     """The exact preview of a plan over a family that `fits`.
 
     Raises:
-        MergingError: the merge itself would fail, or the models are too large to be kept.
+        MergingError: the merge itself would fail.
     """
-    *_, last = preview_plan(plan)
-    assert isinstance(last, Preview)
-    return last
+    return quietly(_preview, plan, residents.family(plan))
 
 
 def steps(plan: Plan, residents: Residents, *, device: str = "auto") -> Iterator[Progress | Preview]:
     """The preview of a plan: at once where the family fits; else first an estimate (`Preview.sample`), then progress,
-    then the exact one. Closing the iterator stops the work."""
+    then the exact one. Closing the iterator stops the work.
+
+    Raises:
+        MergingError: the merge itself would fail.
+    """
+    if residents.fits(plan):
+        yield preview(plan, residents)
+        return
     yield from preview_plan(plan, device=device)
 
 
 def trim_steps(
     plan: Plan, density: float, scope: Scope, residents: Residents, *, device: str = "auto"
 ) -> Iterator[Progress | Trim]:
-    """What trimming at a density leaves, in the same steps."""
+    """What trimming at a density leaves, in the same steps.
+
+    Raises:
+        MergingError: slices of different models.
+    """
+    if residents.fits(plan):
+        trimmed = trim_of(plan, density, scope)
+        yield quietly(_trim, trimmed, residents.family(trimmed), density, scope)
+        return
     yield from trim_plan(plan, density, scope, device=device)
+
+
+def _preview(plan: Plan, family: Family) -> Preview:
+    require_one_family(plan)
+    origin_of(plan, None)
+    return preview_of(plan, *replay(plan, family, FateWatch))
+
+
+def _trim(plan: Plan, family: Family, density: float, scope: Scope) -> Trim:
+    return Trim(density, scope, *replay(plan, family, TrimWatch))

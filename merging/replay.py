@@ -1,0 +1,95 @@
+"""Merging a family that is in memory: what its methods find out and what becomes of every piece, without the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from merging.cuts import KeyHistogram, LargestCut
+from merging.engine import outcome_of, require_finite
+from merging.methods import Group, Survey
+from merging.pieces import Outcome, Piece
+from merging.plan import Plan
+from merging.report import Sample
+from merging.resident import Family, Pieces
+from merging.statistics import Accumulator, Sums
+from merging.tensor_plan import TensorPlan
+
+
+class RecordWatch(Protocol):
+    """Looks at merged pieces and has a record for every tensor in the end."""
+
+    pieces: dict[tuple[str, int], Any]
+
+    def update(self, outcome: Outcome) -> None: ...
+
+    def result(self) -> dict[str, Any]: ...
+
+
+def replay(
+    plan: Plan, family: Family, make: Callable[[], RecordWatch]
+) -> tuple[dict[str, Any], Sample | None]:
+    """Merge a family in memory under a watch: its record of every tensor, and how it was estimated from a sample.
+
+    Raises:
+        MergingError: the merge itself would fail.
+    """
+    watch = family.watch(make)
+    for tensor, piece, known in _surveyed(plan, family):
+        if not family.finite(tensor):
+            require_finite(plan, tensor, piece)
+        outcome = outcome_of(plan, tensor, piece, known, explain=True)
+        if plan.base is None:
+            outcome = replace(outcome, piece=family.under(piece))
+        watch.update(outcome)
+    return watch.result()
+
+
+def _surveyed(plan: Plan, family: Family) -> Iterator[tuple[TensorPlan, Piece, Any]]:
+    """Every piece that is merged, and what its method knows by then."""
+    for tensors in plan.groups.values():
+        method = tensors[0].method
+        if method is None or not any(tensor.info.elements for tensor in tensors):
+            continue
+        pieces = family.pieces(plan, tensors)
+        known = _known(method.survey(_group(plan, family, tensors)), pieces, family)
+        parts: dict[str | None, list[TensorPlan]] = {}
+        for tensor in tensors:
+            parts.setdefault(method.part_of(tensor.info.name, known), []).append(tensor)
+        for name, part in parts.items():
+            some = pieces if len(parts) == 1 else family.pieces(plan, part)
+            found = known
+            if name is not None:
+                found = _known(method.refine(_group(plan, family, part), known), some, family)
+            yield from ((tensor, piece, found) for tensor, piece in some)
+
+
+def _group(plan: Plan, family: Family, tensors: Sequence[TensorPlan]) -> Group:
+    shapes = {tensor.info.name: tensor.info.shape for tensor in tensors}
+    return Group(shapes, len(tensors[0].experts), family.scores(plan))
+
+
+def _known(survey: Survey, pieces: Pieces, family: Family) -> Any:
+    """What a method knows after its scans."""
+    answer: Any = None
+    while True:
+        try:
+            accumulator = survey.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = _answer(accumulator, pieces, family)
+
+
+def _answer(accumulator: Accumulator, pieces: Pieces, family: Family) -> Any:
+    """The result of an accumulator; a cut is looked up where the family has its keys in order."""
+    if isinstance(accumulator, KeyHistogram) and family.keeps(accumulator.keys):
+        return None  # only a cut asks for it, which then needs none
+    if isinstance(accumulator, LargestCut) and family.keeps(accumulator.ranking.keys):
+        return family.sorted(accumulator.ranking.keys, pieces).cut(accumulator)
+    for _, piece in pieces:
+        accumulator.update(piece)
+    answer = accumulator.result()
+    if isinstance(accumulator, Sums):
+        return {name: sums * family.weight(name) for name, sums in answer.items()}
+    return answer

@@ -1,0 +1,114 @@
+"""The keys of a scope in order: every exact cut is then a look-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from merging import ops
+from merging.cuts import Cut, Keys, LargestCut
+from merging.pieces import Piece, PieceKey
+from merging.statistics import Attained
+
+
+@dataclass(frozen=True)
+class SortedKeys:
+    """Rows of keys over the pieces of a scope, ascending; among equals by position.
+
+    `values` int32 and `positions` int64 [rows, n]; piece p holds the positions `bounds[p]` up to `bounds[p + 1]`.
+    `heavier` float64 [rows, n + 1], for a sample only: how many elements of the whole the n − i largest stand for.
+    """
+
+    values: torch.Tensor
+    positions: torch.Tensor
+    pieces: tuple[PieceKey, ...]
+    bounds: torch.Tensor
+    weights: torch.Tensor | None = None
+    heavier: torch.Tensor | None = None
+
+    @property
+    def elements(self) -> int:
+        return self.values.numel()
+
+    def cut(self, wanted: LargestCut) -> Cut:
+        """What `wanted` would find by looking at all pieces."""
+        allowance = {key: [0] * len(wanted.kept) for key in self.pieces}
+        thresholds, nonzero, ties = [], [], []
+        for number, (kept, row) in enumerate(zip(wanted.kept, wanted.ranking.rows, strict=True)):
+            nonzero.append(min(kept, wanted.elements - self._zeros(row)))
+            if kept in wanted.trivial:
+                thresholds.append(wanted.trivial[kept])
+                ties.append(0)
+                continue
+            threshold, tied, allowed = self._at(row, kept)
+            thresholds.append(threshold)
+            ties.append(tied)
+            for piece, count in zip(self.pieces, allowed, strict=True):
+                allowance[piece][number] = count
+        attained = Attained(wanted.elements, wanted.kept, tuple(nonzero), tuple(ties))
+        kind = Cut if self.weights is None else SpreadCut
+        return kind(torch.tensor(thresholds, dtype=torch.int32), allowance, attained, wanted.ranking)
+
+    def _at(self, row: int, kept: int) -> tuple[int, int, list[int]]:
+        """The threshold that keeps so many, how many keys equal it, and how many of these each piece may keep."""
+        values, heavier = self.values[row], None if self.heavier is None else self.heavier[row]
+        if heavier is None:
+            index = len(values) - kept
+        else:  # the largest index from which on enough are kept
+            index = len(values) - int(torch.searchsorted(heavier.flip(0), float(kept)))
+            index = min(max(index, 0), len(values) - 1)
+        threshold = int(values[index])
+        first, last = (int(torch.searchsorted(values, threshold, right=side)) for side in (False, True))
+        tied = self.positions[row, first:last]
+        if heavier is None:
+            return threshold, last - first, self._count(tied[: kept - (len(values) - last)])
+        assert self.weights is not None
+        left, allowed = kept - float(heavier[last]), []
+        for here, weight in zip(self._count(tied), self.weights.tolist(), strict=True):
+            taken = min(max(left, 0.0), here * weight)
+            allowed.append(round(taken / weight))
+            left -= taken
+        return threshold, last - first, allowed
+
+    def _count(self, positions: torch.Tensor) -> list[int]:
+        """How many positions lie in each piece."""
+        piece = torch.searchsorted(self.bounds, positions, right=True) - 1
+        return piece.bincount(minlength=len(self.pieces)).tolist()
+
+    def _zeros(self, row: int) -> int:
+        values = self.values[row]
+        first, last = (int(torch.searchsorted(values, 0, right=side)) for side in (False, True))
+        return last - first
+
+
+class SpreadCut(Cut):
+    """A cut of a sample: of equal keys those that stay are spread over a piece, so that all its groups share them."""
+
+    def keep(self, piece: Piece) -> torch.Tensor:
+        keys = self.ranking.of(piece)
+        bits = ops.per_expert(self.bits.to(keys.device), keys)
+        keep = keys > bits
+        for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
+            if allowed:
+                tied = (keys[cut] == bits[cut]).flatten().nonzero()[:, 0]
+                chosen = torch.arange(min(allowed, len(tied))) * len(tied) // min(allowed, len(tied))
+                keep[cut].view(-1)[tied[chosen]] = True
+        return keep
+
+
+def sort_keys(keys: Keys, pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> SortedKeys:
+    """Sort the keys of all pieces of a scope; `weights` say how many elements one of each piece stands for."""
+    order = sorted(range(len(pieces)), key=lambda number: pieces[number].key)
+    rows = [ops.flat(keys(pieces[number])) for number in order]
+    values, positions = torch.cat(rows, 1).sort(dim=1, stable=True)
+    sizes = torch.tensor([0, *(row.shape[1] for row in rows)])
+    names = tuple(pieces[number].key for number in order)
+    bounds = sizes.cumsum(0)
+    if weights is None:
+        return SortedKeys(values, positions, names, bounds)
+    each = torch.tensor([weights[number] for number in order], dtype=torch.float64)
+    spread = each.repeat_interleave(sizes[1:])[positions]
+    heavier = torch.nn.functional.pad(spread.flip(1).cumsum(1).flip(1), (0, 1))
+    return SortedKeys(values, positions, names, bounds, each, heavier)
