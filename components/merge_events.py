@@ -29,15 +29,7 @@ from components.merge_html import (
     warnings_html,
 )
 from components.merge_presets import advice, profile_changes, with_preset
-from components.merge_recipe import (
-    Checked,
-    check,
-    default_recipe,
-    one_click_recipe,
-    title,
-    to_form,
-    to_recipe,
-)
+from components.merge_recipe import check, default_recipe, one_click_recipe, title, to_form, to_recipe
 from components.merge_yaml import MAX_YAML, from_yaml
 from components.numbers import size
 from components.reports import shared_reports
@@ -66,15 +58,9 @@ def toast(text: str, heading: str) -> gr.Error:
     return gr.Error(html.escape(text), title=heading, print_exception=False)
 
 
-def judge(
-    form: MergeForm, recipe: Recipe, family: Family, watched: str, checked: Checked | None = None
-) -> list[Any]:
-    """Recipe, YAML, apply button, plan line, readiness, merge button, advice, and each problem at its field.
-
-    Args:
-        checked: what came of checking the recipe, if that is known.
-    """
-    checked = check(recipe) if checked is None else checked
+def judge(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:
+    """Recipe, YAML, apply button, plan line, readiness, merge button, advice, and each problem at its field."""
+    checked = check(recipe)
     ready = checked.plan is not None
     report = shared_reports().of_experts(family.experts)
     return [
@@ -93,6 +79,11 @@ def refill(form: MergeForm, recipe: Recipe, family: Family, watched: str, note: 
     """Everything that shows the recipe: what `judge` gives, and the whole form."""
     judged = judge(form, recipe, family, watched)
     return [*judged[: -len(form.fields.marked)], *form.show(recipe, family, note)]
+
+
+def edit(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
+    """A number or switch of the form changed."""
+    return judge(form, to_recipe(recipe, family, form.read(values, recipe)), family, watched)
 
 
 def edit_list(
@@ -126,6 +117,11 @@ def new_seed(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> l
     """Another random seed, small enough to be read."""
     seed = secrets.randbelow(NEW_SEEDS)
     return refill(form, recipe.model_copy(update={"seed": seed}), family, watched)
+
+
+def take(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:
+    """A recipe that was changed elsewhere."""
+    return refill(form, recipe, family, watched)
 
 
 def look_again(recipe: Recipe, family: Family) -> str:

@@ -10,17 +10,19 @@ from typing import Any
 import gradio as gr
 
 from components import merge_events as events
+from components.brush_bar import CSS as BRUSH_CSS
+from components.brush_bar import Taken, wire_brush_bar
 from components.family import Family
 from components.importance_merge import ImportanceNotice, build_importance_notice
 from components.merge_form import MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
 from components.merge_picker import build_picker
 from components.merge_recipe import check, default_recipe
-from components.preview_tab import PreviewPart, build_preview, moved, wire_preview
+from components.preview_tab import AT_REST, PreviewPart, build_preview, wire_preview
 from components.settings import Settings
 from components.shared import Shared
 
-CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8") + BRUSH_CSS
 TICK = 0.4
 """Seconds between two looks at a running job."""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -92,7 +94,7 @@ def build_merge_tab(settings: Settings) -> MergeTab:
             parts["form"] = build_merge_form(family, picker)
         with gr.Column(min_width=0, elem_classes="mg-side"):
             _build_go(parts, plan_html(checked), ready=checked.plan is not None)
-            parts["preview"] = build_preview()
+            parts["preview"] = build_preview(parts["form"])
     with gr.Column(elem_classes="mg-yaml"):
         _build_yaml(parts, recipe.to_yaml())
     return MergeTab(
@@ -194,13 +196,12 @@ def wire_merge_tab(
     state = [tab.recipe, shared.family, tab.watched]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
-    edit, seen, drawn = moved(tab.preview, tab, settings)
     gr.on(
         [c.input for c in form.details],
-        edit,
-        [*state, *seen, *widgets],
-        [*judged, *drawn],
-        queue=False,
+        partial(events.edit, form),
+        [*state, *widgets],
+        judged,
+        js=AT_REST,
         **latest,
     )
     for name, text in form.lists.items():
@@ -228,6 +229,8 @@ def wire_merge_tab(
         **PRIVATE,
     )
     wire_preview(app, tab.preview, tab, settings, shared, opened)
+    taken = Taken(partial(events.take, form), state[1:], filled)
+    wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, taken)
     _wire_jobs(app, tab, settings, shared)
     _wire_results(tab, settings, shared, filled, state)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,25 +11,25 @@ from typing import Any
 import gradio as gr
 
 from components import preview_views as views
+from components.brush_choice import brush_source
 from components.clickable_plot import clicked_cell
+from components.family import Family
 from components.figures.metrics import explanation_html
 from components.inspect_views import error_status, progress_status
-from components.merge_events import judge
-from components.merge_form import MergeForm
-from components.merge_recipe import check, expert_names, to_recipe
-from components.preview_store import AT_ONCE, Previews, preview_key
+from components.merge_recipe import check, expert_names, to_form, to_recipe
+from components.preview_store import Desk, Pages, Previews, preview_key
 from components.preview_views import Choice
 from components.settings import Settings
-from merging import METHODS, MergingError, Plan, Progress, Recipe
+from merging import METHODS, MergingError, Progress, Recipe
 from merging.report import Cell, Preview
 
 REST = 0.35
-"""Seconds for which a recipe over large models must rest before they are read."""
+"""Seconds for which a recipe must rest before large models are read, or an older picture replaces a moved slider's."""
 TOLD = 0.3
 """Seconds between two reports of progress."""
 CHANGED = "The models changed on disk while they were read. Move a slider to look again."
-ALL = 13
-"""Outputs of `follow`."""
+PICTURE, AROUND = 5, 10
+"""How many outputs `pictured` and `around` fill."""
 
 
 def choice_of(number: Any, which: Any, everything: Any, cell: Any) -> Choice:
@@ -42,110 +43,117 @@ def choice_of(number: Any, which: Any, everything: Any, cell: Any) -> Choice:
     )
 
 
-def edit(
-    previews: Previews,
-    settings: Settings,
-    form: MergeForm,
-    drawn: int,
-    recipe: Recipe,
-    family: Any,
-    watched: str,
-    shown: str,
-    visited: bool,
-    *values: Any,
-) -> list[Any]:
-    """A number or switch of the form changed: what `judge` says of the recipe, then `drawn` outputs of the preview."""
-    changed = to_recipe(recipe, family, form.read(values[4:], recipe))
-    checked = check(changed)
-    judged = judge(form, changed, family, watched, checked)
-    if not visited:
-        return [*judged, *skipped(drawn)]
-    return [*judged, *draw(previews, settings, checked.plan, changed, shown, choice_of(*values[:4]))]
-
-
-def draw(
-    previews: Previews, settings: Settings, plan: Plan | None, recipe: Recipe, shown: str, choice: Choice
-) -> list[Any]:
-    """Key, status, map, bars and figures of a plan over small models; for large ones nothing changes yet."""
+def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
+    """The numbers of map and bars for a slider on its way, from the browser's {token, key, value}; None where there is
+    nothing to draw: large models, a recipe that cannot run, a page nobody knows."""
+    if not isinstance(asked, dict) or (desk := pages.desk(asked.get("token"))) is None:
+        return None
+    key, value = asked.get("key"), asked.get("value")
+    form, fixed = to_form(desk.recipe, desk.family)
+    if not isinstance(key, str) or key not in form or key in fixed:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    recipe = to_recipe(desk.recipe, desk.family, {**form, key: value})
+    plan = check(recipe).plan
     if plan is None:
-        return unplanned(recipe)
+        return None
     try:
-        key = preview_key(plan)
-        if key == shown:
-            return skipped(5)
-        preview = previews.at_once(plan, key, settings.device)
-    except (MergingError, OSError) as error:
-        return failed(error)
-    return skipped(5) if preview is None else pictured(preview, key, recipe, views.settle(preview, choice))
+        known = preview_key(plan)
+        pages.move(asked["token"], known)
+        preview = previews.at_once(plan, known)
+    except (MergingError, OSError):
+        return None
+    if preview is None or not preview.tensors:
+        return None
+    names, choice = expert_names(recipe), views.settle(preview, desk.choice)
+    return {
+        "map": views.live_map(preview, names, choice),
+        "bars": views.live_bars(preview, names, choice),
+    }
 
 
 def follow(
     previews: Previews,
-    over: Callable[[], bool],
+    pages: Pages,
+    token: str,
     settings: Settings,
     recipe: Recipe,
+    family: Family,
     shown: str,
     visited: bool,
     listed: bool,
     *choice: Any,
 ) -> Iterator[list[Any]]:
-    """Everything about the recipe's preview, step by step; nothing more once `over()` says that a newer one is wanted."""
+    """Everything about the recipe's preview, step by step; a newer request of the same page ends it.
+
+    Args:
+        shown: the key of what is drawn already; empty to draw anew.
+        visited: whether anybody has come to look.
+        listed: whether the table is open.
+    """
     if not visited:
-        yield skipped(ALL)
         return
+    over, chosen = pages.begin(token), choice_of(*choice)
     plan = check(recipe).plan
     if plan is None:
-        yield [*unplanned(recipe), None, gr.update(visible=False), *skipped(ALL - 7)]
+        pages.look(token, Desk(recipe, family, chosen))
+        yield unplanned(recipe)
         return
     try:
         key = preview_key(plan)
-        if plan.bytes_to_read > AT_ONCE and previews.get(key) is None:
+        if previews.get(key) is None and not previews.residents.fits(plan):
             time.sleep(REST)
-            if over():
-                return
+        if over():
+            return
         with closing(previews.steps(plan, key, settings.device)) as steps:
-            yield from _tell(steps, over, key, recipe, shown, listed, choice_of(*choice))
+            for event in _paced(steps, lambda: over() or pages.moving(token, key, REST), over):
+                if isinstance(event, Progress):
+                    yield [gr.skip(), progress_status(event), *skipped(PICTURE + AROUND - 2)]
+                    continue
+                settled = views.settle(event, chosen)
+                pages.look(token, Desk(recipe, family, settled))
+                drawn = key == shown and event.sample is None
+                seen = skipped(PICTURE) if drawn else pictured(event, key, recipe, settled)
+                yield [*seen, *around(event, recipe, settled, token, listed=listed)]
     except (MergingError, OSError) as error:
-        yield [*failed(error), None, gr.update(visible=False), *skipped(ALL - 7)]
+        yield failed(error)
 
 
-def _tell(
-    steps: Iterator[Progress | Preview],
-    over: Callable[[], bool],
-    key: str,
-    recipe: Recipe,
-    shown: str,
-    listed: bool,
-    choice: Choice,
-) -> Iterator[list[Any]]:
+def _paced(
+    steps: Iterator[Progress | Preview], later: Callable[[], bool], over: Callable[[], bool]
+) -> Iterator[Progress | Preview]:
+    """Previews, and progress now and then, until it is over; a preview waits while it is to come later."""
     told = time.monotonic()
     for event in steps:
+        while not over() and isinstance(event, Preview) and later():
+            time.sleep(0.03)
         if over():
             return
         if isinstance(event, Preview):
-            settled = views.settle(event, choice)
-            seen = skipped(5) if key == shown else pictured(event, key, recipe, settled)
-            yield [*seen, *around(event, recipe, settled, listed=listed)]
+            yield event
         elif time.monotonic() - told > TOLD:
             told = time.monotonic()
-            yield [gr.skip(), progress_status(event), *skipped(ALL - 2)]
+            yield event
 
 
 def pictured(preview: Preview, key: str, recipe: Recipe, choice: Choice) -> list[Any]:
-    """Key, status, map, bars and figures."""
+    """Key, status, map, bars and figures. An estimate has no key: the exact picture takes its place."""
     names = expert_names(recipe)
     return [
-        key,
-        "",
-        views.map_value(preview, names, choice),
+        key if preview.sample is None else "",
+        views.sample_html(preview, choice),
+        views.map_value(preview, names, choice, brush=True),
         views.bars_value(preview, names, choice),
         views.figures_html(preview, names, choice),
     ]
 
 
-def around(preview: Preview, recipe: Recipe, choice: Choice, *, listed: bool) -> list[Any]:
-    """What stands around the picture: cell, its button, both choices, facts, explanation, table, CSV."""
+def around(preview: Preview, recipe: Recipe, choice: Choice, token: str, *, listed: bool) -> list[Any]:
+    """What stands around the picture: cell, its button, both choices, facts, explanation, table, CSV, what a brush
+    means, and what a slider on its way starts from."""
     names = expert_names(recipe)
+    rows, columns = views.frame(preview, choice)
     return [
         choice.cell,
         gr.update(visible=choice.cell is not None),
@@ -155,6 +163,8 @@ def around(preview: Preview, recipe: Recipe, choice: Choice, *, listed: bool) ->
         explanation_html(views.words(preview, choice)),
         views.table_value(preview, names, choice) if listed else gr.skip(),
         views.csv_html(preview, names) if listed else gr.skip(),
+        brush_source(recipe, rows, columns, views.tensor_names(preview)),
+        {"token": token},
     ]
 
 
@@ -178,16 +188,22 @@ def pick(previews: Previews, event: gr.EventData, recipe: Recipe, shown: str, *c
 
 
 def unplanned(recipe: Recipe) -> list[Any]:
-    """Nothing to see while the recipe cannot run: key, status, map, bars and figures."""
+    """Nothing to see while the recipe cannot run."""
     missing = METHODS[recipe.merge_method].needs_importance and recipe.importance is None
-    said = {"empty": views.NEEDS_IMPORTANCE if missing else views.BROKEN}
-    return ["", "", said, None, ""]
+    return _nothing("", views.NEEDS_IMPORTANCE if missing else views.BROKEN)
 
 
 def failed(error: Exception) -> list[Any]:
-    """Why there is no preview: key, status, map, bars and figures."""
+    """Why there is no preview."""
     said = str(error) if isinstance(error, MergingError) else CHANGED
-    return ["", error_status(said), {"empty": views.BROKEN}, None, ""]
+    return _nothing(error_status(said), views.FAILED)
+
+
+def _nothing(status: str, empty: str) -> list[Any]:
+    """The outputs of `follow` where there is no picture."""
+    cell = [None, gr.update(visible=False)]
+    rest = skipped(AROUND - 4)
+    return ["", status, {"empty": empty}, {"empty": views.NO_BARS}, "", *cell, *rest, None, gr.skip()]
 
 
 def skipped(count: int) -> list[Any]:

@@ -1,67 +1,82 @@
-"""Previews that were made, so that nothing is worked out twice, and who is still waiting for one."""
+"""Previews that were made, so that nothing is worked out twice, and what every open page looks at."""
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import Generic, TypeVar
 
+from components.family import Family
+from components.preview_views import Choice
 from components.reports import report_key
-from merging import Plan, Progress
-from merging.inspection import preview_plan
+from merging import Plan, Progress, Recipe
 from merging.report import Preview
+from merging.whatif import Residents, preview, steps
 
 MOST_PREVIEWS = 48
-AT_ONCE = 64 << 20
-"""Bytes of models up to which a preview is made while a slider moves; for more, once it rests."""
+MOST_PAGES = 1024
+V = TypeVar("V")
 
 
-class Previews:
-    """The latest previews by models and recipe; shared by all visitors, and bounded."""
+class Newest(Generic[V]):
+    """A table that keeps what was asked for last, at most so many entries."""
 
-    def __init__(self, most: int = MOST_PREVIEWS):
+    def __init__(self, most: int):
         self._most = most
-        self._kept: OrderedDict[str, Preview] = OrderedDict()
+        self._kept: OrderedDict[str, V] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: object) -> Preview | None:
-        """A preview that is still kept."""
+    def get(self, key: object) -> V | None:
+        """What is kept under a key."""
         with self._lock:
             if not isinstance(key, str) or key not in self._kept:
                 return None
             self._kept.move_to_end(key)
             return self._kept[key]
 
-    def keep(self, key: str, preview: Preview) -> None:
-        """Keep a preview in place of the one that was not asked for longest."""
+    def keep(self, key: str, value: V) -> None:
+        """Keep a value in place of the one that was not asked for longest."""
         with self._lock:
-            self._kept[key] = preview
+            self._kept[key] = value
             self._kept.move_to_end(key)
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
 
-    def at_once(self, plan: Plan, key: str, device: str) -> Preview | None:
-        """The preview of a plan over small models; None where it would take longer than a moment.
+
+class Previews(Newest[Preview]):
+    """The latest exact previews by models and recipe, and the models they are made of; shared by all visitors."""
+
+    def __init__(self, most: int = MOST_PREVIEWS, residents: Residents | None = None):
+        super().__init__(most)
+        self.residents = residents or Residents()
+
+    def at_once(self, plan: Plan, key: str) -> Preview | None:
+        """The exact preview of a plan over models that fit into memory; None where it would take longer than a moment.
 
         Raises:
             MergingError: the merge itself would fail.
         """
         known = self.get(key)
-        if known is not None or plan.bytes_to_read > AT_ONCE:
-            return known
-        *_, last = self.steps(plan, key, device)
-        return last if isinstance(last, Preview) else None
+        if known is None and self.residents.fits(plan):
+            known = preview(plan, self.residents)
+            self.keep(key, known)
+        return known
 
     def steps(self, plan: Plan, key: str, device: str) -> Iterator[Progress | Preview]:
-        """Make the preview of a plan unless it is kept already; closing the iterator stops the work."""
+        """Make the preview of a plan unless it is kept already, an estimate first where that takes long; closing the
+        iterator stops the work."""
         known = self.get(key)
         if known is not None:
             yield known
             return
-        for event in preview_plan(plan, device=device):
-            if isinstance(event, Preview):
+        for event in steps(plan, self.residents, device=device):
+            if isinstance(event, Preview) and event.sample is None:
                 self.keep(key, event)
             yield event
 
@@ -82,20 +97,69 @@ def preview_key(plan: Plan) -> str:
     return hashlib.blake2b(f"{report_key(plan)}\0{recipe}".encode(), digest_size=16).hexdigest()
 
 
-class Turns:
-    """The newest request of every page: an older one sees that it is over, so that rapid moves do not pile up."""
+@dataclass(frozen=True)
+class Desk:
+    """What one page looks at; a moved slider starts from it."""
 
-    def __init__(self, most: int = 1024):
-        self._most = most
-        self._newest: OrderedDict[str, int] = OrderedDict()
+    recipe: Recipe
+    family: Family
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The preview that a page's slider called for last, and when."""
+
+    key: str
+    at: float
+
+
+class Pages:
+    """What every open page looks at, by tokens that nobody can guess, and its newest request: an older one sees that it
+    is over, so that rapid moves do not pile up."""
+
+    def __init__(self, most: int = MOST_PAGES):
+        self._tokens: Newest[str] = Newest(most)
+        self._desks: Newest[Desk] = Newest(most)
+        self._moved: Newest[Moved] = Newest(most)
+        self._turns: Newest[int] = Newest(most)
         self._lock = threading.Lock()
 
-    def begin(self, page: str) -> Callable[[], bool]:
+    def token(self, page: str) -> str:
+        """The token of a page, the same while the page is open."""
+        with self._lock:
+            known = self._tokens.get(page)
+            if known is None:
+                known = secrets.token_hex(16)
+                self._tokens.keep(page, known)
+            return known
+
+    def begin(self, token: str) -> Callable[[], bool]:
         """Start a page's newest request; what comes back says whether a newer one has begun since."""
         with self._lock:
-            mine = self._newest.get(page, 0) + 1
-            self._newest[page] = mine
-            self._newest.move_to_end(page)
-            while len(self._newest) > self._most:
-                self._newest.popitem(last=False)
-        return lambda: self._newest.get(page, mine) != mine
+            mine = (self._turns.get(token) or 0) + 1
+            self._turns.keep(token, mine)
+        return lambda: self._turns.get(token) not in (None, mine)
+
+    def look(self, token: str, desk: Desk) -> None:
+        """Remember what a page looks at."""
+        self._desks.keep(token, desk)
+
+    def desk(self, token: object) -> Desk | None:
+        """What a page looks at."""
+        return self._desks.get(token)
+
+    def move(self, token: str, key: str) -> None:
+        """Remember what a page's slider called for."""
+        self._moved.keep(token, Moved(key, time.monotonic()))
+
+    def moving(self, token: str, key: str, rest: float) -> bool:
+        """Whether a page's slider called for another preview than this one less than `rest` seconds ago."""
+        last = self._moved.get(token)
+        return last is not None and last.key != key and time.monotonic() - last.at < rest
+
+
+@cache
+def shared_pages() -> Pages:
+    """The open pages of this process."""
+    return Pages()

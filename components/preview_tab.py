@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from components import preview_events as events
 from components import preview_views as views
+from components.brush_bar import BrushBar, build_brush_bar
 from components.clickable_plot import clickable_plot
-from components.preview_store import Turns, shared_previews
+from components.merge_fields import slot_id
+from components.merge_form import MergeForm
+from components.preview_store import shared_pages, shared_previews
 from components.settings import Settings
 from components.shared import Shared
 
+SCRIPT = Path(__file__).with_name("preview_live.js").read_text(encoding="utf-8")
+AT_REST = """async (...values) => {
+  await new Promise((resolve) => {
+    const sliding = document.activeElement?.matches('input[type="range"]:active');
+    if (!sliding) return resolve();
+    const done = () => { clearTimeout(timer); document.removeEventListener('pointerup', done, true); resolve(); };
+    const timer = setTimeout(done, 400);
+    document.addEventListener('pointerup', done, true);
+  });
+  return values;
+}"""
+"""Holds the form's own event back while a slider is dragged, which the live picture follows meanwhile."""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
 class PreviewPart:
     """The components of the part; `shown` holds the key of the preview on the page, `cell` the chosen cell, `listed`
-    whether the table is open, `visited` whether anybody has looked at this tab."""
+    whether the table is open, `visited` whether anybody has looked at this tab, `source` what a brush of the map means;
+    `live` draws while a slider moves."""
 
     number: gr.Radio
     which: gr.Dropdown
@@ -40,6 +56,9 @@ class PreviewPart:
     cell: gr.State
     listed: gr.State
     visited: gr.State
+    source: gr.State
+    brush: BrushBar
+    live: gr.HTML
 
     @property
     def choice(self) -> list[Any]:
@@ -48,23 +67,24 @@ class PreviewPart:
 
     @property
     def drawn(self) -> list[Any]:
-        """What a moved slider changes at once."""
+        """The picture and the key of its preview."""
         return [self.shown, self.status, self.map, self.bars, self.figures]
 
     @property
     def all(self) -> list[Any]:
         """Everything that depends on the preview or on what is to be seen of it."""
         rest = [self.whole, self.number, self.which, self.facts, self.explanation, self.table, self.csv]
-        return [*self.drawn, self.cell, *rest]
+        return [*self.drawn, self.cell, *rest, self.source, self.live]
 
 
-def build_preview() -> PreviewPart:
-    """Build the part; it fills itself once somebody comes to the tab."""
+def build_preview(form: MergeForm) -> PreviewPart:
+    """Build the part beside a form; it fills itself once somebody comes to the tab."""
     parts: dict[str, Any] = {
         "shown": gr.State(""),
         "cell": gr.State(None),
         "listed": gr.State(False),
         "visited": gr.State(False),
+        "source": gr.State(None),
     }
     with gr.Column(elem_classes="pv", elem_id="preview"):
         with gr.Row(elem_classes="pv-head"):
@@ -80,7 +100,9 @@ def build_preview() -> PreviewPart:
         parts["status"] = gr.HTML(elem_classes="status", elem_id="preview-status")
         parts["bars"] = clickable_plot(empty=views.NOTHING, name="mergescope-fate", elem_id="preview-bars")
         _build_map(parts)
+        parts["brush"] = build_brush_bar("preview")
         _build_words(parts)
+        parts["live"] = _build_live(form)
     return PreviewPart(**parts)
 
 
@@ -128,25 +150,43 @@ def _build_words(parts: dict[str, Any]) -> None:
         parts["csv"] = gr.HTML(elem_id="preview-csv")
 
 
+def _build_live(form: MergeForm) -> gr.HTML:
+    """What asks for new numbers while a slider moves, without the page's own events."""
+
+    def move(asked: Any) -> dict[str, Any] | None:
+        return events.move(shared_previews(), shared_pages(), asked)
+
+    wide = {slot_id(slot): slot.partition("/")[0] for slot in form.fields.wide}
+    own = {f"merge-{key.replace('.', '-')}": key for key in form.fields.own}
+    return gr.HTML(
+        {"token": ""},
+        html_template="<span hidden></span>",
+        js_on_load=SCRIPT,
+        server_functions=[move],
+        fields={**wide, **own},
+        elem_classes="pv-live",
+    )
+
+
 def wire_preview(
     app: gr.Blocks, part: PreviewPart, tab: Any, settings: Settings, shared: Shared, opened: Any = None
 ) -> None:
-    """Connect the part to the Merge tab `tab`: any change of the recipe is followed, moved sliders at once.
+    """Connect the part to the Merge tab `tab`: any change of the recipe is followed.
 
     Args:
         opened: the event of a visitor coming to the tab, if the app has one.
     """
-    previews, turns = shared_previews(), Turns()
-    state = [tab.recipe, part.shown, part.visited, part.listed, *part.choice]
+    previews, pages = shared_previews(), shared_pages()
+    state = [tab.recipe, shared.family, part.shown, part.visited, part.listed, *part.choice]
 
     def follow(request: gr.Request, *values: Any) -> Any:
-        yield from events.follow(previews, turns.begin(page_of(request)), settings, *values)
+        yield from events.follow(previews, pages, pages.token(page_of(request)), settings, *values)
 
-    def again(request: gr.Request, recipe: Any, shown: str, *values: Any) -> Any:
-        yield from follow(request, recipe, "", *values)
+    def again(request: gr.Request, recipe: Any, family: Any, shown: str, *values: Any) -> Any:
+        yield from follow(request, recipe, family, "", *values)
 
-    def visit(request: gr.Request, recipe: Any, shown: str, visited: bool, *values: Any) -> Any:
-        yield from follow(request, recipe, shown, True, *values)
+    def visit(request: gr.Request, recipe: Any, family: Any, shown: str, visited: bool, *values: Any) -> Any:
+        yield from follow(request, recipe, family, shown, True, *values)
 
     def pick(event: gr.EventData, *values: Any) -> list[Any]:
         return events.pick(previews, event, *values)
@@ -169,9 +209,3 @@ def wire_preview(
 def page_of(request: gr.Request) -> str:
     """What tells one open page from another."""
     return request.session_hash or ""
-
-
-def moved(part: PreviewPart, tab: Any, settings: Settings) -> tuple[Any, list[Any], list[Any]]:
-    """The handler of a moved slider, its inputs before the form's values, and its outputs after the judged ones."""
-    handler = partial(events.edit, shared_previews(), settings, tab.form, len(part.drawn))
-    return handler, [part.shown, part.visited, *part.choice], part.drawn

@@ -15,7 +15,7 @@ from components.figures.chart import Chart
 from components.figures.metrics import MapWords, Panel, cell_name
 from components.tables import Table, csv_link, html_table, panels_table
 from merging.fate import DTYPES, TensorFate
-from merging.report import Cell, Preview, added_up, placed
+from merging.report import Cell, Preview, added_up, frame_of, placed
 from merging.sums import total
 
 ROUNDING, PARAMETERS = "rounding", "parameters"
@@ -32,6 +32,8 @@ BROKEN = "The recipe cannot be merged yet: fix what is said beside it first, the
 NEEDS_IMPORTANCE = (
     "This method needs importance: compute it above the form first, then this map shows what it would keep."
 )
+FAILED = "There is nothing to show: this merge would fail. The line above says why."
+NO_BARS = "No merge, no fates."
 ALL_COPIED = (
     "This recipe copies every tensor from the base: nothing is merged, so there is no change to follow."
 )
@@ -110,6 +112,29 @@ def subject(preview: Preview, cell: Cell | None) -> tuple[TensorFate | None, str
         if found is not None:
             return found, cell_name(*cell)
     return total(preview.tensors.values()), WHOLE
+
+
+def live_map(preview: Preview, names: Sequence[str], choice: Choice) -> dict[str, Any]:
+    """What a moved slider changes in the map that is drawn: numbers and hover texts of its small maps."""
+    shown = panels(preview, names, choice)
+    update: dict[str, Any] = {"z": [panel.grid.values for panel in shown]}
+    if choice.number in fate.MAPS:
+        cells = fate.fate_cells(preview, everything=choice.everything)
+        alone = choice.number == fate.NOBODY
+        update["text"] = [
+            fate.hover_lines(panel.grid, cells, None if alone else number)
+            for number, panel in enumerate(shown)
+        ]
+    return {"keys": [panel.name for panel in shown], "update": update}
+
+
+def live_bars(preview: Preview, names: Sequence[str], choice: Choice) -> dict[str, Any] | None:
+    """What a moved slider changes in the bars that are drawn."""
+    found, _ = subject(preview, choice.cell)
+    if found is None:
+        return None
+    lengths, labels = fate.bar_values(found, len(names))
+    return {"keys": list(lengths), "update": {"x": list(lengths.values()), "text": list(labels.values())}}
 
 
 def figures_html(preview: Preview, names: Sequence[str], choice: Choice) -> str:
@@ -218,6 +243,44 @@ def which_update(preview: Preview, choice: Choice) -> dict[str, Any]:
         label=label,
         visible=bool(options),
     )
+
+
+def frame(preview: Preview, choice: Choice) -> tuple[list[int | None], list[str]]:
+    """The rows and columns of the map."""
+    return frame_of(placed(tensor_names(preview), everything=choice.everything))
+
+
+def tensor_names(preview: Preview) -> list[str]:
+    """All tensors of the plan, in its order."""
+    return list(preview.dtypes)
+
+
+def sample_html(preview: Preview, choice: Choice) -> str:
+    """What to know of a picture that is an estimate; nothing where it is exact."""
+    sample = preview.sample
+    if sample is None:
+        return ""
+    error = sample_error(preview, choice)
+    near = f", ± {100 * error:.1g} points over the whole model" if error is not None else ""
+    return (
+        f'<p class="pv-line">Estimated from a sample of {100 * sample.share:.2g} % of the weights{near}; exact values '
+        "follow.</p>"
+    )
+
+
+def sample_error(preview: Preview, choice: Choice) -> float | None:
+    """The largest standard error of the shown share over the experts; None where it is not known."""
+    if preview.sample is None or not preview.tensors:
+        return None
+    key = choice.number if choice.number in fate.WORDS else FIRST
+    experts = range(len(next(iter(preview.tensors.values())).gram))
+    found = [
+        preview.sample.error(
+            lambda f, n=n: f.share(n, key) if preview.elementwise else f.projection(n), preview.tensors
+        )
+        for n in experts
+    ]
+    return max((error for error in found if error is not None), default=None)
 
 
 def cell_at(preview: Preview, everything: bool, row: int, column: int) -> Cell | None:

@@ -206,12 +206,12 @@ def fate_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
     """One stacked bar for each expert, from kept to cancelled; shares are written in where there is room."""
     figure = _bar_figure(names, where, barmode="stack", legend=True)
     figure.layout.xaxis.update(range=[0, 1], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
+    lengths, labels = bar_values(fate, len(names))
     for key, words in WORDS.items():
-        shares = [fate.share(expert, key) for expert in range(len(names))]
         figure.add_trace(
             go.Bar(
                 y=[text(name) for name in names],
-                x=[share or 0.0 for share in shares],
+                x=lengths[key],
                 orientation="h",
                 name=words.label,
                 marker={
@@ -226,7 +226,7 @@ def fate_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
                         "solidity": 0.2,
                     },
                 },
-                text=[f"{share:.0%}" if share and share >= LOWEST_LABELLED else "" for share in shares],
+                text=labels[key],
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
@@ -246,6 +246,7 @@ def fate_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
 def presence_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
     """For methods that are no sum of scaled changes: what of each expert's change is in the merged one."""
     values = [fate.projection(expert) for expert in range(len(names))]
+    lengths, labels = bar_values(fate, len(names))
     known = [value for value in values if value is not None]
     figure = _bar_figure(names, where, barmode="overlay", legend=False)
     figure.layout.xaxis.update(range=[min([-0.05, *known]), 1.08 * max([1.0, *known])], tickformat=".1f")
@@ -253,10 +254,10 @@ def presence_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
     figure.add_trace(
         go.Bar(
             y=[text(name) for name in names],
-            x=values,
+            x=lengths[PRESENCE],
             orientation="h",
             marker={"color": "#4f5bc9"},
-            text=["unchanged" if value is None else f"{value:.2f}" for value in values],
+            text=labels[PRESENCE],
             textposition="auto",
             insidetextfont={"color": "#ffffff", "size": 11.5},
             hovertemplate="%{y}: <b>%{x:.3f}</b> present (1 = fully)<extra></extra>",
@@ -276,6 +277,21 @@ def presence_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
         note=f"1 = fully present. This method is no sum of scaled changes, so they have no single fates.{nobody}",
         alt=f"Projection of the merged change on each expert's, {where}: {told}.{nobody}",
     )
+
+
+def bar_values(fate: TensorFate, experts: int) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
+    """Lengths and labels of the bars of `story_bars`, by fate; under one key where a method has no fates."""
+    everyone = range(experts)
+    if fate.energy is None:
+        values = [fate.projection(expert) for expert in everyone]
+        labels = ["unchanged" if value is None else f"{value:.2f}" for value in values]
+        return {PRESENCE: [value or 0.0 for value in values]}, {PRESENCE: labels}
+    shares = {key: [fate.share(expert, key) or 0.0 for expert in everyone] for key in WORDS}
+    return shares, {key: [_label(share) for share in line] for key, line in shares.items()}
+
+
+def _label(share: float) -> str:
+    return f"{share:.0%}" if share >= LOWEST_LABELLED else ""
 
 
 def share_rows(fate: TensorFate, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,48 @@
+// Draws the numbers of a moved slider at once, past the page's own events: those gather the whole form first.
+const map = () => document.querySelector('#preview-map .chart-plot');
+const bars = () => document.querySelector('#preview-bars .chart-plot');
+let busy = false;
+let next = null;
+
+function keyOf(node) {
+  for (let one = node; one && one !== document.body; one = one.parentElement) {
+    if (one.id && props.fields[one.id]) return props.fields[one.id];
+  }
+  return null;
+}
+
+function draw(plot, change) {
+  if (!plot || !plot.data || !change) return;
+  const traces = change.keys.map((_, number) => number).filter((number) => plot.data[number]);
+  if (traces.length !== change.keys.length) return;
+  Plotly.restyle(plot, change.update, traces);
+}
+
+async function send() {
+  if (busy || !next) return;
+  const [key, value] = next;
+  next = null;
+  busy = true;
+  try {
+    const answer = await server.move({token: (props.value || {}).token || '', key, value});
+    // an older answer is worth showing while the slider still moves
+    if (answer && answer.map) {
+      draw(map(), answer.map);
+      draw(bars(), answer.bars);
+    }
+  } catch (error) {
+    // the page's own event follows and says what is wrong
+  } finally {
+    busy = false;
+    send();
+  }
+}
+
+document.addEventListener('input', (event) => {
+  const field = event.target;
+  if (!field.matches || !field.matches('input[type="range"], input[type="number"]') || field.value === '') return;
+  const key = keyOf(field);
+  if (!key || !map() || !map().offsetParent) return;
+  next = [key, Number(field.value)];
+  send();
+}, true);
