@@ -26,6 +26,7 @@ from benchmarks.family import make_family
 from merging import METHODS, noise
 from merging.checkpoint import Checkpoint
 from merging.header import TensorInfo
+from merging.inspection import inspect_plan, inspect_recipe
 from merging.writer import CheckpointWriter
 
 CASES: dict[str, dict[str, object]] = {
@@ -36,7 +37,12 @@ CASES: dict[str, dict[str, object]] = {
     },
     "ties, scope tensor": {"merge_method": "ties", "scope": "tensor"},
 }
-MEASURES = ["copy", "check", "inspect", *CASES]
+INSPECTED = "task_arithmetic"
+"""The recipe that is inspected; the merge that inspecting is compared with."""
+INSPECT, PREVIEW = "inspect", "inspect, preview"
+MOST_TIMES = 2.0
+"""Inspecting should take at most so many times as long as that merge."""
+MEASURES = ["copy", "check", INSPECT, PREVIEW, *CASES]
 
 
 def recipe_of(family: Path, case: dict[str, object]) -> merging.Recipe:
@@ -68,8 +74,10 @@ def measure(name: str, family: Path, device: str) -> None:
             copy(family, Path(folder) / "out")
         elif name == "check":
             merging.check(recipe_of(family, CASES["ties"]))
-        elif name == "inspect":
-            merging.inspect(recipe_of(family, CASES["task_arithmetic"]), device=device)
+        elif name in (INSPECT, PREVIEW):
+            look = inspect_plan if name == INSPECT else inspect_recipe
+            for _ in look(merging.check(recipe_of(family, CASES[INSPECTED])), device=device):
+                pass
         else:
             merging.merge(recipe_of(family, CASES[name]), Path(folder) / "out", device=device)
         seconds = time.perf_counter() - started
@@ -126,6 +134,7 @@ def main() -> None:
     print(f"{'':22}{'seconds':>9}{'x copy':>8}{'peak MB':>9}")
     for name, result in results.items():
         print(f"{name:22}{result['seconds']:9.2f}{result['ratio']:8.2f}{result['peak'] / 1e6:9.0f}")
+    print_inspection(results)
     numbers, addition = noise_speed()
     print(f"random numbers: {numbers:.2f} ns a value; one addition: {addition:.2f} ns")
     if options.save:
@@ -158,6 +167,18 @@ def run_all(family: Path, repeat: int, device: str) -> dict[str, dict[str, float
     return {
         name: {**run, "ratio": run["seconds"] / medians["copy"]["seconds"]} for name, run in medians.items()
     }
+
+
+def print_inspection(results: dict[str, dict[str, float]]) -> None:
+    """Inspecting beside merging the same models: time as a multiple, and peak memory."""
+    merge = results[INSPECTED]
+    for name in (INSPECT, PREVIEW):
+        times = results[name]["seconds"] / merge["seconds"]
+        verdict = "within" if times <= MOST_TIMES else "ABOVE"
+        print(
+            f"{name} / {INSPECTED}: {times:.2f} ({verdict} the target of {MOST_TIMES:g}); peak "
+            f"{results[name]['peak'] / 1e6:.0f} MB against {merge['peak'] / 1e6:.0f} MB"
+        )
 
 
 def machine_name(device: str) -> str:

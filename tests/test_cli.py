@@ -81,7 +81,7 @@ def test_inspect_writes_a_report(family, write_recipe, tmp_path):
     found = Report.load(out)
     assert found.experts == (str(family / "one"), str(family / "two"))
     assert found.preview.method == "ties"
-    assert (found.trim.density, found.trim.scope) == (0.5, "model")
+    assert (found.trim.density, found.trim.scope) == (0.5, "tensor")
     assert len((out / "tensors.csv").read_text().splitlines()) == 31
     assert (out / "report.html").read_text().count("<figure") > 15
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "report"]
