@@ -140,7 +140,7 @@ def can_merge(family: Family) -> dict[str, Any]:
 
 def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: a family is measured, its report shown, a cell of it chosen."""
-    reports, stops = TrimmedReports(shared_reports()), Stops()
+    reports, stops = TrimmedReports(shared_reports(settings)), Stops()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     measured = [tab.status, tab.measure, tab.stop, tab.token, tab.report]
     found = shared.importance

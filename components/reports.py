@@ -11,27 +11,39 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from merging import Checkpoint, Plan, Progress, Report
+from components.report_cache import ReportCache
+from components.settings import Settings
+from merging import Checkpoint, Plan, Progress, Report, __version__
 from merging.inspection import inspect_plan
+from merging.report_files import VERSION
 
 MOST_REPORTS = 8
 
 
 class Reports:
-    """The latest reports by the fingerprints of their models; shared by all visitors, and bounded."""
+    """The latest reports by the fingerprints of their models; shared by all visitors, and bounded.
 
-    def __init__(self, most: int = MOST_REPORTS):
+    `disk` holds more of them, from one start to the next.
+    """
+
+    def __init__(self, most: int = MOST_REPORTS, disk: ReportCache | None = None):
+        self.disk = disk
         self._most = most
         self._kept: OrderedDict[str, Report] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: object) -> Report | None:
-        """A report that is still kept."""
+        """A report that is still kept, in memory or on disk."""
+        if not isinstance(key, str):
+            return None
         with self._lock:
-            if not isinstance(key, str) or key not in self._kept:
-                return None
-            self._kept.move_to_end(key)
-            return self._kept[key]
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        report = self.disk.get(key) if self.disk is not None else None
+        if report is not None:
+            self.keep(key, report)
+        return report
 
     def of_experts(self, experts: tuple[str, ...]) -> Report | None:
         """The latest kept report on just these experts, as their family names them."""
@@ -53,14 +65,23 @@ class Reports:
         for event in inspect_plan(plan, device=device):
             if isinstance(event, Report):
                 self.keep(key, event)
+                if self.disk is not None:
+                    self.disk.keep(key, event)
             else:
                 yield event
 
 
 @cache
-def shared_reports() -> Reports:
-    """The reports that all pages of this process share."""
+def _shared() -> Reports:
     return Reports()
+
+
+def shared_reports(settings: Settings | None = None) -> Reports:
+    """The reports that all pages of this process share; `settings` say where more of them lie on disk."""
+    reports = _shared()
+    if settings is not None:
+        reports.disk = ReportCache(settings.reports)
+    return reports
 
 
 class Stops:
@@ -87,13 +108,21 @@ class Stops:
 
 
 def report_key(plan: Plan) -> str:
-    """What a report depends on: names, contents (by sample) and times of change of base and experts."""
-    digest = hashlib.blake2b(digest_size=16)
+    """What a report depends on: names, contents (by sample), files and their times of change of base and experts, and
+    the program. Some tensor may be left as it is, or read in another format: that is part of it, too."""
+    digest = hashlib.blake2b(f"{__version__} {VERSION}\0".encode(), digest_size=16)
     for name, source in zip(("base", *plan.names), (plan.reference, *plan.experts), strict=True):
-        digest.update(name.encode() + b"\0")
+        digest.update(f"{name}\0{source.label}\0".encode())
         if isinstance(source, Checkpoint):
             digest.update(source.fingerprint.encode())
             for file in sorted({t.file for t in source.tensors.values() if t.file is not None}):
                 state = Path(file).stat()
-                digest.update(f"{file}\0{state.st_size} {state.st_mtime_ns}".encode())
+                digest.update(f"{file}\0{state.st_size} {state.st_mtime_ns} {state.st_ino}".encode())
+    for tensor in plan.tensors:
+        digest.update(
+            f"{tensor.info.name}\0{tensor.method is not None}\0{tensor.base is not None}\0".encode()
+        )
+    digest.update(f"{plan.work_dtype}\0".encode())
+    for warning in plan.warnings:
+        digest.update(f"{warning}\0".encode())
     return digest.hexdigest()

@@ -14,29 +14,37 @@ ROOT = Path(__file__).resolve().parent.parent
 class Settings:
     """Where things lie and what visitors may do.
 
-    `runs` holds jobs and their merged models. `single_owner`: everybody who opens the page is one person (a local
+    `runs` holds jobs and their merged models, `cache` what can be measured anew; by default it lies beside `runs`. `single_owner`: everybody who opens the page is one person (a local
     start); otherwise each browser owns what it made. `local_folders`: whether folders of this machine may be named as
     models.
     """
 
     demo: Path = ROOT / "examples" / "demo"
     runs: Path = ROOT / "runs"
+    cache: Path | None = None
     device: str = "auto"
     single_owner: bool = True
     local_folders: bool = True
     host: str = "127.0.0.1"
     port: int = 7860
 
+    @property
+    def reports(self) -> Path:
+        """Where inspections are kept by content."""
+        return (self.cache or self.runs.resolve().parent / "cache") / "reports"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Read MERGESCOPE_RUNS, MERGESCOPE_DEVICE, MERGESCOPE_SHARED, MERGESCOPE_HOST and MERGESCOPE_PORT.
+        """Read MERGESCOPE_RUNS, MERGESCOPE_CACHE, MERGESCOPE_DEVICE, MERGESCOPE_SHARED, MERGESCOPE_HOST, MERGESCOPE_PORT.
 
         `MERGESCOPE_SHARED=1` is for a server that several people use. On a Hugging Face Space it is the default.
         """
         on_space = "SPACE_ID" in environment
         shared = environment.get("MERGESCOPE_SHARED", "1" if on_space else "0") == "1"
+        cache = environment.get("MERGESCOPE_CACHE")
         return cls(
             runs=Path(environment.get("MERGESCOPE_RUNS", ROOT / "runs")),
+            cache=Path(cache) if cache else None,
             device=environment.get("MERGESCOPE_DEVICE", "auto"),
             single_owner=not shared,
             local_folders=not shared,

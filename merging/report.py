@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from merging.anatomy import Place, kinds, locate
-from merging.changes import Conflict, TensorStatistics, bin_edges, pairs_of
-from merging.errors import OutputError
+from merging.changes import Conflict, TensorStatistics, pairs_of
 from merging.fate import TensorFate
 from merging.methods import Scope
 from merging.sums import Record, total
@@ -113,12 +112,24 @@ class Report:
         return pairs_of(len(self.experts))
 
     @property
+    def broken(self) -> dict[str, list[int]]:
+        """Tensors with NaN or infinite values -> how many there are in the base, then in each expert."""
+        return {name: found.broken for name, found in self.tensors.items() if any(found.broken)}
+
+    @cached_property
     def total(self) -> TensorStatistics:
-        return total(self.tensors.values())
+        """The sums over all tensors; over those without NaN and infinite values, where there are such."""
+        broken = self.broken
+        intact = [found for name, found in self.tensors.items() if name not in broken]
+        if not self.tensors:
+            return TensorStatistics.nothing(len(self.experts))
+        return total(intact or self.tensors.values())
 
     def places(self, *, everything: bool = False) -> dict[str, Place]:
         """Tensors and their places; weight matrices of attention and MLP only, unless `everything` is asked for."""
-        return placed(self.tensors, everything=everything)
+        if everything not in self._places:
+            self._places[everything] = placed(self.tensors, everything=everything)
+        return self._places[everything]
 
     def cells(self, *, everything: bool = False) -> dict[Cell, TensorStatistics]:
         """Block and kind -> the statistics of all tensors there."""
@@ -126,7 +137,29 @@ class Report:
 
     def by_cell(self, records: Mapping[str, R], *, everything: bool = False) -> dict[Cell, R]:
         """Records by tensor added up by cell; tensors without a record are left out."""
-        return added_up(self.places(everything=everything), records)
+        key = (id(records), everything)
+        if key in self._cells:
+            return self._cells[key]
+        cells = added_up(self.places(everything=everything), records)
+        if any(records is own for own in self._own_records()):
+            self._cells[key] = cells
+        return cells
+
+    def _own_records(self) -> Iterator[Mapping[str, Any]]:
+        """The tables that live as long as this report, so that what is added up of them can be kept."""
+        yield self.tensors
+        if self.trim is not None:
+            yield self.trim.tensors
+        if self.preview is not None:
+            yield self.preview.tensors
+
+    @cached_property
+    def _places(self) -> dict[bool, dict[str, Place]]:
+        return {}
+
+    @cached_property
+    def _cells(self) -> dict[tuple[int, bool], dict[Cell, Any]]:
+        return {}
 
     def frame(self, *, everything: bool = False) -> tuple[list[int | None], list[str]]:
         """The rows and columns that all maps of this report share."""
@@ -155,38 +188,29 @@ class Report:
 
     def names_at(self, block: int | None, kind: str) -> list[str]:
         """The tensors behind one cell of a map."""
-        return [name for name in self.tensors if (locate(name).block, locate(name).kind) == (block, kind)]
+        places = self.places(everything=True)
+        return [name for name, place in places.items() if (place.block, place.kind) == (block, kind)]
 
-    def save(self, path: str | Path) -> None:
-        """Write the report as JSON."""
-        content = {
-            "base": self.base,
-            "experts": self.experts,
-            "bin_edges": bin_edges(),
-            "tensors": {name: asdict(statistics) for name, statistics in self.tensors.items()},
-        }
-        try:
-            Path(path).write_text(json.dumps(_without_nan(content), allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{path}: the report cannot be written ({error.strerror}).") from None
+    def save(self, folder: str | Path) -> None:
+        """Write `report.safetensors` and `report.json` into a folder that is new, empty, or holds a report.
+
+        Raises:
+            OutputError: it holds something else, or cannot be written.
+        """
+        from merging.report_files import save_report
+
+        save_report(self, Path(folder))
 
     @classmethod
-    def load(cls, path: str | Path) -> Report:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        tensors = {
-            name: TensorStatistics(**{**numbers, "signs": Conflict(**numbers["signs"])})
-            for name, numbers in content["tensors"].items()
-        }
-        return cls(content["base"], tuple(content["experts"]), tensors)
+    def load(cls, folder: str | Path) -> Report:
+        """Read what `save` wrote; the files may come from anywhere.
 
+        Raises:
+            MergingError: there is no report, it is damaged, or a newer version wrote it.
+        """
+        from merging.report_files import load_report
 
-def _without_nan(content: Any) -> Any:
-    """JSON knows no NaN: a number that is none becomes null."""
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        return load_report(Path(folder))
 
 
 def placed(names: Iterable[str], *, everything: bool = False) -> dict[str, Place]:
@@ -207,12 +231,11 @@ def frame_of(places: Mapping[str, Place]) -> tuple[list[int | None], list[str]]:
 
 def added_up(places: Mapping[str, Place], records: Mapping[str, R]) -> dict[Cell, R]:
     """Records by tensor added up by cell; tensors without a record are left out."""
-    cells: dict[Cell, R] = {}
+    cells: dict[Cell, list[R]] = {}
     for name, place in places.items():
         if name in records:
-            key = (place.block, place.kind)
-            cells[key] = cells[key] + records[name] if key in cells else records[name]
-    return cells
+            cells.setdefault((place.block, place.kind), []).append(records[name])
+    return {cell: total(some) for cell, some in cells.items()}
 
 
 def _is_main(place: Place) -> bool:

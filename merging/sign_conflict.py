@@ -90,7 +90,7 @@ def conflict_of(piece: Piece, deltas: torch.Tensor, magnitudes: torch.Tensor, pa
         flips = noise.coin_flips(piece, len(deltas), FLIP_SEED)
         among = [ops.sum_experts(magnitudes), ops.sum_experts(deltas), ops.weighted_sum(flips, magnitudes)]
         if sum(covered) < deltas.shape[1]:
-            several = (count >= 2).float().to(deltas.device)[patterns.number]
+            several = patterns.at_elements(count >= 2)
             among = [values.mul_(several) for values in among]
         gross, net, chance = (float(values.abs_().sum()) for values in among)
     return Conflict(
@@ -106,10 +106,12 @@ def conflict_of(piece: Piece, deltas: torch.Tensor, magnitudes: torch.Tensor, pa
 
 
 class Patterns(NamedTuple):
-    """The sign patterns of some changes [experts, n]: the pattern's number of every element [n], and of every pattern
-    its `signs`, float64 [patterns, experts] of −1, 0 and 1, and how often it occurs, float64 [patterns]."""
+    """The sign patterns that occur in some changes [experts, n]: their `signs`, float64 [patterns, experts] of −1, 0
+    and 1, and how often each occurs, float64 [patterns]. `number` [n] is the pattern of every element, by the numbers
+    `numbers` [patterns]."""
 
     number: torch.Tensor
+    numbers: torch.Tensor
     signs: torch.Tensor
     counts: torch.Tensor
 
@@ -118,14 +120,21 @@ class Patterns(NamedTuple):
         signs = deltas.sign()
         if len(signs) <= COUNTED:
             number = _numbers(signs)
-            every = _every_pattern(len(signs))
-            return cls(number, every, number.bincount(minlength=len(every)).double().cpu())
+            counts = number.bincount(minlength=3 ** len(signs)).cpu()
+            numbers = counts.nonzero()[:, 0]
+            return cls(number, numbers, _every_pattern(len(signs))[numbers], counts[numbers].double())
         number = torch.zeros(signs.shape[1], dtype=torch.int64, device=signs.device)
         for some in signs.split(COUNTED):
             number = (number * 3**COUNTED + _numbers(some)).unique(return_inverse=True)[1]
         counts = number.bincount()
         one = torch.empty_like(counts).scatter_(0, number, torch.arange(len(number), device=number.device))
-        return cls(number, signs[:, one].T.double().cpu(), counts.double().cpu())
+        return cls(number, torch.arange(len(counts)), signs[:, one].T.double().cpu(), counts.double().cpu())
+
+    def at_elements(self, values: torch.Tensor) -> torch.Tensor:
+        """A value of each pattern at the elements that have it: float32 [n]."""
+        table = torch.zeros(1 + int(self.numbers.max()))
+        table[self.numbers] = values.float()
+        return table.to(self.number.device)[self.number]
 
     def products(self, values: torch.Tensor) -> torch.Tensor:
         """Σ x_a·x_b over the elements of what each pattern has for every expert: [experts, experts]."""
