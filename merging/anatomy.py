@@ -132,6 +132,12 @@ def heads(place: Place, shape: tuple[int, ...], config: Mapping[str, Any]) -> li
     return found if not interleaved and found and offset == shape[axis] else []
 
 
+def output_axis(place: Place, shape: tuple[int, ...], config: Mapping[str, Any]) -> int:
+    """The dimension of a weight that numbers its outputs; GPT-2 has them along the columns."""
+    transposed = config.get("model_type") == "gpt2" and place.role in {"attention", "mlp"}
+    return int(transposed and len(shape) == 2)
+
+
 def blocks(names: Iterable[str]) -> list[int]:
     """The block numbers that occur, ascending."""
     return sorted({place.block for place in map(locate, names) if place.block is not None})

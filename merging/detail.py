@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from merging.anatomy import Heads, Place, heads, locate
+from merging.anatomy import Heads, heads, locate, output_axis
 from merging.one_tensor import Stop, find_tensor, read_blocks
 from merging.part_sums import PartSums, joined, sums_along
 from merging.pieces import Piece
@@ -66,12 +66,6 @@ def tensor_detail(
     index, names = _head_numbers(groups)
     found = along[groups[0].axis].grouped(index, len(names))
     return TensorDetail(name, shape, tensor.models, row_axis, along[row_axis], names, found)
-
-
-def output_axis(place: Place, shape: tuple[int, ...], config: Mapping[str, Any]) -> int:
-    """The dimension that numbers the outputs of a weight; GPT-2 has them along the columns."""
-    transposed = config.get("model_type") == "gpt2" and place.role in {"attention", "mlp"}
-    return int(transposed and len(shape) == 2)
 
 
 def _sums_of_axes(pieces: Iterable[Piece], axes: set[int]) -> dict[int, PartSums]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import nan
@@ -127,41 +127,48 @@ def joined(some: Sequence[PartSums]) -> PartSums:
 
 def sums_along(piece: Piece, axes: Iterable[int]) -> dict[int, PartSums]:
     """The sums over every row (axis 0) and every column (axis 1, matrices only) of a piece."""
-    values = _matrices(piece.deltas)
-    finite = values.isfinite()
-    deltas = values.where(finite, 0.0).double()
-    pairs = list(combinations(range(len(deltas)), 2))
-    changed, negative, magnitudes = deltas != 0, deltas < 0, deltas.abs()
-    count, falls = changed.sum(0, dtype=torch.uint8), negative.sum(0, dtype=torch.uint8)
+    base, deltas = _matrices(piece.base_or_zero[None])[0], _matrices(piece.deltas)
+    turned = {0: lambda values: values, 1: lambda values: values.mT.contiguous()}
+    return {axis: _row_sums(turned[axis](base), turned[axis](deltas)) for axis in axes}
+
+
+def _row_sums(base: torch.Tensor, deltas: torch.Tensor) -> PartSums:
+    """The sums over the last dimension of base [n, m] and deltas [experts, n, m]."""
+    deltas = deltas.double()
+    inner = _inner(deltas)
+    broken = torch.zeros(deltas.shape[:2], dtype=torch.int64)
+    if not bool(inner.isfinite().all()):
+        finite = deltas.isfinite()
+        broken, deltas = (~finite).sum(-1).cpu(), deltas.where(finite, 0.0)
+        inner = _inner(deltas)
+    signs, magnitudes = deltas.sign(), deltas.abs()
+    changed = signs.abs()
+    # sums of ones and signs are whole numbers, exact in float64
+    shared, agreement = _inner(changed).long(), _inner(signs).long()
+    count = changed.sum(0)
     several = count >= 2
-    shared = [changed[a] & changed[b] for a, b in pairs]
-    opposite = [both & (negative[a] ^ negative[b]) for both, (a, b) in zip(shared, pairs, strict=True)]
-    elementwise = {
-        "base": _matrices(piece.base_or_zero[None])[0].double().square(),
-        "covered": several,
-        "split": several & (falls > 0) & (falls < count),
-        "gross": magnitudes.sum(0) * several,
-        "net": deltas.sum(0).abs() * several,
-        "change": deltas.square(),
-        "mass": magnitudes,
-        "nonzero": changed,
-        "broken": ~finite,
-        "shared": _stacked(shared, changed),
-        "opposite": _stacked(opposite, changed),
-        "dot": _stacked([deltas[a] * deltas[b] for a, b in pairs], deltas),
-    }
-    return {axis: _reduced(elementwise, several.shape, axis) for axis in axes}
+    first, second = torch.triu_indices(len(deltas), len(deltas), 1)
+    return PartSums(
+        elements=torch.full(base.shape[:1], base.shape[1]),
+        base=base.double().square().sum(-1).cpu(),
+        covered=several.sum(-1).cpu(),
+        split=(several & (signs.sum(0).abs() < count)).sum(-1).cpu(),
+        gross=(magnitudes.sum(0) * several).sum(-1).cpu(),
+        net=(deltas.sum(0).abs() * several).sum(-1).cpu(),
+        change=inner.diagonal(dim1=1, dim2=2).T,
+        mass=magnitudes.sum(-1).cpu(),
+        nonzero=shared.diagonal(dim1=1, dim2=2).T,
+        broken=broken,
+        shared=shared[:, first, second].T,
+        opposite=((shared - agreement) // 2)[:, first, second].T,
+        dot=inner[:, first, second].T,
+    )
 
 
-def _reduced(elementwise: Mapping[str, torch.Tensor], shape: Sequence[int], axis: int) -> PartSums:
-    """[…, rows, columns] summed over all but one axis."""
-    sums = {name: values.sum(-1 if axis == 0 else -2).cpu() for name, values in elementwise.items()}
-    return PartSums(elements=torch.full((shape[axis],), shape[1 - axis]), **sums)
-
-
-def _stacked(some: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """[pairs, rows, columns]; with one expert there are no pairs."""
-    return torch.stack(list(some)) if some else like[:0]
+def _inner(values: torch.Tensor) -> torch.Tensor:
+    """Inner products of the experts in every row: [experts, n, m] -> [n, experts, experts]."""
+    rows = values.transpose(0, 1)
+    return (rows @ rows.mT).cpu()
 
 
 def _matrices(values: torch.Tensor) -> torch.Tensor:

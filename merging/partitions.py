@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from merging import ops
-from merging.anatomy import Heads, Place, heads, locate
+from merging.anatomy import Heads, Place, heads, locate, output_axis
 from merging.errors import MergingError, did_you_mean
 
 Granularity = Literal["model", "layer", "module", "head", "row"]
@@ -218,7 +218,7 @@ class _Maker:
 
     def _rows(self, key: str, places: Sequence[Place]) -> None:
         """One partition for each output of the module; GPT-2 has its outputs along the columns."""
-        axes = {place.name: self._output_axis(place) for place in places}
+        axes = {place.name: output_axis(place, self.shapes[place.name], self.config) for place in places}
         lengths = {self.shapes[name][axis] for name, axis in axes.items()}
         if len(lengths) > 1:  # a bias that does not fit its weight's rows: each tensor for itself
             for place in places:
@@ -229,10 +229,6 @@ class _Maker:
         numbers = torch.arange(first, first + count)
         for name, axis in axes.items():
             self.index[name] = _along(numbers, axis, len(self.shapes[name]))
-
-    def _output_axis(self, place: Place) -> int:
-        transposed = self.config.get("model_type") == "gpt2" and place.role in {"attention", "mlp"}
-        return int(transposed and len(self.shapes[place.name]) == 2)
 
     def _heads(self, key: str, places: Sequence[Place]) -> None:
         """One partition for each head of q, k, v (rows with their bias) and o (columns; its bias by itself)."""

@@ -26,7 +26,7 @@ BLOCK = 4 << 20
 """Elements that are read at once."""
 BUFFER = 32 << 20
 """Elements of a wide matrix that are gathered at once, columns by columns."""
-STEP = 1024
+STEP = 512
 """Columns of a wide matrix that are multiplied between two looks at `stop`."""
 WIDTH, PASSES = 32, 16
 """Vectors added to the Lanczos basis in a pass over the file, and the most passes."""

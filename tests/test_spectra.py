@@ -181,6 +181,16 @@ def test_every_block_may_be_the_last(shape, longest, monkeypatch, small_blocks):
             spectrum(plan, NAME, 0, stop=lambda calls=calls: next(calls, None) is None)
 
 
+def test_a_wide_block_is_multiplied_in_steps_that_can_be_stopped(monkeypatch):
+    asked = []
+    plan = plan_of(noise(20, 300))
+    spectrum(plan, NAME, 0, stop=lambda: bool(asked.append(1)))
+    at_once = len(asked)
+    monkeypatch.setattr(spectra, "STEP", 10)
+    spectrum(plan, NAME, 0, stop=lambda: bool(asked.append(1)))
+    assert len(asked) - at_once >= 30
+
+
 def test_a_stop_is_heard_during_the_decomposition(monkeypatch):
     entered, let_go = threading.Event(), threading.Event()
     real = torch.linalg.eigvalsh
@@ -208,7 +218,7 @@ def test_a_decomposition_that_fails_says_so(monkeypatch):
         raise torch.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
-    with pytest.raises(MergingError, match="cannot be decomposed here .did not converge"):
+    with pytest.raises(MergingError, match=r"cannot be decomposed here \(did not converge\)"):
         spectrum(plan_of(noise(5, 5)), NAME, 0)
 
 
