@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from merging.block_config import origins, recut
 from merging.checkpoint import Checkpoint
-from merging.engine import run_plan
+from merging.engine import Watch, run_plan
 from merging.events import Event, Finished
 from merging.header import DTYPE_WORDS
 from merging.methods import METHODS
@@ -30,14 +30,16 @@ TOKENIZER_FILES = (
 )
 
 
-def write_merge(plan: Plan, out: Path, *, device: str = "auto") -> Iterator[Event]:
+def write_merge(
+    plan: Plan, out: Path, *, device: str = "auto", watches: Sequence[Watch] = ()
+) -> Iterator[Event]:
     """Merge into the folder `out`, complete for transformers; it appears when everything in it is written.
 
-    Closing the generator, or an error, leaves `out` as it was.
+    Closing the generator, or an error, leaves `out` as it was. `watches` look at every merged piece as it is written.
     """
     metadata = {"mergescope_version": __version__, "recipe": plan.recipe.to_yaml()}
     with CheckpointWriter(out, [tensor.info for tensor in plan.tensors], metadata) as writer:
-        for event in run_plan(plan, writer, device=device):
+        for event in run_plan(plan, writer, device=device, watches=watches):
             if isinstance(event, Finished):
                 finished = event
             else:
