@@ -89,6 +89,9 @@ def build_preview(form: MergeForm) -> PreviewPart:
     with gr.Column(elem_classes="pv", elem_id="preview"):
         with gr.Row(elem_classes="pv-head"):
             gr.HTML("<h2>What this recipe would keep</h2>")
+            parts["everything"] = gr.Checkbox(
+                label="Norms and embeddings", scale=0, min_width=190, elem_id="preview-everything"
+            )
             parts["whole"] = gr.Button(
                 "Whole model",
                 size="sm",
@@ -115,19 +118,7 @@ def _build_map(parts: dict[str, Any]) -> None:
         elem_classes="segments pv-segments",
         elem_id="preview-number",
     )
-    with gr.Row(elem_classes="pv-which"):
-        parts["which"] = gr.Dropdown(
-            [],
-            label="Which",
-            visible=False,
-            filterable=False,
-            elem_id="preview-which",
-            scale=1,
-            min_width=150,
-        )
-        parts["everything"] = gr.Checkbox(
-            label="Norms and embeddings", scale=0, min_width=190, elem_id="preview-everything"
-        )
+    parts["which"] = gr.Dropdown([], label="Which", visible=False, filterable=False, elem_id="preview-which")
     parts["facts"] = gr.HTML(elem_id="preview-facts")
     parts["map"] = clickable_plot(
         empty=views.NOTHING,

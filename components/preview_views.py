@@ -26,7 +26,7 @@ NUMBERS = [
     ("Parameters", PARAMETERS),
 ]
 """All that the map can show: label and key."""
-WHOLE = "over the whole model"
+WHOLE = "whole model"
 NOTHING = "Nothing to show yet. Choose models on the Models tab and a method here."
 BROKEN = "The recipe cannot be merged yet: fix what is said beside it first, then this map shows what it would keep."
 NEEDS_IMPORTANCE = (

@@ -16,7 +16,7 @@ from merging.report import Cell, Grid, Preview, added_up, frame_of, placed
 
 LOWEST_LABELLED = 0.07
 """Shares below this have no room for their number in a bar."""
-LOW_CELL = 17
+LOW_CELL = 15
 """Height of a cell, in pixels, where maps stand below each other beside the form."""
 PRESENCE, NOBODY = "presence", "nobody"
 
@@ -62,11 +62,11 @@ def _fate_words(key: str) -> MapWords:
         key=key,
         label=words.label.capitalize(),
         title=f"How much of each expert's change is {words.label}",
-        note=f"Share of the change's energy (δ²) that {words.meaning}. Colours always run from 0 to 100 %.",
+        note="Share of the change's energy (δ²), from 0 to 100 %.",
         hover=f"of this expert's change here is {words.label}",
         explanation=_ENERGY
-        + f"This map shows the share that is {words.label}: it {words.meaning}. The colours keep their "
-        "meaning while you move a slider.",
+        + f"This map shows the share that is {words.label}: it {words.meaning}. The colours always "
+        "run from 0 to 100 %, so they keep their meaning while you move a slider.",
         scale="robust",
     )
 
@@ -77,7 +77,7 @@ MAPS = {
         key=PRESENCE,
         label="Presence",
         title="How much of each expert is present in the merged model",
-        note="Projection of the merged change on the expert's: 1 = fully present, 0 = absent, below 0 = reversed.",
+        note="Projection of the merged change on the expert's: 1 = fully present, 0 = absent.",
         hover="of this expert's change is present (1 = fully, below 0 = reversed)",
         explanation="The merged change is laid on each expert's task vector: ⟨Δ, δ⟩ / ‖δ‖². 1 means that the whole of this "
         "expert's change is in the merged model, 0 that nothing of it is left, above 1 that it is exaggerated, below 0 "
@@ -88,7 +88,7 @@ MAPS = {
         key=NOBODY,
         label="Nobody's",
         title="How much of the merged change belongs to no expert",
-        note="Length of the part of the merged change that is no mixture of the experts' changes, beside its whole length.",
+        note="Length of what is no mixture of the experts' changes, beside the whole length.",
         hover="of the merged change is no mixture of the experts' changes",
         explanation="Any weighted sum of the experts' changes lies in the space they span. Trimming, elections, random "
         "drops and rounding push the merged change out of it: this residual, ‖Δ − projection‖ / ‖Δ‖, is what the method "
@@ -237,8 +237,8 @@ def fate_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
     told = "; ".join(_told(fate, expert, name) for expert, name in enumerate(names))
     return Chart(
         figure=figure,
-        title=f"What becomes of each expert's change, {where}",
-        note="Share of the change's energy (δ²).",
+        title=f"Each expert's change: {where}",
+        note="",
         alt=f"Fate of the changes, {where}: {told}.",
     )
 
@@ -273,7 +273,7 @@ def presence_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
     )
     return Chart(
         figure=figure,
-        title=f"How much of each expert is present, {where}",
+        title=f"Each expert's presence: {where}",
         note=f"1 = fully present. This method is no sum of scaled changes, so they have no single fates.{nobody}",
         alt=f"Projection of the merged change on each expert's, {where}: {told}.{nobody}",
     )

@@ -90,14 +90,14 @@ def rounding_advice(preview: Preview) -> str:
         return "This recipe changes nothing, so no format loses anything."
     loss = {dtype: whole.lost_energy(dtype) or 0.0 for dtype in DTYPES}
     safe = {dtype for dtype in DTYPES if not whole.casts[dtype].overflow and loss[dtype] < BEARABLE}
-    said = f"{own} loses {_share(loss[own])} of the change's energy"
+    said = f"{own} loses {_share(loss[own]) if loss[own] else 'nothing'} of the change's energy"
     if whole.casts[own].overflow:
         other = next((dtype for dtype in ("bfloat16", "float32") if dtype in safe), "float32")
         return f"{own} cannot hold {whole.casts[own].overflow:,} of the merged weights: choose out_dtype: {other}."
     if own in safe:
         smaller = own == "float32" and next((d for d in ("bfloat16", "float16") if d in safe), None)
         if smaller:
-            return f"{said}; {smaller} would lose {_share(loss[smaller])} at half the size."
+            return f"{said}; {smaller} would lose {_share(loss[smaller])} of it at half the size."
         return f"{said}: it serves this merge, and a larger format would gain nothing that counts."
     if own != "float16" and "float16" in safe:
         return f"{said}; float16 would lose {_share(loss['float16'])} at the same size: choose out_dtype: float16."
@@ -111,4 +111,6 @@ def rounding_advice(preview: Preview) -> str:
 def _share(value: float | None) -> str:
     if value is None:
         return "–"
-    return "below 0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
+    if value in (0, 1):
+        return f"{100 * value:.0f} %"
+    return "below 0.1 %" if value < 0.001 else f"{100 * value:.1f} %"
