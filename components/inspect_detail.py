@@ -21,6 +21,7 @@ from components.figures.detail_tables import spectrum_rows, written
 from components.figures.metrics import cell_name
 from components.inspect_events import Kept
 from components.inspect_tables import detail_tables, token_tables
+from components.inspect_trim import plain_key
 from components.inspect_views import Cell
 from components.numbers import clock, size
 from components.reports import Stops
@@ -47,7 +48,7 @@ HIDDEN = gr.update(visible=False)
 
 @dataclass(frozen=True)
 class Detail:
-    """The components of the section; `token` holds what stops a running spectrum."""
+    """The components of the section; `token` holds what stops a running spectrum, `seen` which cell is shown."""
 
     whole: gr.Column
     status: gr.HTML
@@ -55,6 +56,8 @@ class Detail:
     spectrum: gr.Button
     stop: gr.Button
     token: gr.State
+    seen: gr.State
+    beside: gr.Column
     heads: gr.HTML
     rows: gr.HTML
     tables: gr.HTML
@@ -66,8 +69,8 @@ class Detail:
     def inside(self) -> list[Any]:
         """What another cell sets."""
         return [
-            self.whole, self.status, self.read, self.spectrum, self.heads, self.rows, self.tables, self.tokens,
-            self.spectra, self.ranks,
+            self.whole, self.status, self.read, self.spectrum, self.beside, self.heads, self.rows, self.tables, self.tokens,
+            self.spectra, self.ranks, self.seen,
         ]  # fmt: skip
 
     @property
@@ -78,7 +81,7 @@ class Detail:
 
 def build_detail() -> Detail:
     """Build the section; it fills itself when a cell is chosen."""
-    parts: dict[str, Any] = {"token": gr.State("")}
+    parts: dict[str, Any] = {"token": gr.State(""), "seen": gr.State(None)}
     with gr.Column(visible=False, elem_id="detail") as whole:
         with gr.Row(elem_classes="section-head"):
             gr.HTML("<h2>Inside this tensor</h2>")
@@ -87,7 +90,7 @@ def build_detail() -> Detail:
             parts["stop"] = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="detail-stop")
         parts["status"] = gr.HTML(elem_classes="status", elem_id="detail-status")
         with gr.Row(elem_classes="pair"):
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=320) as parts["beside"]:
                 parts["heads"] = clickable_plot(
                     empty=NO_HEADS, name="mergescope-heads", elem_id="detail-heads"
                 )
@@ -109,15 +112,28 @@ def wire_detail(
     stops = Stops()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     chosen = [shared.family, report, cell]
-    show = partial(show_inside, reports, settings)
+
+    def show(asked: bool, seen: object, family: Family, key: str, cell: Cell | None) -> list[Any]:
+        if not asked and seen == (plain_key(key), cell):
+            return [gr.skip()] * len(detail.inside)
+        return [*show_inside(reports, settings, family, key, cell, asked), (plain_key(key), cell)]
+
     asked = detail.spectrum.click(
         partial(show_spectrum, reports, stops, settings), chosen, detail.computed, **quiet
     )
     detail.stop.click(stops.stop, detail.token, None, **quiet)
-    detail.read.click(partial(show, asked=True), chosen, detail.inside, **quiet)
-    cell.change(stops.stop, detail.token, None, cancels=asked, **quiet)
-    cell.change(show, chosen, detail.inside, trigger_mode="always_last", **quiet)
-    cell.change(idle, None, [detail.stop, detail.token], **quiet)
+    detail.read.click(partial(show, True), [detail.seen, *chosen], detail.inside, **quiet)
+    others = [cell.change, shared.family.change]
+    gr.on(others, stops.stop, detail.token, None, cancels=asked, **quiet)
+    gr.on(others, idle, None, [detail.stop, detail.token], **quiet)
+    gr.on(
+        [cell.change, report.change],
+        partial(show, False),
+        [detail.seen, *chosen],
+        detail.inside,
+        trigger_mode="always_last",
+        **quiet,
+    )
 
 
 def idle() -> list[Any]:
@@ -129,7 +145,7 @@ def show_inside(
     reports: Kept, settings: Settings, family: Family, key: str, cell: Cell | None, asked: bool = False
 ) -> list[Any]:
     """The section with heads, rows, tables and tokens of the first tensor of a cell; hidden without one."""
-    shown, nothing = gr.update(visible=True), [None, None, "", "", None, ""]
+    shown, nothing = gr.update(visible=True), [HIDDEN, None, None, "", "", None, ""]
     try:
         found = _tensor(reports, family, key, cell)
         if found is None:
@@ -142,7 +158,7 @@ def show_inside(
             told = (
                 f"<p>This tensor has {size(nbytes)} in base and experts; it is read when you ask for it.</p>"
             )
-            return [shown, told, shown, can_decompose, WAITS, WAITS, "", "", None, ""]
+            return [shown, told, shown, can_decompose, HIDDEN, None, WAITS, "", "", None, ""]
         inside = _inside(plan, name, settings.device, cell)
         return [shown, "", HIDDEN, can_decompose, *inside, None, ""]
     except MergingError as error:
@@ -153,7 +169,7 @@ def show_inside(
 
 
 def _inside(plan: Plan, name: str, device: str, cell: Cell | None) -> list[Any]:
-    """Charts of heads and rows, their table, and the tokens."""
+    """Whether there are heads, charts of heads and rows, their table, and the tokens."""
     names, where = _names(plan), cell_name(*cell) if cell else name
     base = plan.reference
     detail = tensor_detail(plan, name, base.config if isinstance(base, Checkpoint) else {}, device=device)
@@ -162,6 +178,7 @@ def _inside(plan: Plan, name: str, device: str, cell: Cell | None) -> list[Any]:
         vocabulary = plan_vocabulary(plan)
         tokens = token_tables(token_changes(plan, name, vocabulary, device=device), names, vocabulary.problem)
     return [
+        gr.update(visible=detail.heads is not None),
         payload(heads_chart(detail, names, where), empty=NO_HEADS),
         payload(rows_chart(detail, names, where), empty=NO_ROWS),
         detail_tables(detail, names, where),

@@ -137,7 +137,7 @@ def wire_choice(
             **quiet,
         ),
         gr.on(
-            [shown.report.change, choice.trimmed.input],
+            [shown.report.change, choice.trimmed.input, choice.density.change],
             trim_if_shown,
             [shared.family, choice.trimmed, *wanted],
             shown.measured,

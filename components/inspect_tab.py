@@ -33,6 +33,7 @@ from components.inspect_events import (
 from components.inspect_maps import GROUPS, MapChoice, Shown, build_choice, wire_choice
 from components.inspect_trim import TrimmedReports
 from components.inspect_views import Cell
+from components.preview_store import shared_previews
 from components.reports import Stops, shared_reports
 from components.settings import Settings
 from components.shared import Shared
@@ -140,7 +141,7 @@ def can_merge(family: Family) -> dict[str, Any]:
 
 def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: a family is measured, its report shown, a cell of it chosen."""
-    reports, stops = TrimmedReports(shared_reports(settings)), Stops()
+    reports, stops = TrimmedReports(shared_reports(settings), shared_previews().residents), Stops()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     measured = [tab.status, tab.measure, tab.stop, tab.token, tab.report]
     found = shared.importance

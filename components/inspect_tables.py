@@ -19,8 +19,8 @@ MOST_CSV_ROWS = 8192
 def detail_tables(detail: TensorDetail, names: Sequence[str], where: str) -> str:
     """The heads as a table, and links to the numbers of heads and rows as CSV."""
     links, table = [], ""
-    headers, rows = head_rows(detail, names)
-    if rows:
+    if detail.heads is not None:
+        headers, rows = head_rows(detail, names)
         table = html_table(f"Heads of {where}", headers, written(rows), wide=True)
         table = f'<details class="fold"><summary>The heads as a table</summary>{table}</details>'
         links.append(csv_link(Table(headers, rows), "mergescope-heads.csv", "Save the heads as CSV"))

@@ -17,9 +17,9 @@ from components.family import Family
 from components.reports import Reports, Stops, report_key
 from components.settings import Settings
 from merging import MergingError, Plan, Progress, Report
-from merging.inspection import trim_plan
 from merging.methods import Scope
 from merging.report import Trim
+from merging.whatif import Residents, trim_steps
 
 FIRST_DENSITY = 0.2
 SCOPES = [("each tensor", "tensor"), ("each block", "layer"), ("the whole model", "model")]
@@ -31,8 +31,9 @@ MOST_UNASKED = 1 << 28
 class TrimmedReports:
     """Reports by their keys, and the same with a trim by keys that say which; shared by all visitors, and bounded."""
 
-    def __init__(self, reports: Reports, most: int = MOST_TRIMS):
+    def __init__(self, reports: Reports, residents: Residents | None = None, most: int = MOST_TRIMS):
         self.plain = reports
+        self._residents = residents or Residents()
         self._most = most
         self._trims: OrderedDict[str, Trim] = OrderedDict()
         self._lock = threading.Lock()
@@ -57,7 +58,7 @@ class TrimmedReports:
         """Make the trim of a key unless it is kept already; closing the iterator stops the reading."""
         if self.has(key):
             return
-        for event in trim_plan(plan, density, scope, device=device):
+        for event in trim_steps(plan, density, scope, self._residents, device=device):
             if not isinstance(event, Trim):
                 yield event
                 continue

@@ -44,7 +44,7 @@ def _conflict_cells(signs: Conflict) -> list[tuple[str, str, str]]:
             "–" if coverage is None else percent(coverage),
             "of the weights: coverage",
         ),
-        ("opposite signs", number(signs.opposite_share(), 2), "of shared changes; 0.50 by chance"),
+        ("opposite signs", number(signs.opposite_share(), 2), "0.50 by chance"),
         ("not unanimous", number(signs.split_share(), 2), f"{number(signs.split_chance(), 2)} by chance"),
         ("mass conflict", number(signs.mass(), 2), f"{number(signs.mass_chance(), 2)} by chance, 0 = none"),
     ]

@@ -42,7 +42,7 @@ def panels_chart(
     """
     if not shown or not shown[0].grid.rows:
         return None
-    across = min(MOST_ACROSS, len(shown))
+    across = math.ceil(len(shown) / math.ceil(len(shown) / MOST_ACROSS))
     figure = new_figure(
         coloraxis=_coloraxis(metric, shown),
         uirevision=f"{metric.key} {everything}",
