@@ -17,9 +17,9 @@ HISTOGRAM_SHIFT = 22
 FIRST_BIN = 2 * 70
 LAST_BIN = 2 * 140
 """Bins kept: magnitudes from 2**-57 to 2**13; what lies outside is counted in the first or last one."""
-CHUNK = 1 << 12
+CHUNK = 1 << 10
 """Products are added up in float32 over so many elements, from there on in float64."""
-NOISE = 1e-6
+NOISE = 1e-5
 """A spread smaller than this share of Σδ² is float32 rounding."""
 
 
@@ -90,7 +90,7 @@ class TensorStatistics(Record):
         """Euclidean distance between two task vectors."""
         first, second = pairs_of(self.experts)[pair]
         square = self.change[first] + self.change[second] - 2 * self.dot[pair]
-        return _known(max(0.0, square) ** 0.5)
+        return max(0.0, square) ** 0.5 if math.isfinite(square) else None
 
 
 def _known(value: float) -> float | None:
