@@ -124,13 +124,13 @@ def _tiles(report: Report) -> str:
             tiles.append((name, "–" if change is None else f"{change:.3g}", "change, ‖δ‖ / ‖θ₀‖"))
         share, signs = whole.signs.opposite_share(), whole.signs
         if share is not None:
-            tiles.append(("opposite signs", f"{share:.1%}", "50 % by chance"))
+            tiles.append(("opposite signs", _share(share), "50 % by chance"))
         if (split := signs.split_share()) is not None and len(report.experts) > 2:
-            tiles.append(("not unanimous", f"{split:.1%}", f"{signs.split_chance():.1%} by chance"))
+            tiles.append(("not unanimous", _share(split), f"{_share(signs.split_chance())} by chance"))
         if (mass := signs.mass()) is not None:
-            tiles.append(("mass conflict", f"{mass:.1%}", f"{signs.mass_chance():.1%} by chance"))
+            tiles.append(("mass conflict", _share(mass), f"{_share(signs.mass_chance())} by chance"))
         if report.pairs and signs.coverage is not None:
-            tiles.append(("coverage", f"{signs.coverage:.1%}", "changed by two or more"))
+            tiles.append(("coverage", _share(signs.coverage), "changed by two or more"))
     weights = sum(found.elements for found in report.tensors.values())
     tiles.append(("measured", f"{weights:,}", f"weights in {len(report.tensors)} tensors"))
     return "".join(
@@ -140,11 +140,15 @@ def _tiles(report: Report) -> str:
     )
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
 def _advice(found: Sequence[Advice]) -> str:
     if not found:
         return '<p class="quiet">Nothing stands out.</p>'
     items = "".join(
-        f'<li class="{one.severity}"><span class="kind">{one.severity}</span> {html.escape(one.text)} '
+        f'<li class="{one.severity}"><span class="kind">{one.severity}</span><span>{html.escape(one.text)}</span>'
         f'<span class="evidence">{html.escape(one.evidence)}.</span></li>'
         for one in found
     )
@@ -164,7 +168,7 @@ def _kinship(report: Report, found: Kinship) -> str:
         return f'<p class="quiet">{html.escape(found.suggestion)}</p>'
     body = "".join(
         f'<tr><th scope="row">{html.escape(str(name))}</th>'
-        + "".join("<td>–</td>" if value is None else f"<td>{value:.4g}</td>" for value in values)
+        + "".join("<td>–</td>" if value is None else f"<td>{value:.3g}</td>" for value in values)
         + "</tr>"
         for name, *values in rows
     )

@@ -122,6 +122,8 @@ def test_table_twin_csv_and_the_switch(trimmed_page, open_report):
 
 
 def test_dark_and_narrow(trimmed_page, open_report):
+    from playwright.sync_api import expect
+
     file, _ = trimmed_page
     page, asked, errors = open_report(file, 390, dark=True)
     walk(page)
@@ -130,9 +132,8 @@ def test_dark_and_narrow(trimmed_page, open_report):
     assert ink == "rgb(148, 163, 184)"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "no sideways scroll"
     page.emulate_media(color_scheme="light")
-    page.wait_for_function(
-        "getComputedStyle(document.querySelector('figure.chart .xtick text')).fill === 'rgb(71, 85, 105)'"
-    )
+    ticks = page.locator("figure.chart .xtick text")
+    expect(ticks.first).to_have_css("fill", "rgb(71, 85, 105)", timeout=20_000)
     assert (asked, errors) == ([], [])
 
 
