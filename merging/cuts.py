@@ -61,6 +61,13 @@ class Cut:
 
     def keep(self, piece: Piece) -> torch.Tensor:
         """Which elements survive: bool [cuts, *shape]."""
+        if self.ranking.keys is not magnitudes:
+            return self._keep(piece)
+        allowed = tuple(self.allowance.get(piece.key, ()))
+        variant = (type(self), self.ranking.rows, tuple(self.bits.tolist()), allowed)
+        return piece.remember("cut", variant, lambda: self._keep(piece))
+
+    def _keep(self, piece: Piece) -> torch.Tensor:
         keys = self.ranking.of(piece)
         bits = ops.per_expert(self.bits.to(keys.device), keys)
         keep = keys > bits

@@ -65,12 +65,16 @@ def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
     shape = piece.models.shape
     count = piece.models[0].numel()
     start = _first_element(piece)
-    return torch.stack(
-        [
-            uniform(seed, expert, piece.name, start, count, piece.models.device).view(shape[1:])
-            for expert in range(piece.experts)
-        ]
-    )
+
+    def make() -> torch.Tensor:
+        return torch.stack(
+            [
+                uniform(seed, expert, piece.name, start, count, piece.models.device).view(shape[1:])
+                for expert in range(piece.experts)
+            ]
+        )
+
+    return piece.remember("uniform", seed, make)
 
 
 def coin_flips(piece: Piece, count: int, seed: int) -> torch.Tensor:

@@ -86,7 +86,7 @@ class SortedKeys:
 class SpreadCut(Cut):
     """A cut of a sample: of equal keys those that stay are spread over a piece, so that all its groups share them."""
 
-    def keep(self, piece: Piece) -> torch.Tensor:
+    def _keep(self, piece: Piece) -> torch.Tensor:
         keys = self.ranking.of(piece)
         bits = ops.per_expert(self.bits.to(keys.device), keys)
         keep = keys > bits

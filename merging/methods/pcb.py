@@ -3,12 +3,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from merging import ops
-from merging.cuts import Cut, Keys, largest_cut, magnitudes, order_statistics
+from merging.cuts import Cut, largest_cut, magnitudes, order_statistics
 from merging.methods.base import Group, Method, Number, Scope, Share, Survey, parameter, register
 from merging.methods.combine import LAMBDA
 from merging.pieces import Piece
@@ -32,6 +33,11 @@ class Clipped:
         deltas = piece.deltas.double()
         bounds = (ops.per_expert(bound.to(deltas.device), deltas) for bound in (self.lower, self.upper))
         return deltas.abs().clamp(*bounds)
+
+    def clip(self, piece: Piece) -> torch.Tensor:
+        """What clipping scales each |δ| by: float64 [experts, *shape]."""
+        size = piece.deltas.abs().double()
+        return torch.where(size == 0, 0.0, self.magnitudes(piece) / size)
 
     def score(self, piece: Piece) -> torch.Tensor:
         """β = exp(T·minmax(|δ|)²) · agreement with the other experts."""
@@ -94,8 +100,27 @@ def _extremes(piece: Piece) -> torch.Tensor:
     return torch.stack([terms.amax(2), -terms.amin(2)])
 
 
-def _keys(formula: Clipped | Competition) -> Keys:
-    return lambda piece: ops.order_bits(formula.score(piece).to(torch.float32))
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of a formula in float32, remembered where pieces stay in memory; called, the keys that rank by them."""
+
+    formula: Clipped | Competition
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What the scores depend on besides the models."""
+        values = vars(self.formula).items()
+        return tuple((name, _plain(v)) for name, v in values)
+
+    def of(self, piece: Piece) -> torch.Tensor:
+        return piece.remember("score", self.identity, lambda: self.formula.score(piece).to(torch.float32))
+
+    def __call__(self, piece: Piece) -> torch.Tensor:
+        return ops.order_bits(self.of(piece))
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value.flatten().tolist()) if isinstance(value, torch.Tensor) else value
 
 
 def _rank(position: float, elements: int) -> int:
@@ -166,15 +191,15 @@ class Pcb(Method):
         return (yield from (self._competition(group) if self.variant == "paper" else self._clipped(group)))
 
     def coefficients(self, piece: Piece, known: Known) -> torch.Tensor:
-        score = known.formula.score(piece).to(torch.float32).double()
+        scores = Scores(known.formula)
+        score = scores.of(piece).double()
         clip: torch.Tensor | float = 1.0
         if isinstance(known.formula, Clipped):
             assert known.threshold is not None
             assert known.top is not None
             score = torch.maximum(score, ops.per_expert(known.threshold.to(score.device), score))
             share = ops.minmax(score, known.threshold, known.top)
-            size = piece.deltas.abs().double()
-            clip = torch.where(size == 0, 0.0, known.formula.magnitudes(piece) / size)
+            clip = piece.remember("clip", scores.identity, partial(known.formula.clip, piece))
         else:
             assert known.cut is not None
             share = score * known.cut.keep(piece)
@@ -200,7 +225,7 @@ class Pcb(Method):
         lower, upper = torch.tensor(bounds, dtype=torch.float64).view(2, -1)
         formula = Clipped(lower, upper, self.variant)
         ranks = [(t, rank) for rank in (_rank(n * (1 - self.ratio), n), n - 1) for t in experts]
-        found = yield from order_statistics(ranks, n, _keys(formula), signed=True)
+        found = yield from order_statistics(ranks, n, Scores(formula), signed=True)
         threshold, top = torch.tensor(found, dtype=torch.float64).view(2, -1)
         return Known(formula, threshold, top)
 
@@ -211,5 +236,5 @@ class Pcb(Method):
         sums = yield Sums(lambda piece: ops.flat(formula.exponentials(piece), 2).sum(2))
         formula = replace(formula, mean=sum(sums[name] for name in sorted(sums)) / group.elements)
         kept = [ops.kept_count(self.ratio, group.elements, "nearest")] * group.experts
-        cut = yield from largest_cut(kept, group.elements, keys=_keys(formula))
+        cut = yield from largest_cut(kept, group.elements, keys=Scores(formula))
         return Known(formula, cut=cut)

@@ -150,8 +150,13 @@ class Drop(Random):
     """
 
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
-        keep = torch.tensor(self.for_experts("density", piece.experts), dtype=torch.float64)
-        return survivors(piece, ops.per_expert(keep, piece.deltas), self.seed, self.rescale)
+        densities = self.for_experts("density", piece.experts)
+
+        def make() -> torch.Tensor:
+            keep = torch.tensor(densities, dtype=torch.float64)
+            return survivors(piece, ops.per_expert(keep, piece.deltas), self.seed, self.rescale)
+
+        return piece.remember("drop", (densities, self.seed, self.rescale), make)
 
 
 class MagPrune(Random):
@@ -195,27 +200,53 @@ class MagPrune(Random):
         return list(dict.fromkeys(found))
 
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
-        rows = ops.as_rows(piece.deltas)
-        ranks = ops.ranks_in_rows(rows)
         densities, epsilons = (self.for_experts(name, piece.experts) for name in ("density", "epsilon"))
-        tables = torch.stack(
-            [
+
+        def make() -> torch.Tensor:
+            rows = ops.as_rows(piece.deltas)
+            ranks = piece.remember("ranks", None, lambda: ops.ranks_in_rows(rows))
+            tables = [
                 ops.rank_probabilities(rows.shape[-1], density, epsilon)
                 for density, epsilon in zip(densities, epsilons, strict=True)
             ]
-        ).to(rows.device)
-        keep = torch.stack([table[rank] for table, rank in zip(tables, ranks, strict=True)])
-        return survivors(piece, keep.view_as(piece.deltas), self.seed, self.rescale)
+            chances = Chances.of(torch.stack(tables).to(rows.device)).ranked(ranks)
+            return chances.draw(piece, self.seed, self.rescale)
+
+        return piece.remember("drop", (densities, epsilons, self.seed, self.rescale), make)
+
+
+@dataclass(frozen=True)
+class Chances:
+    """Probabilities to stay: the `limits` that random numbers must be below, int32, and their `inverse`, float32."""
+
+    limits: torch.Tensor
+    inverse: torch.Tensor
+
+    @classmethod
+    def of(cls, keep: torch.Tensor) -> Chances:
+        """From float64 probabilities."""
+        inverse = torch.where(keep > 0, 1 / keep, 0.0)
+        return cls((keep * noise.ONE).round().to(torch.int32), inverse.to(torch.float32))
+
+    def ranked(self, ranks: torch.Tensor) -> Chances:
+        """From chances by rank [experts, m] to those of the elements with these ranks [experts, rows, m]."""
+        wide = [values[:, None].expand(ranks.shape) for values in (self.limits, self.inverse)]
+        return Chances(*(values.gather(-1, ranks) for values in wide))
+
+    def draw(self, piece: Piece, seed: int, rescale: str) -> torch.Tensor:
+        """Factors of a Bernoulli draw: [experts, *shape], bool or float32."""
+        shape, device = piece.deltas.shape, piece.deltas.device
+        limits, inverse = (
+            values.to(device).view(shape) if values.numel() == piece.deltas.numel() else values.to(device)
+            for values in (self.limits, self.inverse)
+        )
+        drawn = noise.piece_uniform(piece, seed) < limits
+        return drawn * inverse if rescale == "expected" else drawn
 
 
 def survivors(piece: Piece, keep: torch.Tensor, seed: int, rescale: str) -> torch.Tensor:
     """Factors of a Bernoulli draw with float64 probabilities `keep`, [experts, *shape] or broadcastable to it."""
-    limits = (keep * noise.ONE).round().to(torch.int32)
-    drawn = noise.piece_uniform(piece, seed) < limits.to(piece.deltas.device)
-    if rescale != "expected":
-        return drawn
-    inverse = (1 / keep).to(torch.float32).to(piece.deltas.device)
-    return torch.where(drawn, inverse, 0.0)
+    return Chances.of(keep).draw(piece, seed, rescale)
 
 
 def _gain(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
