@@ -9,7 +9,7 @@ import torch
 
 from merging import ops
 from merging.pieces import Piece, PieceKey
-from merging.sign_conflict import Conflict, Patterns, conflict_of, pairs_of
+from merging.sign_conflict import Conflict, Patterns, pairs_of, sign_conflict
 from merging.sums import Record, by_tensor
 
 HISTOGRAM_SHIFT = 22
@@ -131,7 +131,7 @@ def measure(piece: Piece) -> TensorStatistics:
         inner[~torch.tensor(intact)], inner[:, ~torch.tensor(intact)] = math.nan, math.nan
     magnitudes = deltas.abs()
     patterns = Patterns.of(deltas)
-    nonzero = patterns.products(patterns.signs.abs()).diagonal().long().tolist()
+    nonzero = patterns.nonzero()
     empty, spoilt = not deltas.shape[1], inner.diagonal() * 0
     largest = deltas.new_zeros(piece.experts) if empty else magnitudes.amax(1)
     return TensorStatistics(
@@ -145,7 +145,7 @@ def measure(piece: Piece) -> TensorStatistics:
         histogram=[_histogram(values, count) for values, count in zip(magnitudes, nonzero, strict=True)],
         dot=[float(inner[pair]) for pair in pairs_of(piece.experts)],
         broken=broken,
-        signs=conflict_of(piece, deltas, magnitudes, patterns),
+        signs=sign_conflict(piece, deltas, magnitudes, patterns),
     )
 
 

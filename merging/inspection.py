@@ -18,7 +18,7 @@ from merging.methods import METHODS, Scope
 from merging.pieces import Outcome, PieceKey
 from merging.plan import Plan, make_plan
 from merging.report import Preview, Report, Sample, Trim, Trimmed
-from merging.sign_conflict import sign_conflict
+from merging.sign_conflict import Patterns, sign_conflict
 from merging.sums import by_tensor
 
 
@@ -42,12 +42,13 @@ class TrimWatch:
     def update(self, outcome: Outcome) -> None:
         assert outcome.explained is not None
         deltas = ops.flat(outcome.piece.deltas)
-        keep = ops.flat(outcome.explained.sparse) != 0
-        smallest = torch.where(keep, deltas.abs(), math.inf)
+        left = torch.where(ops.flat(outcome.explained.sparse) != 0, deltas, 0.0)
+        magnitudes, patterns = left.abs(), Patterns.of(left)
+        smallest = torch.where(left != 0, magnitudes, math.inf)
         self.pieces[outcome.piece.key] = Trimmed(
-            kept=keep.count_nonzero(1).tolist(),
-            threshold=smallest.amin(1).tolist() if deltas.shape[1] else [math.inf] * len(deltas),
-            signs=sign_conflict(outcome.piece, deltas * keep),
+            kept=patterns.nonzero(),
+            threshold=smallest.amin(1).tolist() if left.shape[1] else [math.inf] * len(left),
+            signs=sign_conflict(outcome.piece, left, magnitudes, patterns),
         )
 
     def combine(self, other: TrimWatch) -> None:

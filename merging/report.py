@@ -22,7 +22,7 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class Trimmed(Record):
-    """What is left of one tensor's changes after trimming: `kept` elements of each expert, the smallest |δ| among them
+    """What is left of one tensor's changes after trimming: `kept` changes ≠ 0 of each expert, the smallest |δ| among them
     (infinite where there are none), and how their signs agree."""
 
     kept: list[int]

@@ -73,14 +73,10 @@ class Conflict(Record):
         return 1 - self.chance / self.gross if self.gross > 0 else None
 
 
-def sign_conflict(piece: Piece, deltas: torch.Tensor) -> Conflict:
-    """How the signs of changes [experts, n] of a piece agree; `deltas` are its task vectors, or what a trim left of
-    them."""
-    return conflict_of(piece, deltas, deltas.abs(), Patterns.of(deltas))
-
-
-def conflict_of(piece: Piece, deltas: torch.Tensor, magnitudes: torch.Tensor, patterns: Patterns) -> Conflict:
-    """`sign_conflict` from what is known of the changes already: their magnitudes and their sign patterns."""
+def sign_conflict(
+    piece: Piece, deltas: torch.Tensor, magnitudes: torch.Tensor, patterns: Patterns
+) -> Conflict:
+    """How the signs of changes [experts, n] of a piece agree: its task vectors, or what a trim left of them."""
     signs, changed, pairs = patterns.signs, patterns.signs.abs(), pairs_of(len(deltas))
     count = changed.sum(1)
     covered = count.long().bincount(weights=patterns.counts, minlength=len(deltas) + 1)[2:].long().tolist()
@@ -135,6 +131,10 @@ class Patterns(NamedTuple):
         table = torch.zeros(1 + int(self.numbers.max()))
         table[self.numbers] = values.float()
         return table.to(self.number.device)[self.number]
+
+    def nonzero(self) -> list[int]:
+        """How many elements each expert changed."""
+        return (self.signs.abs().T @ self.counts).long().tolist()
 
     def products(self, values: torch.Tensor) -> torch.Tensor:
         """Σ x_a·x_b over the elements of what each pattern has for every expert: [experts, experts]."""
