@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from components.figures import effective, fate, rounding
 from components.figures.chart import Chart
@@ -28,6 +28,8 @@ from merging.sums import total
 MODEL = "the whole model"
 SHOWN_ALWAYS = ("weight", "density", "lambda")
 """Parameters that get a map even where they are the same everywhere."""
+VARIES = "It varies over the model. Cells marked “base” are copied from the base."
+SAME = "It is the same in all merged tensors. Cells marked “base” are copied from the base."
 _DISTRIBUTION = (
     "All weights of the model by the size of their change, on a logarithmic axis. A density keeps the largest: it cuts from "
     "the right."
@@ -189,6 +191,8 @@ def _parameters(preview: Preview, names: tuple[str, ...], everything: bool) -> I
     for name in effective.parameters(preview):
         if name in SHOWN_ALWAYS or effective.varies(preview, name):
             chart = effective.parameter_chart(preview, names, name, everything=everything)
+            if chart is not None:
+                chart = replace(chart, note=VARIES if effective.varies(preview, name) else SAME)
             shown = effective.parameter_panels(preview, names, name, everything=everything)
             yield from _section(
                 chart, lambda shown=shown: panels_table(shown), effective.words_for(preview, name).explanation
