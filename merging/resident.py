@@ -85,11 +85,14 @@ class Family:
 
     def sorted(self, keys: Keys, pieces: Pieces) -> SortedKeys:
         """The keys of all pieces in order, kept for next time."""
-        key = (_identity(keys), tuple(piece.key for _, piece in pieces))
+        identity = _identity(keys)
+        if identity is None:
+            return self._sort(keys, pieces)
+        key = (identity, tuple(piece.key for _, piece in pieces))
         with self._lock:
             found = self._tables.get(key)
         if found is None:
-            found = sort_keys(keys, [piece for _, piece in pieces])
+            found = self._sort(keys, pieces)
             with self._lock:
                 self._tables[key] = found
                 self._forget()
@@ -106,6 +109,9 @@ class Family:
     def watch(self, make: Callable[[], Any]) -> Any:
         """What looks at all merged pieces: one watch, whose records are exact."""
         return Exactly(make())
+
+    def _sort(self, keys: Keys, pieces: Pieces) -> SortedKeys:
+        return sort_keys(keys, [piece for _, piece in pieces])
 
     def _forget(self) -> None:
         """Drop the oldest tables once they hold more than a few of every scope would."""
@@ -136,19 +142,19 @@ class Family:
         return self._memories.setdefault(key, Memory())
 
     def _read(self, plan: Plan, tensor: TensorPlan) -> Held:
-        base = self._values(plan, tensor.base) if tensor.base is not None else None
-        models = torch.stack([self._values(plan, expert) for expert in tensor.experts])
-        origin = self._values(plan, tensor.reference) if base is None else None
+        base = self._values(plan, tensor, tensor.base) if tensor.base is not None else None
+        models = torch.stack([self._values(plan, tensor, expert) for expert in tensor.experts])
+        origin = self._values(plan, tensor, tensor.reference) if base is None else None
         finite = bool(models.isfinite().all()) and (base is None or bool(base.isfinite().all()))
         return Held(base, models, origin, finite)
 
-    def _values(self, plan: Plan, one: Input) -> torch.Tensor:
-        values = self._stored(one)
+    def _values(self, plan: Plan, tensor: TensorPlan, one: Input) -> torch.Tensor:
+        values = self._stored(tensor, one)
         if plan.work_dtype is not None:
             values = values.to(plan.work_dtype)
         return values.to(torch.float32)
 
-    def _stored(self, one: Input) -> torch.Tensor:
+    def _stored(self, tensor: TensorPlan, one: Input) -> torch.Tensor:
         return one.source.read(one.name)
 
 

@@ -24,6 +24,7 @@ from merging.quiet import quietly
 from merging.replay import replay
 from merging.report import Preview, Trim
 from merging.resident import Family, family_bytes, family_key, sources_of
+from merging.sampling import SampledFamily, samplable, sample_rows
 
 MOST_BYTES = 1 << 30
 """Memory for all families together, by default."""
@@ -49,6 +50,15 @@ class Residents:
         """The plan's family, whole."""
         return self._get(("whole", family_key(plan)), family_bytes(plan), lambda: Family([*sources_of(plan)]))
 
+    def sample(self, plan: Plan, seed: int = 0) -> SampledFamily:
+        """A sample of the plan's family."""
+        rows = sample_rows(plan, seed)
+        return self._get(
+            ("sample", seed, family_key(plan)),
+            family_bytes(plan, rows.elements),
+            lambda: SampledFamily([*sources_of(plan)], rows),
+        )
+
     def _get(self, key: Hashable, size: int, make: Callable[[], F]) -> F:
         with self._lock:
             if key not in self._kept:
@@ -69,6 +79,15 @@ def preview(plan: Plan, residents: Residents) -> Preview:
     return quietly(_preview, plan, residents.family(plan))
 
 
+def estimate(plan: Plan, residents: Residents, seed: int = 0) -> Preview:
+    """The preview of a plan from a sample of its rows, where that is `samplable`.
+
+    Raises:
+        MergingError: the merge of the sample fails.
+    """
+    return quietly(_preview, plan, residents.sample(plan, seed))
+
+
 def steps(plan: Plan, residents: Residents, *, device: str = "auto") -> Iterator[Progress | Preview]:
     """The preview of a plan: at once where the family fits; else first an estimate (`Preview.sample`), then progress,
     then the exact one. Closing the iterator stops the work.
@@ -79,6 +98,8 @@ def steps(plan: Plan, residents: Residents, *, device: str = "auto") -> Iterator
     if residents.fits(plan):
         yield preview(plan, residents)
         return
+    if samplable(plan):
+        yield estimate(plan, residents)
     yield from preview_plan(plan, device=device)
 
 
@@ -90,10 +111,12 @@ def trim_steps(
     Raises:
         MergingError: slices of different models.
     """
+    trimmed = trim_of(plan, density, scope)
     if residents.fits(plan):
-        trimmed = trim_of(plan, density, scope)
         yield quietly(_trim, trimmed, residents.family(trimmed), density, scope)
         return
+    if samplable(trimmed):
+        yield quietly(_trim, trimmed, residents.sample(trimmed), density, scope)
     yield from trim_plan(plan, density, scope, device=device)
 
 
