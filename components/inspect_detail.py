@@ -57,7 +57,6 @@ class Detail:
     stop: gr.Button
     token: gr.State
     seen: gr.State
-    beside: gr.Column
     heads: gr.HTML
     rows: gr.HTML
     tables: gr.HTML
@@ -69,7 +68,7 @@ class Detail:
     def inside(self) -> list[Any]:
         """What another cell sets."""
         return [
-            self.whole, self.status, self.read, self.spectrum, self.beside, self.heads, self.rows, self.tables, self.tokens,
+            self.whole, self.status, self.read, self.spectrum, self.heads, self.rows, self.tables, self.tokens,
             self.spectra, self.ranks, self.seen,
         ]  # fmt: skip
 
@@ -90,7 +89,7 @@ def build_detail() -> Detail:
             parts["stop"] = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="detail-stop")
         parts["status"] = gr.HTML(elem_classes="status", elem_id="detail-status")
         with gr.Row(elem_classes="pair"):
-            with gr.Column(min_width=320) as parts["beside"]:
+            with gr.Column(min_width=320, elem_classes="beside"):
                 parts["heads"] = clickable_plot(
                     empty=NO_HEADS, name="mergescope-heads", elem_id="detail-heads"
                 )
@@ -145,7 +144,7 @@ def show_inside(
     reports: Kept, settings: Settings, family: Family, key: str, cell: Cell | None, asked: bool = False
 ) -> list[Any]:
     """The section with heads, rows, tables and tokens of the first tensor of a cell; hidden without one."""
-    shown, nothing = gr.update(visible=True), [HIDDEN, None, None, "", "", None, ""]
+    shown, nothing = gr.update(visible=True), [None, None, "", "", None, ""]
     try:
         found = _tensor(reports, family, key, cell)
         if found is None:
@@ -158,7 +157,7 @@ def show_inside(
             told = (
                 f"<p>This tensor has {size(nbytes)} in base and experts; it is read when you ask for it.</p>"
             )
-            return [shown, told, shown, can_decompose, HIDDEN, None, WAITS, "", "", None, ""]
+            return [shown, told, shown, can_decompose, None, WAITS, "", "", None, ""]
         inside = _inside(plan, name, settings.device, cell)
         return [shown, "", HIDDEN, can_decompose, *inside, None, ""]
     except MergingError as error:
@@ -169,7 +168,7 @@ def show_inside(
 
 
 def _inside(plan: Plan, name: str, device: str, cell: Cell | None) -> list[Any]:
-    """Whether there are heads, charts of heads and rows, their table, and the tokens."""
+    """Charts of heads and rows, their table, and the tokens."""
     names, where = _names(plan), cell_name(*cell) if cell else name
     base = plan.reference
     detail = tensor_detail(plan, name, base.config if isinstance(base, Checkpoint) else {}, device=device)
@@ -178,7 +177,6 @@ def _inside(plan: Plan, name: str, device: str, cell: Cell | None) -> list[Any]:
         vocabulary = plan_vocabulary(plan)
         tokens = token_tables(token_changes(plan, name, vocabulary, device=device), names, vocabulary.problem)
     return [
-        gr.update(visible=detail.heads is not None),
         payload(heads_chart(detail, names, where), empty=NO_HEADS),
         payload(rows_chart(detail, names, where), empty=NO_ROWS),
         detail_tables(detail, names, where),

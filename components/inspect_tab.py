@@ -54,6 +54,7 @@ class InspectTab:
     measure: gr.Button
     stop: gr.Button
     totals: gr.HTML
+    trim_status: gr.HTML
     advice: gr.HTML
     kinship: gr.HTML
     choice: MapChoice
@@ -88,8 +89,9 @@ def build_inspect_tab() -> InspectTab:
         parts["stop"] = gr.Button("Stop", scale=0, min_width=100, visible=False)
     parts["status"] = gr.HTML(elem_classes="status")
     parts["totals"] = gr.HTML(elem_id="totals")
-    parts["advice"] = gr.HTML(elem_id="advice")
     _build_map(parts)
+    parts["trim_status"] = gr.HTML(elem_classes="status")
+    parts["advice"] = gr.HTML(elem_id="advice")
     parts["kinship"] = gr.HTML(elem_id="kinship")
     parts["importance"] = build_importance()
     _build_story(parts)
@@ -165,7 +167,8 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     tab.everything.input(partial(show_report, reports), choice, whole, **quiet)
     advised = [shared.family, tab.report]
     tab.report.change(partial(show_advice, reports), advised, tab.advice, **quiet)
-    wire_choice(tab.choice, Shown(tab.metric, tab.report, measured), settings, shared, reports, stops)
+    trimmed = [tab.trim_status, tab.stop, tab.token, tab.report]
+    wire_choice(tab.choice, Shown(tab.metric, tab.report, trimmed), settings, shared, reports, stops)
     tab.metric.change(partial(show_metric, reports), choice, map_views, **latest)
     tab.map.select(pick, [tab.report, tab.everything, tab.metric, tab.cell], cell, **latest)
     gr.on(

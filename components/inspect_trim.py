@@ -86,22 +86,22 @@ def trim(
     wanted: tuple[object, object, object],
     asked: bool,
 ) -> Iterator[list[Any]]:
-    """Status line, the buttons Measure and Stop, the token that stops this, and in the end the key of the report with its
+    """Status line, the button Stop, the token that stops this, and in the end the key of the report with its
     trim; `wanted` are the key that is shown, a density and a scope. Nothing happens for a key of another family."""
     key, density, scope = wanted
     if not isinstance(family, Family) or not isinstance(key, str) or not _is_trim(density, scope):
-        yield [gr.skip()] * 5
+        yield [gr.skip()] * 4
         return
     shown, hidden = gr.update(visible=True), gr.update(visible=False)
     name = trim_key(key, density, scope)
     try:
         if reports.get(key) is None or (name == key and reports.has(name)):
-            yield [gr.skip()] * 5
+            yield [gr.skip()] * 4
             return
         plan = merging.check(family.recipe())
         too_large = plan.bytes_to_read > MOST_UNASKED and not asked and not reports.has(name)
         if too_large or report_key(plan) != plain_key(key):
-            yield [gr.skip()] * 5
+            yield [gr.skip()] * 4
             return
         told = 0.0
         with (
@@ -110,20 +110,20 @@ def trim(
         ):
             for progress in steps:
                 if stop.is_set():
-                    yield [views.STOPPED, hidden, hidden, "", gr.skip()]
+                    yield [views.STOPPED, hidden, "", gr.skip()]
                     return
                 if progress.seconds - told > 0.3:
                     told = progress.seconds
-                    yield [views.progress_status(progress), hidden, shown, token, gr.skip()]
-        yield ["", hidden, hidden, "", name]
+                    yield [views.progress_status(progress), shown, token, gr.skip()]
+        yield ["", hidden, "", name]
     except MergingError as error:
         if not asked:  # what is wrong with these models stands in the advice
-            yield ["", hidden, hidden, "", gr.skip()]
+            yield ["", hidden, "", gr.skip()]
             return
-        yield [views.error_status(str(error)), hidden, hidden, "", gr.skip()]
+        yield [views.error_status(str(error)), hidden, "", gr.skip()]
     except OSError as error:
         sentence = f"The models could not be read: {error.strerror}."
-        yield [views.error_status(sentence), hidden, hidden, "", gr.skip()]
+        yield [views.error_status(sentence), hidden, "", gr.skip()]
 
 
 def _is_trim(density: object, scope: object) -> bool:

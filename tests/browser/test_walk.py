@@ -44,6 +44,11 @@ def shapes(page) -> set[tuple[float, float]]:
     return {tuple(shape) for shape in found}
 
 
+def wait_for_trim(page) -> None:
+    """Until what comes after the report is there, so that nothing moves or is drawn anew under a click."""
+    expect(page.locator("#histogram .chart-note")).to_contain_text("left by a density of 20 %")
+
+
 def outside(requests: list[str], app_url: str) -> list[str]:
     return [
         url
@@ -76,6 +81,7 @@ def look_at_a_cell(page) -> None:
     page.locator("#map .heatmaplayer").first.wait_for()
     assert page.locator("#map .chart-title").inner_text() == "How far each expert moved from the base"
     page.locator("#story h2").filter(has_text="Block").wait_for()
+    wait_for_trim(page)
     page.mouse.click(*cell_centre(page, panel=1, row=2, column=0))
     assert shapes(page) == {(2, 0)}, "the outline is drawn in the browser, before the server answers"
     wait_for_story(page, "Block 2, q")
@@ -130,7 +136,7 @@ def test_the_keyboard_reaches_what_a_click_reaches(page):
 
 def test_conflict_table_and_downloads(page, tmp_path):
     open_tab(page, "2 Inspect")
-    page.get_by_label("Sign conflict").check()
+    page.get_by_label("Conflict", exact=True).check()
     page.wait_for_function("document.querySelector('#map .chart-title')?.innerText.includes('opposite')")
     assert "0.5 = what unrelated experts would show" in page.locator("#map .chart-note").inner_text()
     page.get_by_text("The map as a table").click()
@@ -146,6 +152,59 @@ def test_conflict_table_and_downloads(page, tmp_path):
         page.locator("#map").get_by_role("button", name="Save as PNG").click()
     download.value.save_as(tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_conflict_before_and_after_trimming(page, console_errors):
+    open_tab(page, "2 Inspect")
+    page.get_by_label("Conflict", exact=True).check()
+    page.locator("#maps-conflict").get_by_label("Not unanimous").check()
+    page.locator("#map-trimmed").get_by_label("before and after trimming").check()
+    expect(page.locator("#map .chart-title")).to_contain_text("before and after trimming")
+    names = page.locator("#map .annotation-text")
+    expect(names).to_have_text(["all changes", "largest 20 %"])
+    expect(page.locator("#histogram .chart-note")).to_contain_text("left by a density of 20 %")
+    before = page.locator("#map .heatmap-label").all_text_contents()
+    density = page.locator("#map-density input[type=number]")
+    density.fill("0.5")
+    density.press("Tab")
+    expect(names).to_have_text(["all changes", "largest 50 %"])
+    after = page.locator("#map .heatmap-label").all_text_contents()
+    assert after[:42] == before[:42]
+    assert after[42:] != before[42:]
+    assert console_errors == []
+
+
+def test_inside_a_cell_are_heads_rows_and_spectra(page, console_errors):
+    open_tab(page, "2 Inspect")
+    page.locator("#map .heatmaplayer").first.wait_for()
+    page.locator("#story h2").filter(has_text="Block").wait_for()
+    wait_for_trim(page)
+    page.mouse.click(*cell_centre(page, panel=0, row=1, column=0))
+    wait_for_story(page, "Block 1, q")
+    expect(page.locator("#detail-heads .barlayer .point")).to_have_count(12)
+    page.locator("#detail-rows .scatterlayer").first.wait_for()
+    page.locator("#detail-spectrum").click()
+    expect(page.locator("#detail-spectra .scatterlayer .trace")).to_have_count(3)
+    expect(page.locator("#detail-ranks tbody tr")).to_have_count(3)
+    page.mouse.click(*cell_centre(page, panel=0, row=2, column=6))
+    wait_for_story(page, "Block 2, down")
+    expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
+    assert console_errors == []
+
+
+def test_the_tokens_of_the_embedding_are_listed(page):
+    open_tab(page, "2 Inspect")
+    page.locator("#story h2").filter(has_text="Block").wait_for()
+    page.get_by_label("Norms and embeddings").check()
+    expect(page.locator("#map .xtick").filter(has_text="embedding").first).to_be_attached()
+    for field, wanted in (("Block", "outside"), ("Module", "embedding")):
+        page.get_by_role("combobox", name=field).click()
+        page.get_by_role("option", name=wanted).click()
+    tokens = page.locator("#detail-tokens")
+    expect(tokens).to_contain_text("Changed most by math")
+    expect(tokens.locator("section").filter(has_text="Special and chat-template tokens")).to_contain_text(
+        "special"
+    )
 
 
 def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):

@@ -66,6 +66,7 @@ def test_measured_once_then_found_and_merged_with(page, app_url, requests_seen, 
 
     reload(page)
     page.get_by_role("tab", name="2 Inspect").click()
+    page.get_by_label("Importance (APL)", exact=True).check()
     page.get_by_label("Conflict × importance").check()
     wait_for_map(page, "Where what an expert needs is pulled the other way by others")
     page.get_by_role("tab", name="3 Merge").click()
