@@ -15,6 +15,7 @@ import gradio as gr
 
 import merging
 from components.backend import job_store
+from components.brush import settled
 from components.downloads import forget_zip, model_bytes, zip_model
 from components.family import Family
 from components.forms import read_numbers, shown
@@ -98,8 +99,7 @@ def edit_list(
 
 def restructure(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
     """Method, profile or experts changed, and with them what the form shows."""
-    changed = to_recipe(recipe, family, form.read(values, recipe))
-    note = ""
+    changed, note = settled(to_recipe(recipe, family, form.read(values, recipe)))
     if changed.profile != recipe.profile and changed.merge_method == recipe.merge_method:
         note = profile_note(changed.profile, *profile_changes(recipe, changed.profile))
     return refill(form, changed, family, watched, note)

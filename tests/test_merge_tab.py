@@ -26,6 +26,7 @@ from merging import METHODS, Recipe
 from merging.engine import Progress
 from merging.inference import LoadedModel
 from merging.job_records import Job
+from merging.recipe import Override
 
 ADA, BOB = "a" * 32, "b" * 32
 
@@ -95,6 +96,17 @@ def test_leaving_slerp_brings_all_experts_back(form, models):
     back, *_ = events.restructure(form, slerp, models, "", *values)
     shown = named(form, form.show(back, models))
     assert (shown["partner"]["visible"], shown["experts"]["value"]) == (False, [0, 1, 2])
+
+
+def test_another_method_drops_what_was_set_for_single_tensors_and_says_so(form, models):
+    override = Override(tensors="model.layers.0.*", parameters={"density": 0.3, "weight": 2.0})
+    recipe = default_recipe(models).model_copy(update={"overrides": (override,), "scope": "tensor"})
+    values = [named(form, form.show(recipe, models))[key].get("value") for key in form.inputs]
+    values[list(form.inputs).index("method")] = {"method": "task_arithmetic"}
+    updates = events.restructure(form, recipe, models, "", *values)
+    assert [found.parameters for found in updates[0].overrides] == [{"weight": 2.0}]
+    assert check(updates[0]).plan is not None
+    assert "Left out: density for single tensors" in updates[7:][form.outputs.index(form.note)]
 
 
 def test_values_only_the_yaml_can_say_are_locked(form, models):
