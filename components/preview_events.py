@@ -16,8 +16,8 @@ from components.clickable_plot import clicked_cell
 from components.family import Family
 from components.figures.metrics import explanation_html
 from components.inspect_views import error_status, progress_status
-from components.merge_recipe import check, expert_names, to_form, to_recipe
-from components.preview_store import Desk, Pages, Previews, preview_key
+from components.merge_recipe import expert_names, to_form, to_recipe
+from components.preview_store import Desk, Pages, Previews, asked_for
 from components.preview_views import Choice
 from components.settings import Settings
 from merging import METHODS, MergingError, Progress, Recipe
@@ -55,13 +55,12 @@ def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     recipe = to_recipe(desk.recipe, desk.family, {**form, key: value})
-    plan = check(recipe).plan
-    if plan is None:
-        return None
     try:
-        known = preview_key(plan)
-        pages.move(asked["token"], known)
-        preview = previews.at_once(plan, known)
+        wanted = asked_for(recipe, desk.family)
+        if wanted is None:
+            return None
+        pages.move(asked["token"], wanted.key)
+        preview = previews.at_once(wanted)
     except (MergingError, OSError):
         return None
     if preview is None or not preview.tensors:
@@ -95,19 +94,19 @@ def follow(
     if not visited:
         return
     over, chosen = pages.begin(token), choice_of(*choice)
-    plan = check(recipe).plan
-    if plan is None:
-        pages.look(token, Desk(recipe, family, chosen))
-        yield unplanned(recipe)
-        return
     try:
-        key = preview_key(plan)
-        if previews.get(key) is None and not previews.residents.fits(plan):
+        wanted = asked_for(recipe, family)
+        if wanted is None:
+            pages.look(token, Desk(recipe, family, chosen))
+            yield unplanned(recipe)
+            return
+        key = wanted.key
+        if not previews.quick(wanted):
             time.sleep(REST)
         if over():
             return
-        with closing(previews.steps(plan, key, settings.device)) as steps:
-            for event in _paced(steps, lambda: over() or pages.moving(token, key, REST), over):
+        with closing(previews.steps(wanted, settings.device)) as steps:
+            for event in _paced(steps, lambda: pages.moving(token, key, REST), over):
                 if isinstance(event, Progress):
                     yield [gr.skip(), progress_status(event), *skipped(PICTURE + AROUND - 2)]
                     continue

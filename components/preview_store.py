@@ -13,9 +13,11 @@ from functools import cache
 from typing import Generic, TypeVar
 
 from components.family import Family
+from components.merge_recipe import check, reference
 from components.preview_views import Choice
 from components.reports import report_key
-from merging import Plan, Progress, Recipe
+from merging import METHODS, Checkpoint, Plan, Progress, Recipe
+from merging.inspection import preview_plan
 from merging.report import Preview
 from merging.whatif import Residents, preview, steps
 
@@ -49,6 +51,35 @@ class Newest(Generic[V]):
                 self._kept.popitem(last=False)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A preview that somebody wants: the plan, the base from which changes are measured where the plan itself has none,
+    and the key under which it is kept."""
+
+    plan: Plan
+    origin: str | None
+    key: str
+
+
+def asked_for(recipe: Recipe, family: Family) -> Asked | None:
+    """The preview of a recipe over a family; None where the recipe cannot run.
+
+    Raises:
+        OSError: a model that was there is gone.
+    """
+    plan = check(recipe).plan
+    if plan is None:
+        return None
+    if plan.base is not None or recipe.base_model is not None:
+        return Asked(plan, None, preview_key(plan))
+    if not METHODS[recipe.merge_method].takes_base and recipe.profile == "paper":
+        # there a base says what changes are measured from and is no part of the merge
+        based = check(recipe.model_copy(update={"base_model": reference(family.base)})).plan
+        if based is not None:
+            return Asked(based, None, preview_key(based))
+    return Asked(plan, family.base, preview_key(plan, family.base))
+
+
 class Previews(Newest[Preview]):
     """The latest exact previews by models and recipe, and the models they are made of; shared by all visitors."""
 
@@ -56,28 +87,41 @@ class Previews(Newest[Preview]):
         super().__init__(most)
         self.residents = residents or Residents()
 
-    def at_once(self, plan: Plan, key: str) -> Preview | None:
-        """The exact preview of a plan over models that fit into memory; None where it would take longer than a moment.
+    def quick(self, asked: Asked) -> bool:
+        """Whether a preview takes no more than a moment."""
+        return self.get(asked.key) is not None or (asked.origin is None and self.residents.fits(asked.plan))
+
+    def at_once(self, asked: Asked) -> Preview | None:
+        """The exact preview over models that fit into memory; None where it would take longer than a moment.
 
         Raises:
             MergingError: the merge itself would fail.
         """
-        known = self.get(key)
-        if known is None and self.residents.fits(plan):
-            known = preview(plan, self.residents)
-            self.keep(key, known)
+        known = self.get(asked.key)
+        if known is None and self.quick(asked):
+            known = preview(asked.plan, self.residents)
+            self.keep(asked.key, known)
         return known
 
-    def steps(self, plan: Plan, key: str, device: str) -> Iterator[Progress | Preview]:
-        """Make the preview of a plan unless it is kept already, an estimate first where that takes long; closing the
-        iterator stops the work."""
-        known = self.get(key)
+    def steps(self, asked: Asked, device: str) -> Iterator[Progress | Preview]:
+        """Make a preview unless it is kept already, an estimate first where that takes long; closing the iterator stops
+        the work.
+
+        Raises:
+            MergingError: the merge itself would fail.
+        """
+        known = self.get(asked.key)
         if known is not None:
             yield known
             return
-        for event in steps(plan, self.residents, device=device):
+        if asked.origin is None:
+            events = steps(asked.plan, self.residents, device=device)
+        else:
+            origin = Checkpoint.open(asked.origin)
+            events = preview_plan(asked.plan, device=device, origin=origin)
+        for event in events:
             if isinstance(event, Preview) and event.sample is None:
-                self.keep(key, event)
+                self.keep(asked.key, event)
             yield event
 
 
@@ -87,9 +131,9 @@ def shared_previews() -> Previews:
     return Previews()
 
 
-def preview_key(plan: Plan) -> str:
-    """What a preview depends on: the models' contents and the recipe."""
-    recipe = plan.recipe.to_yaml()
+def preview_key(plan: Plan, origin: str | None = None) -> str:
+    """What a preview depends on: the models' contents, the recipe, and what changes are measured from."""
+    recipe = f"{plan.recipe.to_yaml()}\0{origin}"
     importance = plan.recipe.importance
     if importance is not None:
         state = plan.recipe.locate(importance).stat()

@@ -1,0 +1,372 @@
+"""The preview in the Merge tab: handlers as plain functions."""
+
+from __future__ import annotations
+
+import csv
+import io
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import pytest
+from conftest import tune
+
+from components import preview_events as events
+from components import preview_views as views
+from components.family import Family
+from components.figures.fate import WORDS
+from components.merge_recipe import at_root, check, default_recipe, to_form, to_recipe
+from components.preview_events import AROUND, PICTURE, choice_of, follow, move, pick
+from components.preview_store import Newest, Pages, Previews, asked_for
+from components.preview_views import Choice
+from components.settings import Settings
+from components.tables import csv_text
+from merging import Progress
+from merging.inspection import preview_plan
+from merging.report import Preview
+from merging.sums import total
+
+CHOICE = ("kept", None, False, None)
+KEY, STATUS, MAP, BARS, FIGURES, CELL, WHOLE, NUMBER, WHICH, FACTS, EXPLANATION, TABLE, CSV, SOURCE, LIVE = (
+    range(15)
+)
+
+
+@pytest.fixture
+def models(family) -> Family:
+    return Family(str(family / "base"), tuple(str(family / name) for name in ("one", "two", "three")))
+
+
+@pytest.fixture
+def previews() -> Previews:
+    return Previews()
+
+
+@pytest.fixture
+def pages() -> Pages:
+    return Pages()
+
+
+@pytest.fixture
+def large() -> Previews:
+    """Previews over models that never fit into memory."""
+    return Previews(residents=SimpleNamespace(fits=lambda plan: False))
+
+
+def edited(recipe, models, **changes):
+    values, _ = to_form(recipe, models)
+    return to_recipe(recipe, models, {**values, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def look(previews, pages, recipe, models, shown="", *, token="t", choice=CHOICE, listed=False) -> list:
+    """The last outputs of `follow`."""
+    steps = follow(
+        previews, pages, token, Settings(device="cpu"), recipe, models, shown, True, listed, *choice
+    )
+    *_, last = steps
+    return last
+
+
+def exact(recipe) -> Preview:
+    *_, last = preview_plan(check(recipe).plan, device="cpu")
+    return last
+
+
+def skipped(value) -> bool:
+    return isinstance(value, dict) and value.get("__type__") == "update" and len(value) == 1
+
+
+# what follows a changed recipe
+
+
+def test_the_picture_of_a_recipe_is_its_preview(previews, pages, models):
+    recipe = default_recipe(models)
+    seen = look(previews, pages, recipe, models)
+    assert len(seen) == PICTURE + AROUND
+    cells = views.fate.fate_cells(exact(recipe))
+    for expert, trace in enumerate(seen[MAP]["data"]):
+        found = [[cells[block, kind].share(expert, "kept") for kind in trace["x"]] for block in range(3)]
+        assert trace["z"] == [pytest.approx(line, abs=1e-6) for line in found]
+    assert seen[MAP]["brush"]
+    assert seen[BARS]["title"].endswith("whole model")
+    assert seen[STATUS] == "", "nothing to say of what is exact"
+    assert "one" in seen[FIGURES]
+    assert previews.get(seen[KEY]) is not None
+    assert seen[SOURCE].method == "ties"
+    assert seen[SOURCE].columns == tuple(seen[MAP]["data"][0]["x"])
+
+
+def test_what_is_drawn_already_is_not_sent_again(previews, pages, models):
+    recipe = default_recipe(models)
+    first = look(previews, pages, recipe, models)
+    again = look(previews, pages, recipe, models, first[KEY])
+    assert all(skipped(value) for value in again[:PICTURE])
+    other = look(previews, pages, edited(recipe, models, density__1=0.1), models, first[KEY])
+    assert other[KEY] != first[KEY]
+    assert other[MAP]["data"][1]["z"] != first[MAP]["data"][1]["z"]
+
+
+def test_nobody_is_shown_anything_before_they_come(previews, pages, models):
+    steps = follow(
+        previews, pages, "t", Settings(), default_recipe(models), models, "", False, False, *CHOICE
+    )
+    assert list(steps) == []
+
+
+def test_a_recipe_that_cannot_run_says_what_to_do(previews, pages, models):
+    broken = default_recipe(models).model_copy(update={"parameters": {"densty": 1}})
+    seen = look(previews, pages, at_root(broken), models)
+    assert seen[MAP] == {"empty": views.BROKEN}
+    assert seen[KEY] == ""
+    missing = look(previews, pages, default_recipe(models, "apl"), models)
+    assert missing[MAP] == {"empty": views.NEEDS_IMPORTANCE}
+
+
+def test_a_recipe_that_copies_everything_says_so(previews, pages, models):
+    seen = look(
+        previews, pages, at_root(default_recipe(models).model_copy(update={"exclude": ("*",)})), models
+    )
+    assert seen[MAP] == {"empty": views.ALL_COPIED}
+    assert seen[BARS] == {"empty": views.ALL_COPIED}
+
+
+def test_a_merge_that_would_fail_says_why(previews, pages, models):
+    huge = edited(default_recipe(models, "task_arithmetic"), models, **{"lambda": 3e38, "weight__0": 3e38})
+    seen = look(previews, pages, huge, models)
+    assert "not finite" in seen[STATUS]
+    assert seen[MAP] == {"empty": views.FAILED}
+
+
+@pytest.mark.parametrize("method", ["linear", "karcher", "nuslerp"])
+def test_methods_without_a_base_are_measured_from_the_family_s(previews, pages, models, method):
+    recipe = default_recipe(models, method)
+    assert recipe.base_model is None or method == "nuslerp"
+    seen = look(previews, pages, at_root(recipe.model_copy(update={"base_model": None})), models)
+    preview = previews.get(seen[KEY])
+    assert set(preview.tensors) == set(preview.dtypes)
+    values = [value for line in seen[MAP]["data"][0]["z"] for value in line]
+    assert all(0 < value < 1.5 for value in values)
+
+
+def test_methods_without_fates_offer_what_they_have(previews, pages, models):
+    seen = look(previews, pages, default_recipe(models, "karcher"), models)
+    assert [key for _, key in seen[NUMBER]["choices"]] == ["presence", "nobody", "rounding", "parameters"]
+    assert seen[NUMBER]["value"] == "presence"
+    assert views.NO_FATES in seen[FACTS]
+
+
+@pytest.mark.parametrize("key", [key for _, key in views.NUMBERS])
+def test_every_number_has_map_words_and_table(previews, pages, models, key):
+    seen = look(previews, pages, default_recipe(models), models, choice=(key, None, False, None), listed=True)
+    grids = [trace["z"] for trace in seen[MAP]["data"]]
+    assert seen[NUMBER]["value"] == key
+    assert len(seen[EXPLANATION]) > 100
+    assert seen[WHICH]["visible"] == (key in ("rounding", "parameters"))
+    numbers = [row[2:] for row in seen[TABLE]["data"]]
+    assert len(numbers) == 21
+    for place, row in enumerate(numbers):
+        for grid, value in zip(grids, row, strict=True):
+            assert value == pytest.approx(grid[place // 7][place % 7], rel=1e-3, abs=1e-9)
+
+
+def test_norms_and_embeddings_come_when_asked(previews, pages, models):
+    seen = look(previews, pages, default_recipe(models), models, choice=("kept", None, True, None))
+    assert seen[MAP]["data"][0]["y"] == ["0", "1", "2", "outside"]
+    assert "embedding" in seen[MAP]["data"][0]["x"]
+
+
+def test_the_csv_holds_every_tensor_at_full_precision(previews, pages, models):
+    recipe = default_recipe(models)
+    seen = look(previews, pages, recipe, models, listed=True)
+    rows = list(csv.DictReader(io.StringIO(unquote(seen[CSV].split("charset=utf-8,")[1].split('"')[0]))))
+    preview = exact(recipe)
+    assert [row["tensor"] for row in rows] == list(preview.tensors)
+    row = rows[5]
+    one = preview.tensors[row["tensor"]]
+    assert float(row["two kept"]) == pytest.approx(one.share(1, "kept"), abs=1e-6)
+    assert sum(float(row[f"three {WORDS[key].label}"]) for key in WORDS) == pytest.approx(1, abs=1e-6)
+    assert csv_text(views.full_table(preview, ("=1", "b", "c"))).splitlines()[0].count("'=1") == 6
+
+
+def test_junk_from_the_browser_means_the_first_choice(previews, pages, models):
+    assert choice_of(3, 4, "x", "no cell") == Choice("kept", None, True, None)
+    seen = look(previews, pages, default_recipe(models), models, choice=("<b>", ["x"], None, (99, "q")))
+    assert seen[NUMBER]["value"] == "kept"
+    assert seen[CELL] is None
+
+
+# clicks
+
+
+def test_a_clicked_cell_gets_its_bars_and_numbers(previews, pages, models):
+    recipe = default_recipe(models)
+    shown = look(previews, pages, recipe, models)[KEY]
+    click = SimpleNamespace(_data={"index": [2, 5]})
+    cell, bars, figures, whole = pick(previews, click, recipe, shown, *CHOICE)
+    assert cell == (2, "up")
+    one = previews.get(shown).tensors["model.layers.2.mlp.up_proj.weight"]
+    assert [trace["x"][1] for trace in bars["data"]] == [one.share(1, key) for key in WORDS]
+    assert bars["title"] == "Each expert's change: block 2, up"
+    assert f"{one.share(2, 'kept'):.1%}" in figures
+    assert "model.layers.2.mlp.up_proj.weight" in figures
+    assert whole["visible"]
+    again = look(previews, pages, recipe, models, choice=("kept", None, False, cell))
+    assert again[MAP]["picked"] == [2, 5]
+    assert again[BARS]["title"] == bars["title"]
+
+
+@pytest.mark.parametrize("index", [[9, 0], [0, 99], [-1, 0], "x", None, [True, 0]])
+def test_a_click_beside_the_map_changes_nothing(previews, pages, models, index):
+    recipe = default_recipe(models)
+    shown = look(previews, pages, recipe, models)[KEY]
+    assert all(map(skipped, pick(previews, SimpleNamespace(_data={"index": index}), recipe, shown, *CHOICE)))
+    assert all(map(skipped, pick(previews, SimpleNamespace(_data={"index": [0, 0]}), recipe, "", *CHOICE)))
+
+
+# a slider on its way
+
+
+def test_a_moving_slider_gets_the_numbers_of_the_changed_recipe(previews, pages, models):
+    recipe = default_recipe(models)
+    seen = look(previews, pages, recipe, models, token="t")
+    assert seen[LIVE] == {"token": "t"}
+    answer = move(previews, pages, {"token": "t", "key": "density.1", "value": 0.1})
+    changed = exact(edited(recipe, models, density__1=0.1))
+    cells = views.fate.fate_cells(changed)
+    for expert, grid in enumerate(answer["map"]["update"]["z"]):
+        assert grid[1][5] == pytest.approx(cells[1, "up"].share(expert, "kept"), abs=1e-6)
+    assert answer["map"]["update"]["z"] != [trace["z"] for trace in seen[MAP]["data"]]
+    whole = total(changed.tensors.values())
+    lengths = dict(zip(answer["bars"]["keys"], answer["bars"]["update"]["x"], strict=True))
+    assert lengths["dropped"][1] == pytest.approx(whole.share(1, "dropped"), abs=1e-6)
+    full = look(previews, pages, edited(recipe, models, density__1=0.1), models)
+    assert [trace["z"] for trace in full[MAP]["data"]] == answer["map"]["update"]["z"]
+    assert [trace["x"] for trace in full[BARS]["data"]] == answer["bars"]["update"]["x"]
+    assert [trace["text"] for trace in full[MAP]["data"]] == answer["map"]["update"]["text"]
+
+
+def test_parameters_of_the_whole_merge_move_as_well(previews, pages, models):
+    recipe = default_recipe(models, "task_arithmetic")
+    look(previews, pages, recipe, models, choice=("presence", None, False, (1, "q")))
+    grids = [
+        move(previews, pages, {"token": "t", "key": "lambda", "value": value})["map"]["update"]["z"][0][1][0]
+        for value in (0.5, 1.0)
+    ]
+    assert grids[1] == pytest.approx(2 * grids[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        None,
+        {},
+        {"token": "u", "key": "density.1", "value": 0.1},
+        {"token": "t", "key": "density.7", "value": 0.1},
+        {"token": "t", "key": "__class__", "value": 0.1},
+        {"token": "t", "key": "density.1", "value": float("nan")},
+        {"token": "t", "key": "density.1", "value": "0.1"},
+        {"token": "t", "key": "density.1", "value": True},
+        {"token": "t", "key": "density.1", "value": 7},
+        {"token": "t", "key": ["density.1"], "value": 0.1},
+    ],
+)
+def test_what_no_slider_says_draws_nothing(previews, pages, models, asked):
+    look(previews, pages, default_recipe(models), models)
+    assert move(previews, pages, asked) is None
+
+
+def test_two_visitors_see_their_own(previews, pages, family, tmp_path):
+    tune(family / "base", tmp_path / "other", seed=9)
+    first = Family(str(family / "base"), (str(family / "one"), str(family / "two")))
+    second = Family(str(family / "base"), (str(family / "one"), str(tmp_path / "other")))
+    assert pages.token("ada") != pages.token("bob")
+    assert pages.token("ada") == pages.token("ada")
+    seen = {}
+    for page, models in (("ada", first), ("bob", second)):
+        look(previews, pages, default_recipe(models), models, token=pages.token(page))
+        asked = {"token": pages.token(page), "key": "density.1", "value": 0.2}
+        seen[page] = move(previews, pages, asked)["map"]
+    assert seen["ada"]["keys"] == ["one", "two"]
+    assert seen["bob"]["keys"] == ["one", "other"]
+    assert seen["ada"]["update"]["z"][1] != seen["bob"]["update"]["z"][1]
+
+
+# large models, and rapid moves
+
+
+def test_large_models_do_not_follow_a_slider_but_its_release(large, pages, models, monkeypatch):
+    monkeypatch.setattr(events, "REST", 0.0)
+    monkeypatch.setattr(events, "TOLD", 0.0)
+    monkeypatch.setattr(
+        "components.preview_store.steps", lambda plan, _, device: preview_plan(plan, device=device)
+    )
+    recipe = default_recipe(models)
+    steps = list(follow(large, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *CHOICE))
+    assert all("progress" in step[STATUS] for step in steps[:-1])
+    assert len(steps) > 5
+    assert steps[-1][MAP]["data"]
+    assert move(large, pages, {"token": "t", "key": "density.1", "value": 0.1}) is None
+
+
+def test_a_newer_request_ends_an_older_one(large, pages, models, monkeypatch):
+    monkeypatch.setattr(events, "REST", 0.0)
+    monkeypatch.setattr(events, "TOLD", 0.0)
+    read = []
+
+    def counted(plan, residents, device):
+        for event in preview_plan(plan, device=device):
+            read.append(event)
+            yield event
+
+    monkeypatch.setattr("components.preview_store.steps", counted)
+    recipe = default_recipe(models)
+    running = follow(large, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *CHOICE)
+    next(running)
+    so_far = len(read)
+    pages.begin("t")
+    assert list(running) == []
+    assert len(read) <= so_far + 1
+    assert not any(isinstance(event, Preview) for event in read)
+    assert all(isinstance(event, Progress) for event in read)
+
+
+def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):
+    monkeypatch.setattr(events, "REST", 0.0)
+    monkeypatch.setattr(events, "TOLD", 0.0)
+    ended = []
+
+    def watched(plan, residents, device):
+        try:
+            yield from preview_plan(plan, device=device)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr("components.preview_store.steps", watched)
+    running = follow(
+        large, pages, "t", Settings(device="cpu"), default_recipe(models), models, "", True, False, *CHOICE
+    )
+    next(running)
+    running.close()
+    assert ended == [True]
+
+
+def test_an_older_picture_waits_while_a_slider_is_ahead(previews, pages, models, monkeypatch):
+    monkeypatch.setattr(events, "REST", 0.2)
+    recipe = default_recipe(models)
+    look(previews, pages, recipe, models)
+    move(previews, pages, {"token": "t", "key": "density.1", "value": 0.1})
+    asked = asked_for(recipe, models)
+    assert pages.moving("t", asked.key, 0.2)
+    assert not pages.moving("t", asked_for(edited(recipe, models, density__1=0.1), models).key, 0.2)
+    seen = look(previews, pages, recipe, models)
+    assert not pages.moving("t", asked.key, 0.2), "it waited until the slider had come to rest"
+    assert seen[MAP]["data"]
+
+
+def test_tables_forget_what_was_not_asked_for_longest():
+    table = Newest(2)
+    for key in "ab":
+        table.keep(key, key.upper())
+    assert table.get("a") == "A"
+    table.keep("c", "C")
+    assert [table.get(key) for key in "abc"] == ["A", None, "C"]
+    assert table.get(None) is None
