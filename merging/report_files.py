@@ -10,6 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -118,7 +119,8 @@ def save_report(report: Report, folder: Path) -> None:
         raise OutputError(f"{folder}: the report cannot be written ({error.strerror}).") from None
     finally:
         for part, _ in parts:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
 
 def load_report(folder: Path) -> Report:
