@@ -20,7 +20,7 @@ from components.figures.story import Cuts, change_histogram, sign_agreement
 from components.tables import Table, map_table, panels_table
 from merging import Importance, Report
 from merging.changes import TensorStatistics
-from merging.fate import DTYPES, FATES
+from merging.fate import DTYPES, FATES, TensorFate
 from merging.kinship import sound_total
 from merging.report import Preview
 from merging.sums import total
@@ -169,13 +169,16 @@ def _fate(preview: Preview, names: tuple[str, ...], everything: bool) -> Iterato
     explanation = (
         fate.MAPS[FATES[-1]].explanation if preview.elementwise else fate.MAPS[fate.PRESENCE].explanation
     )
-    yield Section(
-        fate.story_bars(whole, names, "over the whole model"), Table(headers, [*map(list, rows)]), explanation
-    )
+    yield Section(_bars(whole, names), Table(headers, [*map(list, rows)]), explanation)
     for key in fate.available(preview):
         chart = fate.fate_chart(preview, names, key, everything=everything)
         shown = fate.fate_panels(preview, names, key, everything=everything)
         yield from _section(chart, lambda shown=shown: panels_table(shown), fate.MAPS[key].explanation)
+
+
+def _bars(whole: TensorFate, names: tuple[str, ...]) -> Chart:
+    chart = fate.story_bars(whole, names, "over the whole model")
+    return chart if chart.note else replace(chart, note="Share of each change's energy (δ²).")
 
 
 def _rounding(preview: Preview, everything: bool) -> Iterator[Section]:
