@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from merging.sums import Record, total
 Cell = tuple[int | None, str]
 """Block (None outside the blocks) and kind of module: a place on every map."""
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Report:
     trim: Trim | None = None
     preview: Preview | None = None
     warnings: tuple[str, ...] = ()
+    _made: dict[Hashable, tuple[object, Any]] = field(default_factory=dict, repr=False, compare=False)
+    """What was added up already, and of what; a report with another trim or preview shares it."""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -116,20 +118,22 @@ class Report:
         """Tensors with NaN or infinite values -> how many there are in the base, then in each expert."""
         return {name: found.broken for name, found in self.tensors.items() if any(found.broken)}
 
-    @cached_property
+    @property
     def total(self) -> TensorStatistics:
         """The sums over all tensors; over those without NaN and infinite values, where there are such."""
-        broken = self.broken
-        intact = [found for name, found in self.tensors.items() if name not in broken]
+        return self._remember("total", self.tensors, self._total)
+
+    def _total(self) -> TensorStatistics:
         if not self.tensors:
             return TensorStatistics.nothing(len(self.experts))
+        intact = [found for found in self.tensors.values() if not any(found.broken)]
         return total(intact or self.tensors.values())
 
     def places(self, *, everything: bool = False) -> dict[str, Place]:
         """Tensors and their places; weight matrices of attention and MLP only, unless `everything` is asked for."""
-        if everything not in self._places:
-            self._places[everything] = placed(self.tensors, everything=everything)
-        return self._places[everything]
+        return self._remember(
+            ("places", everything), self.tensors, lambda: placed(self.tensors, everything=everything)
+        )
 
     def cells(self, *, everything: bool = False) -> dict[Cell, TensorStatistics]:
         """Block and kind -> the statistics of all tensors there."""
@@ -137,29 +141,27 @@ class Report:
 
     def by_cell(self, records: Mapping[str, R], *, everything: bool = False) -> dict[Cell, R]:
         """Records by tensor added up by cell; tensors without a record are left out."""
-        key = (id(records), everything)
-        if key in self._cells:
-            return self._cells[key]
-        cells = added_up(self.places(everything=everything), records)
-        if any(records is own for own in self._own_records()):
-            self._cells[key] = cells
-        return cells
 
-    def _own_records(self) -> Iterator[Mapping[str, Any]]:
-        """The tables that live as long as this report, so that what is added up of them can be kept."""
-        yield self.tensors
-        if self.trim is not None:
-            yield self.trim.tensors
-        if self.preview is not None:
-            yield self.preview.tensors
+        def make() -> dict[Cell, R]:
+            return added_up(self.places(everything=everything), records)
 
-    @cached_property
-    def _places(self) -> dict[bool, dict[str, Place]]:
-        return {}
+        own = {
+            "tensors": self.tensors,
+            "trim": self.trim and self.trim.tensors,
+            "preview": self.preview and self.preview.tensors,
+        }
+        for name, table in own.items():
+            if records is table:
+                return self._remember((name, everything), records, make)
+        return make()
 
-    @cached_property
-    def _cells(self) -> dict[tuple[int, bool], dict[Cell, Any]]:
-        return {}
+    def _remember(self, what: Hashable, source: object, make: Callable[[], T]) -> T:
+        """What was made of `source` before, or is made now."""
+        known = self._made.get(what)
+        if known is None or known[0] is not source:
+            known = self._made[what] = (source, make())
+        found: T = known[1]
+        return found
 
     def frame(self, *, everything: bool = False) -> tuple[list[int | None], list[str]]:
         """The rows and columns that all maps of this report share."""

@@ -247,7 +247,9 @@ def test_another_trim_is_not_taken_for_the_first(report):
     changed = replace(report, trim=other)
     assert all(cell.kept == [7] * 3 for cell in changed.by_cell(other.tensors).values())
     assert changed.by_cell(report.trim.tensors) == cells
-    assert changed.total == report.total
+    assert changed.total is report.total
+    assert changed.cells() is report.cells()
+    assert replace(report, tensors=dict(list(report.tensors.items())[:1])).total != report.total
 
 
 def test_two_hundred_blocks_and_eight_experts_are_quick():
