@@ -168,6 +168,8 @@ def wire_preview(
         opened: the event of a visitor coming to the tab, if the app has one.
     """
     previews, pages = shared_previews(), shared_pages()
+    # a newer request ends an older one, so it must not wait for it
+    newer: dict[str, Any] = {"trigger_mode": "multiple", **PRIVATE}
     state = [tab.recipe, shared.family, part.shown, part.visited, part.listed, *part.choice]
 
     def follow(request: gr.Request, *values: Any) -> Any:
@@ -183,11 +185,11 @@ def wire_preview(
         return events.pick(previews, event, *values)
 
     # Gradio cannot tell whether a state that holds a recipe changed; its YAML always changes with it
-    tab.yaml.change(follow, state, part.all, **PRIVATE)
+    tab.yaml.change(follow, state, part.all, **newer)
     first = opened if opened is not None else app.load
     first(lambda: True, None, part.visited, **PRIVATE)
-    first(visit, state, part.all, **PRIVATE)
-    gr.on([c.input for c in (part.number, part.which, part.everything)], again, state, part.all, **PRIVATE)
+    first(visit, state, part.all, **newer)
+    gr.on([c.input for c in (part.number, part.which, part.everything)], again, state, part.all, **newer)
     part.twin.expand(lambda: True, None, part.listed, **PRIVATE).then(again, state, part.all, **PRIVATE)
     part.twin.collapse(lambda: False, None, part.listed, **PRIVATE)
     picked = [part.cell, part.bars, part.figures, part.whole]
