@@ -48,7 +48,7 @@ def token_tables(found: TokenChanges, names: Sequence[str], problem: str | None)
         lists.append(("Most conflict", found.conflicting, ("opposite signs", "cancelled change")))
     if found.marked.tokens:
         first = tuple(f"{name} relative" for name in names)
-        lists.append(("Special and chat-template tokens", found.marked, first))
+        lists.append(("Special and chat-template tokens: relative change", found.marked, first))
     parts = "".join(_list(title, rows, names, wanted) for title, rows, wanted in lists)
     return (
         f'<h3 class="chart-title">Tokens</h3><p class="chart-note">{html.escape(facts)}</p>{missing}'
@@ -60,18 +60,19 @@ def _list(title: str, rows: TokenRows, names: Sequence[str], wanted: int | tuple
     """One list: token, id and kind, then the numbers of one expert, or some columns by their names."""
     headers, cells = token_rows(rows, names)
     if isinstance(wanted, int):
-        wanted = (
-            f"{names[wanted]} ‖δ‖",
-            f"{names[wanted]} relative",
-            *(["opposite signs"] if len(names) > 1 else []),
-        )
-    places = [0, 1, 2, *(headers.index(one) for one in wanted)]
+        both = ["opposite signs"] if len(names) > 1 else []
+        columns = {
+            f"{names[wanted]} ‖δ‖": "‖δ‖",
+            f"{names[wanted]} relative": "relative",
+            **dict(zip(both, both, strict=True)),
+        }
+    else:
+        columns = {one: one.removesuffix(" relative") for one in wanted}
+    kinds = any(row[2] for row in cells[:MOST_TOKENS])
+    places = [0, *([2] if kinds else []), *(headers.index(one) for one in columns)]
     shown = [[row[place] for place in places] for row in cells[:MOST_TOKENS]]
-    table = (
-        html_table(title, [headers[place] for place in places], written(shown), wide=True)
-        if shown
-        else '<p class="quiet">None.</p>'
-    )
+    titles = ["token", *(["kind"] if kinds else []), *columns.values()]
+    table = html_table(title, titles, written(shown), wide=True) if shown else '<p class="quiet">None.</p>'
     more = f" (first {MOST_TOKENS} of {len(cells)})" if len(cells) > MOST_TOKENS else ""
     return f"<section><h4>{html.escape(title + more)}</h4>{table}</section>"
 

@@ -197,8 +197,8 @@ def _around_chance(shown: Sequence[Panel], bar: dict[str, Any]) -> dict[str, Any
         if value is not None and chance is not None
     ]
     limit = max(LEAST_LIMIT, _percentile(sorted(distances), 0.98))
-    ticks = [-0.98 * limit, 0, 0.98 * limit]
-    labels = [f"chance − {limit:.2f}", "chance", f"chance + {limit:.2f}"]
+    step = 0.9 * limit
+    ticks, labels = [-step, 0, step], [f"−{step:.2f}", "chance", f"+{step:.2f}"]
     return {"cmin": -limit, "cmax": limit, "colorbar": {**bar, "tickvals": ticks, "ticktext": labels}}
 
 

@@ -197,9 +197,11 @@ def test_the_tokens_of_the_embedding_are_listed(page):
     page.locator("#story h2").filter(has_text="Block").wait_for()
     page.get_by_label("Norms and embeddings").check()
     expect(page.locator("#map .xtick").filter(has_text="embedding").first).to_be_attached()
-    for field, wanted in (("Block", "outside"), ("Module", "embedding")):
+    steps = (("Block", "outside", "Final norm"), ("Module", "embedding", "Embedding"))
+    for field, wanted, name in steps:
         page.get_by_role("combobox", name=field).click()
         page.get_by_role("option", name=wanted).click()
+        wait_for_story(page, f"{name}, outside the blocks")
     tokens = page.locator("#detail-tokens")
     expect(tokens).to_contain_text("Changed most by math")
     expect(tokens.locator("section").filter(has_text="Special and chat-template tokens")).to_contain_text(
