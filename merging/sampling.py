@@ -65,7 +65,7 @@ def samplable(plan: Plan) -> bool:
     return 2 * rows.elements <= rows.whole and rows.elements <= MOST_OVER * _budget(plan)
 
 
-def sample_rows(plan: Plan, seed: int, sample_bytes: int = SAMPLE_BYTES) -> Rows:
+def sample_rows(plan: Plan, seed: int, sample_bytes: int | None = None) -> Rows:
     """The rows to look at: about the same share of every tensor, at least one block for every group."""
     merged = [tensor.info for tensor in plan.tensors if tensor.info.dtype in MERGEABLE]
     whole = sum(info.elements for info in merged)
@@ -85,10 +85,10 @@ def sample_rows(plan: Plan, seed: int, sample_bytes: int = SAMPLE_BYTES) -> Rows
     return Rows(of, blocks, elements, whole)
 
 
-def _budget(plan: Plan, sample_bytes: int = SAMPLE_BYTES) -> float:
+def _budget(plan: Plan, sample_bytes: int | None = None) -> float:
     """Elements of one model that a sample has room for."""
     stored = plan.bytes_to_read / max(1, plan.parameters)
-    return sample_bytes / max(1.0, stored)
+    return (sample_bytes or SAMPLE_BYTES) / max(1.0, stored)
 
 
 def _block_length(info: TensorInfo) -> int:
