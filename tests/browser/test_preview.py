@@ -1,0 +1,139 @@
+"""What a recipe would keep, in a real browser: the map follows the form, and cells of it change the recipe."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+VALUES = "() => JSON.stringify(document.querySelector('#preview-map .chart-plot').data.map(trace => trace.z))"
+RECIPE = "document.querySelector('#recipe-yaml .cm-content').innerText"
+
+
+def at_preview(page):
+    page.get_by_role("tab", name="3 Merge").click()
+    page.locator("#preview-map .has-figure").wait_for()
+    page.locator("#preview-bars .has-figure").wait_for()
+    page.wait_for_function("() => document.querySelector('#preview-brush-what input')?.value")
+    return page
+
+
+def values(page) -> str:
+    return page.evaluate(VALUES)
+
+
+def wait_for_other(page, before: str) -> str:
+    page.wait_for_function(f"before => ({VALUES})() !== before", arg=before)
+    return values(page)
+
+
+def slide(page, field: str, value: float) -> None:
+    page.locator(f"{field} input[type=range]").evaluate(
+        "(range, value) => { range.value = value; range.dispatchEvent(new Event('input', {bubbles: true})); }",
+        value,
+    )
+
+
+def click_cell(page, row: int, column: int, *, rows: int = 6, columns: int = 7) -> None:
+    area = page.locator("#preview-map .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    page.mouse.click(
+        box["x"] + box["width"] * (column + 0.5) / columns, box["y"] + box["height"] * (row + 0.5) / rows
+    )
+
+
+def test_a_slider_changes_the_map_and_writes_nothing(page, app_url, requests_seen, console_errors):
+    at_preview(page)
+    before, merges = values(page), page.locator("#merge-history label").count()
+    slide(page, "#merge-density-1", 0.1)
+    moved = wait_for_other(page, before)
+    page.wait_for_function(f"() => {RECIPE}.includes('density: 0.1')")
+    page.wait_for_timeout(1500)
+    assert values(page) == moved, "the recipe's own picture is that of the slider"
+    slide(page, "#merge-density-1", 0.5)
+    page.wait_for_function(f"before => ({VALUES})() === before", arg=before)
+    assert page.locator("#merge-history label").count() == merges
+    assert {urlsplit(url).netloc for url in requests_seen} <= {urlsplit(app_url).netloc, ""}
+    assert console_errors == []
+
+
+def test_form_and_map_are_seen_together(page):
+    at_preview(page)
+    page.locator("#merge-density-1").evaluate("field => field.scrollIntoView({block: 'center'})")
+    for part in ("#merge-density-1", "#preview-bars .chart-plot", "#merge-button"):
+        expect(page.locator(part)).to_be_in_viewport(ratio=1)
+    expect(page.locator("#preview-map .chart-plot")).to_be_in_viewport(ratio=0.7)
+
+
+def test_the_number_chosen_is_the_one_drawn(page, console_errors):
+    at_preview(page)
+    before = values(page)
+    page.locator("#preview-number label", has_text="Presence").click()
+    wait_for_other(page, before)
+    expect(page.locator("#preview-map .chart-title")).to_contain_text("present in the merged model")
+    page.locator("#preview-number label", has_text="Rounding").click()
+    expect(page.locator("#preview-facts tbody tr")).to_have_count(3)
+    expect(page.locator("#preview-facts")).to_contain_text("bfloat16, as this recipe writes")
+    page.locator("#preview-number label", has_text="Parameters").click()
+    expect(page.locator("#preview-which input")).to_be_visible()
+    page.get_by_role("button", name="The map as a table").last.click()
+    expect(page.locator("#preview-csv a.save")).to_be_visible()
+    assert console_errors == []
+
+
+def test_a_clicked_cell_shows_its_bars_and_the_way_back(page, console_errors):
+    at_preview(page)
+    click_cell(page, 2, 4)
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
+    page.get_by_role("button", name="In numbers").click()
+    expect(page.locator("#preview-figures")).to_contain_text("model.layers.2.mlp.gate_proj.weight")
+    page.locator("#preview-whole").click()
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
+    assert console_errors == []
+
+
+def test_brushed_cells_change_recipe_and_map(page, console_errors):
+    at_preview(page)
+    before = values(page)
+    area = page.locator("#preview-map .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3, steps=6)
+    page.mouse.up()
+    expect(page.locator("#preview-brush-line")).to_contain_text("6 cells chosen")
+    page.locator("#preview-brush-what input").click()
+    page.get_by_role("option", name="keep the base here").click()
+    page.locator("#preview-brush").get_by_role("button", name="Set", exact=True).click()
+    page.wait_for_function(f"() => {RECIPE}.includes('exclude')")
+    after = wait_for_other(page, before)
+    assert after.startswith("[[[null,null,null"), "the base's cells are gaps"
+    assert console_errors == []
+
+
+def test_a_recipe_that_cannot_run_has_no_map(page):
+    at_preview(page)
+    page.locator("#merge-method label:has(input[value='apl'])").click()
+    expect(page.locator("#preview-map .chart-empty")).to_contain_text("needs importance")
+    page.locator("#merge-method label:has(input[value='karcher'])").click()
+    expect(page.locator("#preview-map .chart-title")).to_contain_text("present in the merged model")
+    expect(page.locator("#preview-number label")).to_have_count(4)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_preview_fits_a_phone(open_page, console_errors, dark):
+    page = at_preview(open_page(390, dark=dark))
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    frame = page.locator("#preview-map .chart-plot").bounding_box()
+    assert frame["x"] >= 0
+    assert frame["x"] + frame["width"] <= 390
+    before = values(page)
+    slide(page, "#merge-density-0", 0.2)
+    wait_for_other(page, before)
+    assert console_errors == []
