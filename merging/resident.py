@@ -22,7 +22,7 @@ from merging.sorted_keys import SortedKeys, sort_keys
 from merging.tensor_plan import TensorPlan
 
 Pieces = Sequence[tuple[TensorPlan, Piece]]
-BYTES_PER_CHANGE = 48
+BYTES_PER_CHANGE = 88
 """What one element of one expert takes at most: its value, its change, two sorted tables, ranks and random words."""
 BYTES_PER_ELEMENT = 24
 MOST_TABLES = 4

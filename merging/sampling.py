@@ -24,7 +24,7 @@ from merging.tensor_plan import TensorPlan
 
 GROUPS = 8
 """Independent samples of every tensor; their spread gives the standard error."""
-SAMPLE_BYTES = 64 << 20
+SAMPLE_BYTES = 24 << 20
 """Stored bytes of base and experts that a sample reads, or a little more."""
 WHOLE = 1 << 16
 """Tensors of up to so many elements are read whole."""
