@@ -158,5 +158,31 @@ def choose_cell(
     ]
 
 
+def choose_block(
+    reports: Kept,
+    key: str,
+    metric: str,
+    everything: bool,
+    block: str | None,
+    cell: Cell | None,
+    found: Found | None = None,
+) -> list[Any]:
+    """The cell of another block, of the same module where there is one."""
+    return choose_cell(reports, key, metric, everything, block, _names(cell)[1], found)
+
+
+def choose_module(
+    reports: Kept,
+    key: str,
+    metric: str,
+    everything: bool,
+    module: str | None,
+    cell: Cell | None,
+    found: Found | None = None,
+) -> list[Any]:
+    """Another module of the same block."""
+    return choose_cell(reports, key, metric, everything, _names(cell)[0], module, found)
+
+
 def _names(cell: Cell | None) -> tuple[str | None, str | None]:
     return (row_name(cell[0]), cell[1]) if cell is not None else (None, None)

@@ -20,7 +20,8 @@ from components.importance_tab import (
 )
 from components.inspect_detail import Detail, build_detail, wire_detail
 from components.inspect_events import (
-    choose_cell,
+    choose_block,
+    choose_module,
     measure,
     open_importance,
     pick_cell,
@@ -148,7 +149,6 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     measured = [tab.status, tab.measure, tab.stop, tab.token, tab.report]
     found = shared.importance
     choice = [tab.report, tab.metric, tab.everything, tab.cell, found]
-    named = [tab.report, tab.metric, tab.everything, tab.block, tab.module, found]
     cell = [tab.cell, tab.block, tab.module, tab.story, tab.figures, tab.histogram, tab.agreement, tab.pairs]
     map_views = [tab.map, tab.explanation, tab.table]
 
@@ -171,9 +171,10 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     wire_choice(tab.choice, Shown(tab.metric, tab.report, trimmed), settings, shared, reports, stops)
     tab.metric.change(partial(show_metric, reports), choice, map_views, **latest)
     tab.map.select(pick, [tab.report, tab.everything, tab.metric, tab.cell], cell, **latest)
-    gr.on(
-        [tab.block.input, tab.module.input], partial(choose_cell, reports), named, [tab.map, *cell], **quiet
-    )
+    # each dropdown goes without the other's value: that may be off its list by the time it arrives
+    for field, choose in ((tab.block, choose_block), (tab.module, choose_module)):
+        named = [tab.report, tab.metric, tab.everything, field, tab.cell, found]
+        field.input(partial(choose, reports), named, [tab.map, *cell], **latest)
     wire_detail(tab.detail, tab.report, tab.cell, settings, shared, reports)
     wire_importance(app, tab.importance, settings, shared)
     found.change(partial(show_metric, reports), choice, map_views, **latest)

@@ -191,6 +191,8 @@ def test_dropdowns_do_what_a_click_does(kept):
     chart, *chosen = tab.choose_cell(reports, key, "change", False, "1", "o")
     assert chosen == clicked
     assert chart["picked"] == [1, 3]
+    assert tab.choose_block(reports, key, "change", False, "1", (0, "o"))[1:] == clicked
+    assert tab.choose_module(reports, key, "change", False, "o", (1, "down"))[1:] == clicked
 
 
 def test_a_cell_that_does_not_exist_gives_way_to_one_that_does(kept):

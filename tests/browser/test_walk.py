@@ -186,6 +186,7 @@ def test_inside_a_cell_are_heads_rows_and_spectra(page, console_errors):
     page.locator("#detail-spectrum").click()
     expect(page.locator("#detail-spectra .scatterlayer .trace")).to_have_count(3)
     expect(page.locator("#detail-ranks tbody tr")).to_have_count(3)
+    page.locator("#map .chart-plot").scroll_into_view_if_needed()
     page.mouse.click(*cell_centre(page, panel=0, row=2, column=6))
     wait_for_story(page, "Block 2, down")
     expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
