@@ -182,7 +182,9 @@ def test_a_click_on_a_gap_or_after_the_report_is_gone_changes_nothing(kept):
     assert clicked_cell(event({"index": [0, 0]})) == (0, 0)
     gap = tab.pick_cell(reports, event({"index": [0, 2]}), key, True, "change", None)
     assert gap == [gr.skip()] * 8, "block 0 has no final norm"
-    assert tab.pick_cell(reports, event({"index": [0, 0]}), "unknown", False, "change", None) == [gr.skip()] * 8
+    assert (
+        tab.pick_cell(reports, event({"index": [0, 0]}), "unknown", False, "change", None) == [gr.skip()] * 8
+    )
 
 
 def test_dropdowns_do_what_a_click_does(kept):
