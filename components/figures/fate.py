@@ -18,6 +18,8 @@ LOWEST_LABELLED = 0.07
 """Shares below this have no room for their number in a bar."""
 LOW_CELL = 15
 """Height of a cell, in pixels, where maps stand below each other beside the form."""
+LEAST_BARS = 3
+"""Bars for which there is room at least: a flatter figure has none for its legend."""
 PRESENCE, NOBODY = "presence", "nobody"
 
 
@@ -319,10 +321,10 @@ def _told(fate: TensorFate, expert: int, name: str) -> str:
 
 def _bar_figure(names: Sequence[str], where: str, *, barmode: str, legend: bool) -> go.Figure:
     """`legend` on top, in one line where there is room and in two where there is not."""
-    top = 46 if legend else 8
+    top = 52 if legend else 8
     axes: dict[str, Any] = {"fixedrange": True, "zeroline": False}
     return new_figure(
-        height=26 * len(names) + top + 26,
+        height=26 * max(LEAST_BARS, len(names)) + top + 26,
         margin={"l": 8, "r": 12, "t": top, "b": 22},
         barmode=barmode,
         bargap=0.24,
