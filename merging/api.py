@@ -75,11 +75,15 @@ def inspect(
     """Measure the experts' changes and conflicts, and what the recipe would make of them, without merging.
 
     Args:
-        sample: None looks at every element; a share in (0, 1) at a stratified sample of so many of them.
+        sample: None looks at every element; a share in (0, 1) at a stratified sample of about so many: some rows of every
+            large tensor, small ones whole. Then `report.sample.error`, `report.preview.sample.error` and
+            `report.trim.sample.error` give the standard error of a number, from eight independent groups of rows, and the
+            warnings that of every relative change. Of a method whose result rows cannot tell (DPPA, Model Stock, APL's
+            cuts by importance) there is no preview, and a warning says so.
         density, scope: of the trim; by default those of the recipe, and no trim where it keeps everything.
 
     Raises:
-        MergingError: the recipe cannot run, has no base, or has slices of different models.
+        MergingError: the recipe cannot run, has no base, or has slices of different models; a wrong share or density.
     """
     events = full_report(
         check(recipe), device=device, sample=sample, density=density, scope=checked_scope(scope)

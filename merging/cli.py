@@ -149,7 +149,11 @@ def inspect(
         ),
     ] = None,
     sample: Annotated[
-        float | None, typer.Option(help="Look at a stratified sample of this share of the weights.")
+        float | None,
+        typer.Option(
+            help="Estimate from a stratified sample of this share of the weights; prints the standard error of every "
+            "relative change. No preview of DPPA, Model Stock and APL's cuts by importance."
+        ),
     ] = None,
     density: Annotated[
         float | None, typer.Option(help="Show the conflict after trimming to it; by default the recipe's.")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 from merging import engine
-from merging.changes import TensorStatistics
 from merging.errors import MergingError
 from merging.events import Progress
 from merging.inspection import TrimWatch, inspect_plan, inspect_recipe, trim_of
 from merging.methods import Scope
 from merging.plan import Plan, make_plan
-from merging.report import Report, Sample, Trim
-from merging.row_sample import GROUPS, checked_share, estimate, sampled
+from merging.report import Report, Trim
+from merging.sampled_report import sampled_report, without
 
 
 def full_report(
@@ -33,30 +30,21 @@ def full_report(
     What cannot be made (a NaN in a model stops every merge) is left out, and the report's warnings say why.
 
     Args:
-        sample: None looks at every element; a share in (0, 1) at a stratified sample of so many of them.
+        sample: None looks at every element; a share in (0, 1) at a stratified sample of about so many, in memory on the
+            CPU: see `sampled_report`.
         density, scope: of the trim; by default those of the recipe, and no trim where it keeps everything.
 
     Raises:
-        MergingError: slices of different models, a recipe without a base, a density outside (0, 1].
+        MergingError: slices of different models, a recipe without a base, a density outside (0, 1], no such share.
     """
     asked = _trim_of(plan, density, scope)
     if sample is not None:
-        yield from _sampled(plan, checked_share(sample), asked, device)
+        yield from sampled_report(plan, _with_base(plan), sample, asked)
         return
-    yield from _one(plan, _with_base_of(plan), asked and trim_of(_with_base(plan), *asked), asked, device)
-
-
-def _one(
-    plan: Plan,
-    based: Callable[[], Plan],
-    trimmed: Plan | None,
-    asked: tuple[float, Scope] | None,
-    device: str,
-) -> Iterator[Progress | Report]:
-    """The report of one plan, or of one sample of it."""
+    trimmed = trim_of(_with_base(plan), *asked) if asked is not None else None
     steps = 2 if trimmed is not None else 1
     report: Report | None = None
-    for event in _with_preview(plan, based, device):
+    for event in _with_preview(plan, device):
         if isinstance(event, Report):
             report = event
         else:
@@ -70,84 +58,19 @@ def _one(
                     yield _part(step, 1, steps)
             report = replace(report, trim=Trim(*asked, watch.result()))
         except MergingError as error:
-            report = _without(report, "what trimming leaves", error)
+            report = without(report, "what trimming leaves", error)
     yield report
 
 
-def _with_base_of(plan: Plan) -> Callable[[], Plan]:
-    return lambda: _with_base(plan)
-
-
-def _with_preview(plan: Plan, based: Callable[[], Plan], device: str) -> Iterator[Progress | Report]:
+def _with_preview(plan: Plan, device: str) -> Iterator[Progress | Report]:
     """The report and the preview in one pass; the report alone where the merge would fail."""
     try:
         yield from inspect_recipe(plan, device=device)
         return
     except MergingError as error:
         failed = error
-    for event in inspect_plan(based(), device=device):
-        yield _without(event, "a preview", failed) if isinstance(event, Report) else event
-
-
-def _sampled(
-    plan: Plan, share: float, asked: tuple[float, Scope] | None, device: str
-) -> Iterator[Progress | Report]:
-    """The report of four samples together, with the error that their spread shows."""
-    if plan.scores is not None:
-        raise MergingError(
-            f"sample: {plan.recipe.merge_method} works on the importance of whole tensors; leave sample out."
-        )
-    trimmed = trim_of(_with_base(plan), *asked) if asked is not None else None
-    found: list[Report] = []
-    for group in range(GROUPS):
-        part = sampled(plan, share, group)
-        based = _sampled_base(plan, share, group)
-        fewer = sampled(trimmed, share, group) if trimmed is not None else None
-        for event in _one(part, based, fewer, asked, device):
-            if isinstance(event, Report):
-                found.append(event)
-            else:
-                yield _part(event, group, GROUPS)
-    yield _together(plan, share, found)
-
-
-def _sampled_base(plan: Plan, share: float, group: int) -> Callable[[], Plan]:
-    return lambda: sampled(_with_base(plan), share, group)
-
-
-def _together(plan: Plan, share: float, found: list[Report]) -> Report:
-    """One report of several samples, scaled up to whole tensors."""
-    sizes = {tensor.info.name: tensor.info.elements for tensor in plan.tensors}
-    first = found[0]
-    report = replace(first, tensors=estimate([one.tensors for one in found], sizes))
-    trims = [one.trim for one in found if one.trim is not None]
-    if len(trims) == len(found):
-        groups = tuple(estimate([trim.tensors], sizes) for trim in trims)
-        together = estimate([trim.tensors for trim in trims], sizes)
-        report = replace(report, trim=replace(trims[0], tensors=together, sample=Sample(share, groups)))
-    previews = [one.preview for one in found if one.preview is not None]
-    if len(previews) == len(found):
-        groups = tuple(estimate([preview.tensors], sizes) for preview in previews)
-        together = estimate([preview.tensors for preview in previews], sizes)
-        report = replace(report, preview=replace(previews[0], tensors=together, sample=Sample(share, groups)))
-    read = sum(one.total.elements for one in found) / max(1, report.total.elements)
-    spread = Sample(share, tuple(estimate([one.tensors], sizes) for one in found))
-    said = []
-    for expert, name in enumerate(report.experts):
-        change = report.total.relative_change(expert)
-        error = spread.error(partial(_change_of, expert=expert), report.tensors)
-        if change is not None and error is not None:
-            said.append(f"{Path(name).name} {change:.4g} ± {error:.2g}")
-    warning = (
-        f"All numbers are estimates from {min(1.0, read):.1%} of the weights (rows spread evenly over every tensor); "
-        f"relative change and its standard error: {', '.join(said) or 'unknown'}. Cuts and largest changes are those of the "
-        "sample."
-    )
-    return replace(report, warnings=(*report.warnings, warning))
-
-
-def _change_of(found: TensorStatistics, expert: int) -> float | None:
-    return found.relative_change(expert)
+    for event in inspect_plan(_with_base(plan), device=device):
+        yield without(event, "a preview", failed) if isinstance(event, Report) else event
 
 
 def checked_scope(word: str | None) -> Scope | None:
@@ -205,11 +128,6 @@ def _trim_of(plan: Plan, density: float | None, scope: Scope | None) -> tuple[fl
         return density, where
     below = Counter({value: count for value, count in counts.items() if 0 < value < 1})
     return (below.most_common(1)[0][0], where) if below else None
-
-
-def _without(report: Report, what: str, reason: object) -> Report:
-    said = str(reason).rstrip(".")
-    return replace(report, warnings=(*report.warnings, f"The report is without {what}: {said}."))
 
 
 def _part(progress: Any, number: int, steps: int) -> Progress:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from merging import engine, ops
-from merging.changes import ChangeWatch
+from merging.changes import ChangeWatch, TensorStatistics
 from merging.checkpoint import TensorSource
 from merging.errors import MergingError
 from merging.events import Progress
@@ -22,15 +22,18 @@ from merging.sign_conflict import Patterns, sign_conflict
 from merging.sums import by_tensor
 
 
-class _Pieces:
-    """Shows an accumulator of pieces the pieces of a merge, as changes from an origin where they have no base."""
+class PieceWatch:
+    """Accumulates the experts' changes in the pieces of a merge, from an origin where these have no base."""
 
-    def __init__(self, accumulator: ChangeWatch, origin: Origin | None):
-        self.accumulator = accumulator
+    def __init__(self, origin: Origin | None = None):
+        self.changes = ChangeWatch()
         self.origin = origin
 
     def update(self, outcome: Outcome) -> None:
-        self.accumulator.update(outcome.piece if self.origin is None else self.origin.under(outcome.piece))
+        self.changes.update(outcome.piece if self.origin is None else self.origin.under(outcome.piece))
+
+    def result(self) -> dict[str, TensorStatistics]:
+        return self.changes.result()
 
 
 class TrimWatch:
@@ -122,9 +125,9 @@ def inspect_recipe(
     """The experts' changes and what the plan makes of them, in one pass; see `preview_plan`."""
     require_one_family(plan)
     start = origin_of(plan, origin)
-    changes, fates = ChangeWatch(), FateWatch(start)
-    yield from _watched(plan, [_Pieces(changes, start), fates], device)
-    yield replace(_report(plan, changes), preview=preview_of(plan, fates.result()))
+    changes, fates = PieceWatch(start), FateWatch(start)
+    yield from _watched(plan, [changes, fates], device)
+    yield replace(_report(plan, changes.changes), preview=preview_of(plan, fates.result()))
 
 
 def _watched(plan: Plan, watches: Sequence[engine.Watch], device: str) -> Iterator[Progress]:

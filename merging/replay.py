@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from merging.cuts import KeyHistogram, LargestCut
 from merging.engine import outcome_of, require_finite
+from merging.events import Progress
 from merging.methods import Group, Survey
 from merging.pieces import Outcome, Piece
 from merging.plan import Plan
@@ -44,6 +46,20 @@ def replay(
             outcome = replace(outcome, piece=family.under(piece))
         watch.update(outcome)
     return watch.result()
+
+
+def show(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]:
+    """Show a watch every piece of a family, as of a merge that leaves the base as it is; progress after every tensor."""
+    tensors = [tensor for tensor in plan.tensors if tensor.method is not None]
+    started, read = time.perf_counter(), 0
+    for number, tensor in enumerate(tensors, 1):
+        for _, piece in family.pieces(plan, [tensor]):
+            known = piece if plan.base is not None else family.under(piece)
+            watch.update(Outcome(known, known.base_or_zero, known.base_or_zero))
+            read += known.models.nbytes + known.base_or_zero.nbytes
+        yield Progress(
+            "reading", number, len(tensors), read, number / len(tensors), time.perf_counter() - started
+        )
 
 
 def _surveyed(plan: Plan, family: Family) -> Iterator[tuple[TensorPlan, Piece, Any]]:

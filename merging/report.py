@@ -97,7 +97,8 @@ class Report:
     """What was measured on base and experts: everything the maps show.
 
     `tensors` are the experts' changes, whatever the recipe; `trim` the same after trimming, `preview` what a recipe makes
-    of them, where these were asked for. `warnings` are what the models' headers say.
+    of them, where these were asked for. `warnings` are what the models' headers say. With a `sample` all numbers are
+    estimates, and it tells the error of the changes; those of `trim` and `preview` are told by their own.
     """
 
     base: str
@@ -106,6 +107,7 @@ class Report:
     trim: Trim | None = None
     preview: Preview | None = None
     warnings: tuple[str, ...] = ()
+    sample: Sample | None = None
     _made: dict[Hashable, tuple[object, Any]] = field(default_factory=dict, repr=False, compare=False)
     """What was added up already, and of what; a report with another trim or preview shares it."""
 

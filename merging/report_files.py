@@ -94,6 +94,7 @@ class _Document(_Strict):
     trim: _Trim | None
     preview: _Preview | None
     warnings: list[str]
+    sample: _Sample | None = None
 
 
 def save_report(report: Report, folder: Path) -> None:
@@ -190,6 +191,7 @@ def _describe(report: Report, columns: dict[str, torch.Tensor]) -> _Document:
         trim=None if report.trim is None else trimmed(report.trim),
         preview=None if report.preview is None else previewed(report.preview),
         warnings=list(report.warnings),
+        sample=sampled("changes", report.sample),
     )
 
 
@@ -219,6 +221,7 @@ class _Reader:
             trim=None if document.trim is None else self.trim(document.trim),
             preview=None if document.preview is None else self.preview(document.preview),
             warnings=tuple(document.warnings),
+            sample=self.sample("changes", TensorStatistics, document.sample),
         )
 
     def trim(self, trim: _Trim) -> Trim:

@@ -51,25 +51,32 @@ class Rows:
 
 
 def samplable(plan: Plan) -> bool:
-    """Whether the preview of a plan can be estimated from rows.
-
-    Not where cuts are made inside importance partitions, where rare elements decide, or where few rows are already most
-    of the models.
-    """
-    merged = [tensor.method for tensor in plan.tensors if tensor.method is not None]
-    if any(method.name in UNSTEADY for method in merged):
-        return False
-    if any(method.needs_importance and getattr(method, "drop", "") != "random" for method in merged):
-        return False
+    """Whether the preview of a plan is estimated from rows: one that is `steady`, and far fewer rows than all."""
     rows = sample_rows(plan, 0)
-    return 2 * rows.elements <= rows.whole and rows.elements <= MOST_OVER * _budget(plan)
+    return steady(plan) and 2 * rows.elements <= rows.whole and rows.elements <= MOST_OVER * _budget(plan)
 
 
-def sample_rows(plan: Plan, seed: int, sample_bytes: int | None = None) -> Rows:
-    """The rows to look at: about the same share of every tensor, at least one block for every group."""
+def steady(plan: Plan) -> bool:
+    """Whether groups of rows tell what a merge makes of whole models: not where cuts are made inside importance
+    partitions, nor where rare elements decide."""
+    merged = [tensor.method for tensor in plan.tensors if tensor.method is not None]
+    return not any(
+        method.name in UNSTEADY or (method.needs_importance and getattr(method, "drop", "") != "random")
+        for method in merged
+    )
+
+
+def sample_rows(
+    plan: Plan, seed: int, sample_bytes: int | None = None, *, share: float | None = None
+) -> Rows:
+    """The rows to look at: about the same share of every tensor, at least one block for every group.
+
+    Args:
+        sample_bytes: stored bytes of base and experts to read, where no `share` of the weights says it.
+    """
     merged = [tensor.info for tensor in plan.tensors if tensor.info.dtype in MERGEABLE]
     whole = sum(info.elements for info in merged)
-    share = min(1.0, _budget(plan, sample_bytes) / max(1, whole))
+    share = min(1.0, _budget(plan, sample_bytes) / max(1, whole)) if share is None else share
     of: dict[str, torch.Tensor] = {}
     blocks: dict[str, int] = {}
     elements = 0
