@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from merging.checkpoint import TensorSource
 from merging.events import Progress
 from merging.fate import FateWatch
 from merging.inspection import (
@@ -70,37 +72,59 @@ class Residents:
         return found
 
 
-def preview(plan: Plan, residents: Residents) -> Preview:
+def preview(plan: Plan, residents: Residents, *, origin: TensorSource | None = None) -> Preview:
     """The exact preview of a plan over a family that `fits`.
 
+    Args:
+        origin: what changes are measured from where the method uses no base; by default the recipe's `base_model`.
+
     Raises:
-        MergingError: the merge itself would fail.
+        MergingError: nothing to measure changes from, or the merge itself would fail.
     """
+    plan = measured_from(plan, origin)
     return quietly(_preview, plan, residents.family(plan))
 
 
-def estimate(plan: Plan, residents: Residents, seed: int = 0) -> Preview:
-    """The preview of a plan from a sample of its rows, where that is `samplable`.
+def estimate(
+    plan: Plan, residents: Residents, seed: int = 0, *, origin: TensorSource | None = None
+) -> Preview:
+    """The preview of a plan from a sample of its rows, where that is `samplable`; see `preview`.
 
     Raises:
-        MergingError: the merge of the sample fails.
+        MergingError: nothing to measure changes from, or the merge of the sample fails.
     """
+    plan = measured_from(plan, origin)
     return quietly(_preview, plan, residents.sample(plan, seed))
 
 
-def steps(plan: Plan, residents: Residents, *, device: str = "auto") -> Iterator[Progress | Preview]:
+def steps(
+    plan: Plan, residents: Residents, *, device: str = "auto", origin: TensorSource | None = None
+) -> Iterator[Progress | Preview]:
     """The preview of a plan: at once where the family fits; else first an estimate (`Preview.sample`), then progress,
-    then the exact one. Closing the iterator stops the work.
+    then the exact one. Closing the iterator stops the work; see `preview`.
 
     Raises:
-        MergingError: the merge itself would fail.
+        MergingError: nothing to measure changes from, or the merge itself would fail.
     """
     if residents.fits(plan):
-        yield preview(plan, residents)
+        yield preview(plan, residents, origin=origin)
         return
     if samplable(plan):
-        yield estimate(plan, residents)
-    yield from preview_plan(plan, device=device)
+        yield estimate(plan, residents, origin=origin)
+    yield from preview_plan(plan, device=device, origin=origin)
+
+
+def measured_from(plan: Plan, origin: TensorSource | None) -> Plan:
+    """The plan with what changes are measured from as the reference of its tensors, where its method uses no base.
+
+    Raises:
+        MergingError: slices of different models, nothing to measure changes from, or tensors missing there.
+    """
+    require_one_family(plan)
+    if origin_of(plan, origin) is None or origin is None:
+        return plan
+    tensors = [replace(tensor, reference=replace(tensor.reference, source=origin)) for tensor in plan.tensors]
+    return replace(plan, reference=origin, tensors=tuple(tensors))
 
 
 def trim_steps(
@@ -121,8 +145,6 @@ def trim_steps(
 
 
 def _preview(plan: Plan, family: Family) -> Preview:
-    require_one_family(plan)
-    origin_of(plan, None)
     return preview_of(plan, *replay(plan, family, FateWatch))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merging
-from merging import METHODS, MergingError, whatif
+from merging import METHODS, Checkpoint, MergingError, whatif
 from merging.inspection import preview_plan, trim_plan
+from merging.plan import Plan
 from merging.report import Preview, Trim
 from merging.whatif import Residents
 
@@ -67,6 +69,69 @@ def test_a_preview_from_memory_is_the_one_from_disk(name, profile, bf16_family, 
         assert found.sample is None
         assert found.recipe == exact.recipe
         assert found.effective == exact.effective
+
+
+def baseless(folder: Path, name: str, profile: str = "paper", **keys) -> Plan:
+    """The plan of a recipe that names no base."""
+    models = tuple({"model": str(folder / expert)} for expert in experts_of(name))
+    return merging.check(merging.Recipe(merge_method=name, models=models, profile=profile, **keys))
+
+
+@pytest.mark.parametrize("profile", ["paper", "mergekit"])
+@pytest.mark.parametrize("name", ["linear", "nuslerp", "multislerp", "karcher"])
+def test_methods_without_a_base_from_memory(name, profile, bf16_family):
+    residents, origin = Residents(), Checkpoint.open(bf16_family / "base")
+    plan = baseless(bf16_family, name, profile)
+    assert plan.base is None
+    exact = last(preview_plan(plan, device="cpu", origin=origin))
+    for _ in range(2):
+        found = whatif.preview(plan, residents, origin=origin)
+        same(found, exact)
+        assert (found.recipe, found.effective, found.dtypes) == (exact.recipe, exact.effective, exact.dtypes)
+    (stepped,) = whatif.steps(plan, residents, device="cpu", origin=origin)
+    same(stepped, exact)
+    assert len(residents._kept) == 1
+    with pytest.raises(MergingError, match="nothing says what the models changed"):
+        whatif.preview(plan, residents)
+
+
+def test_changes_are_measured_from_the_origin_that_was_given(family):
+    """Two origins over the same experts, one after the other, from the same memory."""
+    residents, plan = Residents(), baseless(family, "karcher")
+    found = {}
+    for name in ("base", "three", "base"):
+        origin = Checkpoint.open(family / name)
+        found[name] = whatif.preview(plan, residents, origin=origin)
+        same(found[name], last(preview_plan(plan, device="cpu", origin=origin)))
+    assert found["base"].tensors != found["three"].tensors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_origin_is_rounded_as_the_inputs_are(dtype, family):
+    origin = Checkpoint.open(family / "base")
+    plan = baseless(family, "linear", "mergekit", dtype=dtype)
+    exact = last(preview_plan(plan, device="cpu", origin=origin))
+    same(whatif.preview(plan, Residents(), origin=origin), exact)
+
+
+def test_a_method_s_own_base_comes_before_an_origin(family, write_recipe):
+    plan = merging.check(write_recipe(family, "ties", EXPERTS))
+    found = whatif.preview(plan, Residents(), origin=Checkpoint.open(family / "one"))
+    same(found, last(preview_plan(plan, device="cpu")))
+
+
+def test_an_origin_without_the_tensors_is_told_as_from_disk(family, tmp_path):
+    shutil.copytree(family / "base", tmp_path / "short")
+    tensors = load_file(tmp_path / "short" / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "short" / "model.safetensors")
+    origin, plan = Checkpoint.open(tmp_path / "short"), baseless(family, "linear")
+    with pytest.raises(MergingError) as disk:
+        last(preview_plan(plan, device="cpu", origin=origin))
+    with pytest.raises(MergingError) as memory:
+        whatif.preview(plan, Residents(), origin=origin)
+    assert str(memory.value) == str(disk.value)
+    assert "does not have it" in str(disk.value)
 
 
 @pytest.mark.parametrize("scope", ["tensor", "layer", "model"])
@@ -129,8 +194,6 @@ def test_two_visitors_at_once(bf16_family, write_recipe):
 
 
 def test_a_model_that_changes_on_disk_is_read_again(family, tmp_path, write_recipe):
-    import shutil
-
     for name in ("base", "one", "two"):
         shutil.copytree(family / name, tmp_path / "f" / name)
     residents = Residents()
@@ -146,8 +209,6 @@ def test_a_model_that_changes_on_disk_is_read_again(family, tmp_path, write_reci
 
 
 def test_nan_is_told_as_the_merge_tells_it(family, tmp_path, write_recipe):
-    import shutil
-
     for name in ("base", "one"):
         shutil.copytree(family / name, tmp_path / "f" / name)
     tensors = load_file(tmp_path / "f" / "one" / "model.safetensors")
