@@ -199,3 +199,23 @@ def test_copied_tensors_are_marked_as_the_base_s(family):
 def test_names_from_outside_are_no_markup(preview):
     chart = fate.fate_bars(total(preview.tensors.values()), ("<b>x</b>", "%{x}", "three"), "whole model")
     assert drawn(chart)[0]["y"] == ["&lt;b&gt;x&lt;/b&gt;", "%&#123;x}", "three"]
+
+
+@pytest.mark.parametrize("key", fate.WORDS)
+def test_rounded_away_says_all_that_it_means(key):
+    """Also of a λ of 0 and of changes that cancel exactly: the merge writes the base there."""
+    said = fate.MAPS[key].explanation
+    assert "the output equals the base there" in said
+    assert "too small for the number format, or nothing is left of it, as with λ 0" in said
+    assert "cancel each other exactly" in said
+
+
+def test_a_merge_with_lambda_0_is_rounded_away(family):
+    preview = preview_of(family, parameters={"density": 1.0, "lambda": 0.0})
+    whole = total(preview.tensors.values())
+    assert whole.share(0, "rounded") + whole.share(0, "outvoted") == pytest.approx(1)
+    assert whole.share(0, "rounded") > 0.5
+    chart = fate.fate_bars(whole, NAMES, "whole model")
+    (rounded,) = [trace for trace in drawn(chart) if trace["name"] == "rounded away"]
+    assert "leaves the base's value in the output" in rounded["hovertemplate"]
+    assert "nothing is left of it" in rounded["hovertemplate"]

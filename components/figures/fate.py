@@ -42,7 +42,10 @@ WORDS = {
         "out-voted", "#2a6fc0", "/", "survived the trimming, but lost the election of a sign"
     ),
     "rounded": FateWords(
-        "rounded away", "#7a6a10", ".", "is too small for the number format: the merged weight is the base's"
+        "rounded away",
+        "#7a6a10",
+        ".",
+        "leaves the base's value in the output: too small for the number format, or nothing is left of it",
     ),
     "cancelled": FateWords(
         "cancelled", "#b93a33", "x", "was added, but the sum of all experts went the other way"
@@ -53,8 +56,9 @@ WORDS = {
 _ENERGY = (
     "A change counts by its energy, the sum of δ² of its weights, so that large changes weigh more than many tiny ones. Every "
     "weight of every expert has exactly one fate, the first of these that applies: dropped (trimmed, dropped at random, or "
-    "weight 0), out-voted (lost the election of a sign), rounded away (the output's number format cannot hold the "
-    "difference from the base), cancelled (added, but the sum of all experts went the other way), kept. "
+    "weight 0), out-voted (lost the election of a sign), rounded away (the output equals the base there: the merged "
+    "change is too small for the number format, or nothing is left of it, as with λ 0 or experts that cancel each other "
+    "exactly), cancelled (added, but the sum of all experts went the other way), kept. "
 )
 
 
