@@ -189,7 +189,7 @@ save.addEventListener('click', () => {
   layout.title = {text: value.title.replace(/</g, '&lt;'), x: 0, xref: 'paper', y: 1, yref: 'container',
     yanchor: 'top', pad: {t: 24}, font: {size: 15, weight: 600}};
   Plotly.downloadImage({data: value.data, layout}, {
-    format: 'png', filename: props.file, width: figure.clientWidth + 48, height: layout.height, scale: 2,
+    format: 'png', filename: figure.dataset.file, width: figure.clientWidth + 48, height: layout.height, scale: 2,
   });
 });
 

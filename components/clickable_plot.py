@@ -25,10 +25,10 @@ _HERE = Path(__file__).parent
 _SCRIPT = (_HERE / "clickable_plot.js").read_text(encoding="utf-8")
 
 _TEMPLATE = """
-<figure class="chart">
+<figure class="chart" data-file="FILE">
   <figcaption><h3 class="chart-title"></h3><p class="chart-note"></p></figcaption>
   <div class="chart-plot" role="img"></div>
-  <div class="chart-empty">${empty}</div>
+  <div class="chart-empty">EMPTY</div>
   <button type="button" class="chart-png" hidden>Save as PNG</button>
 </figure>
 """
@@ -45,16 +45,22 @@ def clickable_plot(*, empty: str, name: str, **options: Any) -> gr.HTML:
         name: the file name of the PNG, without its ending.
     """
     gr.set_static_paths([PLOTLY_JS])
+    # not as properties: Gradio forgets those of a component that is updated before its tab or section is first shown
+    template = _TEMPLATE.replace("FILE", _literal(name)).replace("EMPTY", _literal(empty))
     return gr.HTML(
-        html_template=_TEMPLATE,
+        html_template=template,
         js_on_load=_SCRIPT,
         head=HEAD,
         apply_default_css=False,
-        empty=html.escape(empty),
-        file=name,
         brushed=[],
         **options,
     )
+
+
+def _literal(words: str) -> str:
+    """Words as HTML in which Gradio's templates find nothing to fill in."""
+    safe = html.escape(words)
+    return "".join(f"&#{ord(letter)};" if letter in "$`{}\\" else letter for letter in safe)
 
 
 def payload(

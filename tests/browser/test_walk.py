@@ -115,6 +115,18 @@ def ask_all_columns(page, question: str) -> None:
         expect(column.locator(".message.bot, .bot .message").first).not_to_be_empty(timeout=30_000)
 
 
+def test_who_reads_the_first_tab_for_long_finds_every_chart_of_the_others(page, console_errors):
+    page.wait_for_timeout(5000)
+    open_tab(page, "2 Inspect")
+    page.locator("#map .heatmaplayer").first.wait_for()
+    page.locator("#detail-rows .scatterlayer").first.wait_for()
+    expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
+    open_tab(page, "3 Merge")
+    page.locator("#preview-map .heatmaplayer").first.wait_for()
+    expect(page.get_by_text("Error rendering")).to_have_count(0)
+    assert console_errors == []
+
+
 def test_the_keyboard_reaches_what_a_click_reaches(page):
     open_tab(page, "2 Inspect")
     page.locator("#story h2").filter(has_text="Block").wait_for()
