@@ -12,9 +12,10 @@ import pytest
 import merging
 from components.family import Family
 from components.figures.chart import SERIES, decimals
-from components.figures.maps import CHANCE_LIMITS, map_chart, strongest_cell
+from components.figures.maps import CHANCE_LIMITS, map_chart, panels_chart, strongest_cell
 from components.figures.metrics import METRICS, panels
 from components.figures.story import change_histogram, sign_agreement
+from components.figures.words import Panel
 from components.tables import csv_text, full_table, html_table, map_table
 from merging import Report
 from merging.changes import bin_edges
@@ -200,3 +201,21 @@ def luminance(colour: str) -> float:
 def test_series_stand_out_from_both_pages(colour, page):
     low, high = sorted((luminance(colour), luminance(page)))
     assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_long_names_have_room_above_their_maps(report):
+    names = ("expert-with-a-very-long-name-that-nobody-reads", 'a "quoted" one', "three")
+    named = replace(report, experts=tuple(f"/models/{name}" for name in names))
+    figure = map_chart(named, METRICS["conflict"]).figure
+    headings = [note.text for note in figure.layout.annotations]
+    assert all(len(heading) <= 32 + len("<b></b>") for heading in headings)
+    assert headings[1].startswith("<b>expert-with-a-ve…")
+    assert headings[3] == '<b>a "quoted" one · three</b>'
+
+
+def test_a_colour_scale_of_near_equal_values_tells_them_apart(report):
+    near = [0.985, 0.989, 0.997]
+    grid = panels(report, METRICS["changed"])[0].grid
+    values = [[near[(row + column) % 3] for column in range(7)] for row in range(3)]
+    panel = Panel("one", replace(grid, values=values))
+    assert panels_chart(METRICS["changed"], [panel]).figure.layout.coloraxis.colorbar.tickformat == ".3f"

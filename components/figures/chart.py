@@ -43,8 +43,19 @@ def new_figure(**layout: Any) -> go.Figure:
 
 
 def text(value: str) -> str:
-    """Text from outside (names of models and modules) for a place where plotly reads markup or templates."""
-    return html.escape(value).replace("%{", "%&#123;")
+    """Text from outside (names of models and modules) for a place where plotly reads markup or templates; plotly shows
+    the entity of a quote as it is written."""
+    return html.escape(value, quote=False).replace("%{", "%&#123;")
+
+
+def shortened(value: str, most: int) -> str:
+    """A name in at most so many letters: its beginning and its end."""
+    kept = most - 1
+    return (
+        value
+        if len(value) <= most
+        else f"{value[: kept - kept // 2].rstrip()}…{value[-(kept // 2) :].lstrip()}"
+    )
 
 
 def decimals(values: Iterable[float | None]) -> int:

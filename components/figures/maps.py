@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.figures.cells import TALLEST, cell_height, centre, nan_trace, value_trace
-from components.figures.chart import Chart, decimals, new_figure, text
+from components.figures.chart import Chart, decimals, new_figure, shortened, text
 from components.figures.metrics import cell_name, panels, worded
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
 from merging.report import Grid
 
 MOST_ACROSS = 4
+LETTERS = (44, 72, 46, 32)
+"""Letters of a small map's name that have room above it, where one, two, three or four stand side by side."""
 MOST_NUMBERED = 28
 """Cells side by side that are still wide enough for their number."""
 CHANCE_LIMITS = (0.4, 0.6)
@@ -110,7 +112,7 @@ def _arrange(shown: Sequence[Panel], across: int, tallest: int = TALLEST) -> dic
             showticklabels=column == 0,
             **_labels(grid, first=column == 0),
         )
-        layout["annotations"].append(_heading(panel.name, left, top))
+        layout["annotations"].append(_heading(shortened(panel.name, LETTERS[across - 1]), left, top))
     return layout
 
 
@@ -162,9 +164,11 @@ def _coloraxis(metric: MapWords, shown: Sequence[Panel]) -> dict[str, Any]:
         "outlinewidth": 0,
         "ticks": "",
         "nticks": 7,
-        "tickformat": "~g" if metric.significant else f".{decimals(_values(shown))}f",
     }
     values = sorted(_values(shown))
+    low, high = _percentile(values, 0.02), _percentile(values, 0.98)
+    digits = max(decimals(values), decimals([high - low]) if metric.scale == "robust" and high > low else 0)
+    bar["tickformat"] = "~g" if metric.significant else f".{digits}f"
     if metric.scale == "chance":
         low, high = CHANCE_LIMITS
         ticks = [low, 0.45, 0.5, 0.55, high]
@@ -180,9 +184,8 @@ def _coloraxis(metric: MapWords, shown: Sequence[Panel]) -> dict[str, Any]:
     if metric.scale == "share":
         return {"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar}
     if metric.scale == "signed":
-        limit = max(0.1, abs(_percentile(values, 0.02)), abs(_percentile(values, 0.98)))
+        limit = max(0.1, abs(low), abs(high))
         return {"colorscale": "RdBu_r", "cmin": -limit, "cmax": limit, "colorbar": bar}
-    low, high = _percentile(values, 0.02), _percentile(values, 0.98)
     return {"colorscale": "Cividis", "cmin": low, "cmax": high if high > low else low + 1e-9, "colorbar": bar}
 
 
