@@ -23,6 +23,7 @@ import torch
 
 import merging
 from benchmarks.family import make_family
+from benchmarks.what_if import previews
 from merging import METHODS, noise
 from merging.checkpoint import Checkpoint
 from merging.header import TensorInfo
@@ -127,6 +128,12 @@ def main() -> None:
             family, width=options.width, blocks=options.blocks, vocabulary=options.vocabulary
         )
         results = run_all(family, options.repeat, options.device)
+        report(options, parameters, results)
+        previews(family, options.repeat)
+
+
+def report(options: argparse.Namespace, parameters: int, results: dict[str, dict[str, float]]) -> None:
+    """Print what was measured, and keep it under a name if one is given."""
     machine = machine_name(options.device)
     print(
         f"\n{parameters / 1e6:.0f} M parameters, bfloat16, base + 3 experts; {machine}; median of {options.repeat}"

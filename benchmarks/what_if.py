@@ -95,6 +95,12 @@ def errors(exact: Preview, guess: Preview) -> tuple[float, float]:
     return statistics.mean(off), statistics.mean(told)
 
 
+def previews(family: Path, repeat: int) -> None:
+    """Previews of the demo, and of a large family."""
+    demo(repeat)
+    sampled(family, min(3, repeat))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=7)
@@ -102,11 +108,10 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=16000)
     options = parser.parse_args()
-    demo(options.repeat)
     with tempfile.TemporaryDirectory() as folder:
         family = Path(folder) / "family"
         make_family(family, width=options.width, blocks=options.blocks, vocabulary=options.vocabulary)
-        sampled(family, min(3, options.repeat))
+        previews(family, options.repeat)
 
 
 if __name__ == "__main__":

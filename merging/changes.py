@@ -17,8 +17,6 @@ HISTOGRAM_SHIFT = 22
 FIRST_BIN = 2 * 70
 LAST_BIN = 2 * 140
 """Bins kept: magnitudes from 2**-57 to 2**13; what lies outside is counted in the first or last one."""
-CHUNK = 1 << 10
-"""Products are added up in float32 over so many elements, from there on in float64."""
 NOISE = 1e-5
 """A spread smaller than this share of Σδ² is float32 rounding."""
 
@@ -120,14 +118,14 @@ class ChangeWatch:
 
 def measure(piece: Piece) -> TensorStatistics:
     """The statistics of one piece."""
-    deltas, base = ops.flat(piece.deltas), piece.base_or_zero.flatten()
-    inner = _products(deltas, deltas)
+    deltas = ops.flat(piece.deltas)
+    inner = piece.gram
     broken = [0] * (1 + piece.experts)
-    if not bool(inner.isfinite().all() and base.sum().isfinite()):
+    if not bool(inner.isfinite().all() and math.isfinite(piece.base_square)):
         broken = _broken(piece)
         intact = [not broken[0] and not count for count in broken[1:]]
         deltas = torch.where(torch.tensor(intact, device=deltas.device)[:, None], deltas, 0.0)
-        inner = _products(deltas.double(), deltas.double())
+        inner = ops.inner(deltas.double(), deltas.double())
         inner[~torch.tensor(intact)], inner[:, ~torch.tensor(intact)] = math.nan, math.nan
     magnitudes = deltas.abs()
     patterns = Patterns.of(deltas)
@@ -136,7 +134,7 @@ def measure(piece: Piece) -> TensorStatistics:
     largest = deltas.new_zeros(piece.experts) if empty else magnitudes.amax(1)
     return TensorStatistics(
         elements=deltas.shape[1],
-        base=math.nan if broken[0] else float(_products(base[None], base[None])),
+        base=math.nan if broken[0] else piece.base_square,
         change=inner.diagonal().tolist(),
         total=(deltas.sum(1).cpu() + spoilt).tolist(),
         mass=(magnitudes.sum(1).cpu() + spoilt).tolist(),
@@ -147,16 +145,6 @@ def measure(piece: Piece) -> TensorStatistics:
         broken=broken,
         signs=sign_conflict(piece, deltas, magnitudes, patterns),
     )
-
-
-def _products(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """Σ x·y of each row of one [p, n] with each of the other [q, n]: float64 [p, q] on the CPU."""
-    whole = one.shape[1] // CHUNK * CHUNK
-    rest = (one[:, whole:] @ two[:, whole:].T).double()
-    if whole:
-        left, right = (values[:, :whole].reshape(len(values), -1, CHUNK) for values in (one, two))
-        rest += torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0, dtype=torch.float64)
-    return rest.cpu()
 
 
 def _broken(piece: Piece) -> list[int]:

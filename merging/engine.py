@@ -77,16 +77,17 @@ def resolve_device(device: str) -> torch.device:
 
 
 def run_plan(
-    plan: Plan, sink: Sink, *, device: str = "auto", watches: Sequence[Watch] = ()
+    plan: Plan, sink: Sink, *, device: str = "auto", watches: Sequence[Watch] = (), totals: bool = True
 ) -> Iterator[Event]:
     """Merge: yields `Progress` after every piece and `Finished` (without a path) at the end.
 
-    Closing the generator stops between two pieces. `watches` look at every piece that is merged.
+    Closing the generator stops between two pieces. `watches` look at every piece that is merged. Without `totals`
+    `Finished` says nothing of the tensors, for a caller that only watches.
 
     Raises:
         MergingError: a result is not finite, or integer tensors that have to be copied differ.
     """
-    run = _Run(plan, resolve_device(device), watches=watches)
+    run = _Run(plan, resolve_device(device), watches=watches, totals=totals)
     for tensors in plan.groups.values():
         if not any(tensor.info.elements for tensor in tensors):
             continue
@@ -114,6 +115,7 @@ class _Run:
     device: torch.device
     only_read: bool = False
     watches: Sequence[Watch] = ()
+    totals: bool = True
     started: float = field(default_factory=time.perf_counter)
     bytes_written: int = 0
     work_done: int = 0
@@ -163,7 +165,7 @@ class _Run:
             rows = self._merged(tensor, piece, known, totals)
             sink.write(tensor.info.name, rows, piece.start)
             self.bytes_written += rows.nbytes
-            if piece.stop == tensor.info.rows:
+            if self.totals and piece.stop == tensor.info.rows:
                 self.results.append(totals.result(tensor.info, has_base=piece.base is not None))
                 totals = _Totals()
             yield self.advance("merging", tensor, piece, len(self.plan.tensors))
@@ -259,7 +261,8 @@ class _Run:
         if not relations.update(piece):
             require_finite(self.plan, tensor, piece)
         outcome = outcome_of(self.plan, tensor, piece, known, explain=bool(self.watches))
-        totals.add(piece, outcome.merged, outcome.rows)
+        if self.totals:
+            totals.add(piece, outcome.merged, outcome.rows)
         for watch in self.watches:
             watch.update(outcome)
         return outcome.rows

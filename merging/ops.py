@@ -11,6 +11,9 @@ import torch
 TINY_SUM = 1e-8
 CANCELLED = 1e-6
 """A sum of weights smaller than this share of their magnitudes is float32 rounding, not a divisor."""
+INNER_CHUNK = 1 << 10
+"""Inner products are added up in float32 over so many elements, from there on in float64."""
+EXACT_CHUNK = 1 << 14
 Counting = Literal["nearest", "floor"]
 
 
@@ -78,6 +81,28 @@ def sum_experts(values: torch.Tensor) -> torch.Tensor:
 def flat(values: torch.Tensor, leading: int = 1) -> torch.Tensor:
     """The dims after the first `leading` as one, which a scalar tensor's values then have, too."""
     return values.reshape(*values.shape[:leading], math.prod(values.shape[leading:]))
+
+
+def inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Σ x·y of each row of one [p, n] with each of the other [q, n]: float64 [p, q] on the CPU."""
+    whole = one.shape[1] // INNER_CHUNK * INNER_CHUNK
+    rest = (one[:, whole:] @ two[:, whole:].T).double()
+    if whole:
+        left, right = (values[:, :whole].reshape(len(values), -1, INNER_CHUNK) for values in (one, two))
+        rest += torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0, dtype=torch.float64)
+    return rest.cpu()
+
+
+def exact_inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """`inner` in float64 throughout, of as much at once as stays in the cache."""
+    count = one.shape[1]
+    total = torch.zeros(len(one), len(two), dtype=torch.float64, device=one.device)
+    left, right = (total.new_empty(len(values), min(count, EXACT_CHUNK)) for values in (one, two))
+    for start in range(0, count, EXACT_CHUNK):
+        part, size = slice(start, start + EXACT_CHUNK), count - start
+        first = left[:, :size].copy_(one[:, part])
+        total += first @ (first if one is two else right[:, :size].copy_(two[:, part])).T
+    return total.cpu()
 
 
 def l1_norms(values: torch.Tensor) -> torch.Tensor:

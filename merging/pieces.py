@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from merging import ops
 
 PieceKey = tuple[str, int]
 """Tensor name and first row: identifies a piece and orders pieces as ties are given out."""
@@ -74,6 +77,29 @@ class Piece:
             return self.models if self.base is None else self.models - self.base
 
         return self.remember("deltas", None, make)
+
+    @cached_property
+    def gram(self) -> torch.Tensor:
+        """Σδ_a·δ_b: float64 [experts, experts] on the CPU; not finite where a change is not."""
+
+        def make() -> torch.Tensor:
+            deltas = ops.flat(self.deltas)
+            return ops.exact_inner(deltas, deltas)
+
+        return self.remember("gram", None, make)
+
+    @cached_property
+    def base_square(self) -> float:
+        """Σθ0², 0 without a base."""
+
+        def make() -> float:
+            if self.base is None:
+                return 0.0
+            flat = self.base.reshape(1, -1)
+            square = float(ops.inner(flat, flat))
+            return square if math.isfinite(square) else float(ops.inner(flat.double(), flat.double()))
+
+        return self.remember("base square", None, make)
 
     def remember(self, kind: str, variant: Hashable, make: Callable[[], T]) -> T:
         """What `make` makes of the piece's values; `variant` names all else that it depends on."""

@@ -27,18 +27,18 @@ class Relations:
         self.equal = set(combinations(range(experts), 2))
 
     def update(self, piece: Piece) -> bool:
-        """Add a piece; False where its inner products overflow float32, so that its values are to be looked at."""
-        vectors = (
-            torch.cat([piece.base_or_zero[None], piece.deltas]) if piece.base is not None else piece.deltas
-        )
-        flat = ops.flat(vectors)
-        products = (flat @ flat.T).double().cpu()
+        """Add a piece; False where its inner products are not finite, so that its values are to be looked at."""
+        products = torch.zeros_like(self.products)
+        products[1:, 1:] = piece.gram
+        if piece.base is not None:
+            base, deltas = piece.base.reshape(1, -1), ops.flat(piece.deltas)
+            mixed = ops.inner(base, deltas)
+            if not bool(mixed.isfinite().all()):
+                mixed = ops.inner(base.double(), deltas.double())
+            products[0, 0] = piece.base_square
+            products[0, 1:] = products[1:, 0] = mixed[0]
         finite = bool(products.isfinite().all())
-        if not finite:
-            flat = flat.double()
-            products = (flat @ flat.T).nan_to_num(0.0, 0.0, 0.0).cpu()
-        first = len(self.products) - len(flat)
-        self.products[first:, first:] += products
+        self.products += products.nan_to_num(0.0, 0.0, 0.0)
         self.equal = {pair for pair in self.equal if torch.equal(*(piece.models[expert] for expert in pair))}
         return finite
 

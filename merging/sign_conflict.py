@@ -84,11 +84,13 @@ def sign_conflict(
     gross, net, chance = [0.0] * 3
     if any(covered):
         flips = noise.coin_flips(piece, len(deltas), FLIP_SEED)
-        among = [ops.sum_experts(magnitudes), ops.sum_experts(deltas), ops.weighted_sum(flips, magnitudes)]
-        if sum(covered) < deltas.shape[1]:
-            several = patterns.at_elements(count >= 2)
-            among = [values.mul_(several) for values in among]
-        gross, net, chance = (float(values.abs_().sum()) for values in among)
+        among = [ops.sum_experts(magnitudes), ops.sum_experts(deltas), _sum_of_products(flips, magnitudes)]
+        where = (
+            torch.ones_like(deltas[0])
+            if sum(covered) == deltas.shape[1]
+            else patterns.at_elements(count >= 2)
+        )
+        gross, net, chance = (float(ops.inner(values.abs_()[None], where[None])) for values in among)
     return Conflict(
         elements=deltas.shape[1],
         covered=covered,
@@ -99,6 +101,14 @@ def sign_conflict(
         net=net,
         chance=chance,
     )
+
+
+def _sum_of_products(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Σ_t x_t·y_t over [experts, n], in few passes: [n]."""
+    total = one[0] * two[0]
+    for left, right in zip(one[1:], two[1:], strict=True):
+        total.addcmul_(left, right)
+    return total
 
 
 class Patterns(NamedTuple):
@@ -130,7 +140,7 @@ class Patterns(NamedTuple):
         """A value of each pattern at the elements that have it: float32 [n]."""
         table = torch.zeros(1 + int(self.numbers.max()))
         table[self.numbers] = values.float()
-        return table.to(self.number.device)[self.number]
+        return table.to(self.number.device).index_select(0, self.number)
 
     def nonzero(self) -> list[int]:
         """How many elements each expert changed."""
