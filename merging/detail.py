@@ -10,7 +10,7 @@ import torch
 
 from merging.anatomy import Heads, heads, locate, output_axis
 from merging.one_tensor import Stop, find_tensor, read_blocks
-from merging.part_sums import PartSums, joined, sums_along
+from merging.part_sums import PartSums, sums_along
 from merging.pieces import Piece
 from merging.plan import Plan
 
@@ -59,7 +59,7 @@ def tensor_detail(
     row_axis = output_axis(place, shape, config)
     groups = heads(place, shape, config)
     wanted = {row_axis, *(group.axis for group in groups)}
-    along = _sums_of_axes(read_blocks(plan, tensor, device=device, stop=stop), wanted)
+    along = _sums_of_axes(read_blocks(plan, tensor, device=device, stop=stop), wanted, tensor.info.rows)
     detail = TensorDetail(name, shape, tensor.models, row_axis, along[row_axis])
     if not groups:
         return detail
@@ -68,18 +68,21 @@ def tensor_detail(
     return TensorDetail(name, shape, tensor.models, row_axis, along[row_axis], names, found)
 
 
-def _sums_of_axes(pieces: Iterable[Piece], axes: set[int]) -> dict[int, PartSums]:
-    """The sums along each axis, from one pass: blocks of rows follow one another along axis 0 and add up along 1."""
-    rows: list[PartSums] = []
-    columns: PartSums | None = None
+def _sums_of_axes(pieces: Iterable[Piece], axes: set[int], rows: int) -> dict[int, PartSums]:
+    """The sums along each axis, from one pass: blocks of rows follow one another along axis 0 and add up along 1.
+
+    Those along axis 0 lie in one place from the start: see `shelf`.
+    """
+    known: dict[int, PartSums] = {}
     for piece in pieces:
         found = sums_along(piece, axes)
         if 0 in found:
-            rows.append(found[0])
+            if 0 not in known:
+                known[0] = found[0].room_for(rows)
+            known[0].put(piece.start, found[0])
         if 1 in found:
-            columns = found[1] if columns is None else columns + found[1]
-    known = {0: joined(rows)} if rows else {}
-    return known | ({1: columns} if columns is not None else {})
+            known[1] = known[1] + found[1] if 1 in known else found[1]
+    return known
 
 
 def _head_numbers(groups: list[Heads]) -> tuple[torch.Tensor, tuple[str, ...]]:

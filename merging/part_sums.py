@@ -109,6 +109,20 @@ class PartSums:
         """All parts as one."""
         return self.grouped(torch.zeros(len(self), dtype=torch.int64), 1)
 
+    def room_for(self, parts: int) -> PartSums:
+        """Room for the sums of so many parts of the same experts, each to be `put` there."""
+        return PartSums(
+            **{
+                field.name: getattr(self, field.name).new_empty(*getattr(self, field.name).shape[:-1], parts)
+                for field in fields(self)
+            }
+        )
+
+    def put(self, start: int, some: PartSums) -> None:
+        """Fill in some parts, the first of which is number `start`."""
+        for field in fields(self):
+            getattr(self, field.name)[..., start : start + len(some)] = getattr(some, field.name)
+
     def __add__(self, other: PartSums) -> PartSums:
         return PartSums(
             **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
