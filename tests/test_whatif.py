@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from references.family import heavy_family
+from references.fate import plan_of
+from references.importance import made_up_importance
 from safetensors.torch import load_file, save_file
 
 import merging
@@ -132,6 +135,19 @@ def test_an_origin_without_the_tensors_is_told_as_from_disk(family, tmp_path):
         whatif.preview(plan, Residents(), origin=origin)
     assert str(memory.value) == str(disk.value)
     assert "does not have it" in str(disk.value)
+
+
+@pytest.mark.parametrize("drop", ["random", "magnitude", "taylor"])
+def test_a_preview_by_importance_from_memory(drop):
+    base, models = heavy_family(3, 61, torch.bfloat16)
+    importance = made_up_importance(base, models)
+    residents = Residents()
+    for density in (0.4, 0.7):
+        options = {"density": density, "drop": drop, "importance": importance}
+        plan = plan_of(base, models, "apl", out=torch.bfloat16, **options)
+        exact = last(preview_plan(plan, device="cpu"))
+        same(whatif.preview(plan, residents), exact)
+        assert any(fate.share(0, "dropped") for fate in exact.tensors.values())
 
 
 @pytest.mark.parametrize("scope", ["tensor", "layer", "model"])
