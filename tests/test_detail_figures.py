@@ -207,7 +207,7 @@ def test_words_for_spectra_that_are_no_numbers():
     said = ranks_sentence(part, "a")
     assert "stable rank 2.5, 0.9 of the energy in more than 2 of 9,000 directions." in said
     assert "only the 2 largest values" in said
-    assert written(spectrum_rows({0: part}, ("a",))[1]) == [["a", "3.16", "2", "2.5", "–", "–", "9000"]]
+    assert written(spectrum_rows({0: part}, ("a",))[1]) == [["a", "3.16", "2.00", "2.50", "–", "–", "9000"]]
 
 
 def test_tables_of_heads_and_rows_hold_the_numbers(detail):
@@ -240,7 +240,7 @@ def test_a_token_s_text_cannot_become_markup():
     table = html_table("Tokens", headers, written(rows), wide=True)
     assert "<img" not in table
     assert "&lt;img␣src=x␣onerror=alert(1)&gt;" in table
-    assert '<th scope="row">&lt;end&gt;</th><td>2</td><td>special</td><td>2</td><td>1</td>' in table
+    assert '<th scope="row">&lt;end&gt;</th><td>2</td><td>special</td><td>2.00</td><td>1.00</td>' in table
 
 
 def test_a_model_s_name_cannot_become_markup(detail):

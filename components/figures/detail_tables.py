@@ -68,7 +68,7 @@ def written(rows: Sequence[Sequence[Cell]]) -> list[list[str]]:
 def _written(cell: Cell) -> str:
     if cell is None:
         return "–"
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:#.3g}".rstrip(".") if isinstance(cell, float) else str(cell)
 
 
 def _columns(sums: PartSums, names: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:

@@ -46,7 +46,9 @@ def shapes(page) -> set[tuple[float, float]]:
 
 def wait_for_trim(page) -> None:
     """Until what comes after the report is there, so that nothing moves or is drawn anew under a click."""
-    expect(page.locator("#histogram .chart-note")).to_contain_text("left by a density of 20 %")
+    expect(page.locator("#histogram .chart-note")).to_contain_text(
+        "left by a density of 20 %", timeout=30_000
+    )
 
 
 def outside(requests: list[str], app_url: str) -> list[str]:
@@ -174,7 +176,9 @@ def test_conflict_before_and_after_trimming(page, console_errors):
     expect(page.locator("#map .chart-title")).to_contain_text("before and after trimming")
     names = page.locator("#map .annotation-text")
     expect(names).to_have_text(["all changes", "largest 20 %"])
-    expect(page.locator("#histogram .chart-note")).to_contain_text("left by a density of 20 %")
+    expect(page.locator("#histogram .chart-note")).to_contain_text(
+        "left by a density of 20 %", timeout=30_000
+    )
     before = page.locator("#map .heatmap-label").all_text_contents()
     density = page.locator("#map-density input[type=number]")
     density.fill("0.5")
