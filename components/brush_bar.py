@@ -151,11 +151,14 @@ def on_brush(event: object, source: BrushSource | None) -> list[Any]:
 
 def on_names(source: BrushSource | None, blocks: Any, kinds: Any) -> list[Any]:
     """Blocks or kinds were named."""
+    return _view(source, of_names(source, *read_names(source, blocks, kinds)))
+
+
+def read_names(source: BrushSource | None, blocks: Any, kinds: Any) -> tuple[list[int | None], list[str]]:
+    """Blocks and kinds as the two dropdowns name them; what the map does not have is left out."""
     rows = {row_name(block): block for block in (source.rows if source else ())}
-    chosen_blocks = [rows[name] for name in blocks or [] if isinstance(name, str) and name in rows]
-    return _view(
-        source, of_names(source, chosen_blocks, [name for name in kinds or [] if isinstance(name, str)])
-    )
+    chosen = [rows[name] for name in blocks or [] if isinstance(name, str) and name in rows]
+    return chosen, [name for name in kinds or [] if isinstance(name, str)]
 
 
 def on_clear(source: BrushSource | None) -> list[Any]:

@@ -198,6 +198,11 @@ watch('brushed', () => {
   brushed = props.brushed || [];
   if (brushable()) outlineBrushed();
 });
+watch('pointed', () => {
+  if (!drawn || !(props.pointed || []).length) return;
+  picked = props.pointed.slice(0, 2);
+  Plotly.relayout(plot, {shapes: themed(props.value).shapes});
+});
 show();
 new MutationObserver(() => { if (drawn) draw(); }).observe(document.body, {attributes: true, attributeFilter: ['class']});
 new ResizeObserver(() => {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def clickable_plot(*, empty: str, name: str, **options: Any) -> gr.HTML:
         head=HEAD,
         apply_default_css=False,
         brushed=[],
+        pointed=[],
         **options,
     )
 
@@ -70,6 +72,7 @@ def payload(
     empty: str | None = None,
     brush: bool = False,
     brushed: Sequence[Rectangle] | None = None,
+    at: int | None = None,
 ) -> dict[str, Any] | None:
     """A chart as the component's value.
 
@@ -78,6 +81,7 @@ def payload(
         empty: what to read in place of a chart that is None, where it differs from the component's own.
         brush: whether cells can be chosen by dragging, or by the names of rows and columns.
         brushed: the cells to outline as chosen; None leaves them as they are on the page.
+        at: `now()` for a chart that is drawn even if it is the one that was sent last; the page may have changed it.
     """
     if chart is None:
         return {"empty": empty} if empty else None
@@ -92,12 +96,23 @@ def payload(
         "picked": list(picked) if picked is not None else None,
         **({"brush": True} if brush else {}),
         **({"brushed": [list(cells) for cells in brushed]} if brushed is not None else {}),
+        **({"at": at} if at is not None else {}),
     }
 
 
 def outlined(rectangles: Sequence[Rectangle]) -> dict[str, Any]:
     """An update of the component that outlines other cells as chosen and sends no figure again."""
     return gr.update(brushed=[list(cells) for cells in rectangles])
+
+
+def picked(row: int, column: int) -> dict[str, Any]:
+    """An update of the component that outlines one cell as a click on it does."""
+    return gr.update(pointed=[row, column, now()])
+
+
+def now() -> int:
+    """Milliseconds by a clock: the browser takes notice of a value only if it differs from the last one."""
+    return round(1000 * time.monotonic())
 
 
 def clicked_cell(event: object) -> tuple[int, int] | None:

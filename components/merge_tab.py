@@ -18,7 +18,7 @@ from components.merge_form import MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
 from components.merge_picker import build_picker
 from components.merge_recipe import check, default_recipe
-from components.preview_tab import AT_REST, PreviewPart, build_preview, wire_preview
+from components.preview_tab import AT_REST, CHANGED, CHANGING, PreviewPart, build_preview, wire_preview
 from components.settings import Settings
 from components.shared import Shared
 
@@ -211,8 +211,9 @@ def wire_merge_tab(
         partial(events.restructure, form),
         [*state, *widgets],
         filled,
+        js=CHANGING,
         **latest,
-    )
+    ).then(None, None, None, js=CHANGED, api_visibility="private")
     form.preset.click(partial(events.preset, form), state, filled, **PRIVATE)
     form.published.input(partial(events.preset, form), [*state, form.published], filled, **PRIVATE)
     form.new_seed.click(partial(events.new_seed, form), state, filled, **PRIVATE)

@@ -6,18 +6,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from components import preview_views as views
-from components.brush_choice import brush_source
-from components.clickable_plot import clicked_cell
+from components.brush_bar import read_names
+from components.brush_choice import BrushSource, brush_source, of_names
+from components.clickable_plot import now, picked
 from components.family import Family
 from components.figures.metrics import explanation_html
 from components.inspect_views import error_status, progress_status
 from components.merge_recipe import expert_names, to_form, to_recipe
-from components.preview_store import Desk, Pages, Previews, asked_for
+from components.preview_store import Desk, Pages, Previews, asked_for, shown_key
 from components.preview_views import Choice
 from components.settings import Settings
 from merging import METHODS, MergingError, Progress, Recipe
@@ -28,8 +30,10 @@ REST = 0.35
 TOLD = 0.3
 """Seconds between two reports of progress."""
 CHANGED = "The models changed on disk while they were read. Move a slider to look again."
-PICTURE, AROUND = 5, 10
-"""How many outputs `pictured` and `around` fill."""
+PICTURE, AROUND, PICKED = 5, 10, 5
+"""How many outputs `pictured`, `around` and `pick` fill."""
+Place = tuple[int, int] | None
+"""Row and column of a cell on the map."""
 
 
 def choice_of(number: Any, which: Any, everything: Any, cell: Any) -> Choice:
@@ -94,11 +98,12 @@ def follow(
     if not visited:
         return
     over, chosen = pages.begin(token), choice_of(*choice)
+    pages.look(token, Desk(recipe, family, chosen))
+    told = ""
     try:
         wanted = asked_for(recipe, family)
         if wanted is None:
-            pages.look(token, Desk(recipe, family, chosen))
-            yield unplanned(recipe)
+            yield unplanned(recipe, token)
             return
         key = wanted.key
         if not previews.quick(wanted):
@@ -108,15 +113,17 @@ def follow(
         with closing(previews.steps(wanted, settings.device)) as steps:
             for event in _paced(steps, lambda: pages.moving(token, key, REST), over):
                 if isinstance(event, Progress):
-                    yield [gr.skip(), progress_status(event), *skipped(PICTURE + AROUND - 2)]
+                    yield [gr.skip(), told + progress_status(event), *skipped(PICTURE + AROUND - 2)]
                     continue
-                settled = views.settle(event, chosen)
-                pages.look(token, Desk(recipe, family, settled))
-                drawn = key == shown and event.sample is None
+                desk = pages.desk(token)  # a cell may have been chosen while this was made
+                settled = views.settle(event, desk.choice if desk is not None else chosen)
+                pages.choose(token, settled)
+                told = views.sample_html(event, settled)
+                drawn = shown_key(key, event) == shown
                 seen = skipped(PICTURE) if drawn else pictured(event, key, recipe, settled)
                 yield [*seen, *around(event, recipe, settled, token, listed=listed)]
     except (MergingError, OSError) as error:
-        yield failed(error)
+        yield failed(error, token)
 
 
 def _paced(
@@ -137,12 +144,14 @@ def _paced(
 
 
 def pictured(preview: Preview, key: str, recipe: Recipe, choice: Choice) -> list[Any]:
-    """Key, status, map, bars and figures. An estimate has no key: the exact picture takes its place."""
+    """Key, status, map, bars and figures."""
     names = expert_names(recipe)
     return [
-        key if preview.sample is None else "",
+        shown_key(key, preview),
         views.sample_html(preview, choice),
-        views.map_value(preview, names, choice, brush=True),
+        views.map_value(
+            preview, names, choice, brush=True, at=now()
+        ),  # drawn even if only a click's outline goes
         views.bars_value(preview, names, choice),
         views.figures_html(preview, names, choice),
     ]
@@ -163,46 +172,61 @@ def around(preview: Preview, recipe: Recipe, choice: Choice, token: str, *, list
         views.table_value(preview, names, choice) if listed else gr.skip(),
         views.csv_html(preview, names) if listed else gr.skip(),
         brush_source(recipe, rows, columns, views.tensor_names(preview)),
-        {"token": token},
+        live_value(token),
     ]
 
 
-def pick(previews: Previews, event: gr.EventData, recipe: Recipe, shown: str, *choice: Any) -> list[Any]:
-    """Cell, bars, figures and the way back to the whole model, for a clicked cell of the map."""
-    preview, place = previews.get(shown), clicked_cell(event)
-    chosen = choice_of(*choice)
+def live_value(token: str) -> dict[str, Any]:
+    """The page's token, and when its picture was brought up to date: until then the page marks it as an older one."""
+    return {"token": token, "at": now()}
+
+
+def pick(
+    previews: Previews, pages: Pages, token: str, place: Place, recipe: Recipe, shown: str, *choice: Any
+) -> list[Any]:
+    """Cell, bars, figures, the way back to the whole model, and the map's outline, for one cell of the map."""
+    preview, chosen = previews.get(shown), choice_of(*choice)
     cell: Cell | None = None
     if preview is not None and place is not None:
         cell = views.cell_at(preview, chosen.everything, *place)
-    if preview is None or cell is None:
-        return skipped(4)
-    names = expert_names(recipe)
-    seen = Choice(chosen.number, chosen.which, chosen.everything, cell)
+    if preview is None or place is None or cell is None:
+        return skipped(PICKED)
+    names, seen = expert_names(recipe), replace(chosen, cell=cell)
+    pages.choose(token, seen)
     return [
         cell,
         views.bars_value(preview, names, seen),
         views.figures_html(preview, names, seen),
         gr.update(visible=True),
+        picked(*place),
     ]
 
 
-def unplanned(recipe: Recipe) -> list[Any]:
+def place_of(source: BrushSource | None, blocks: Any, kinds: Any) -> Place:
+    """Row and column of the map where the names of blocks and modules leave one cell; else None."""
+    chosen = of_names(source, *read_names(source, blocks, kinds))
+    if source is None or len(chosen.blocks) != 1 or len(chosen.kinds) != 1:
+        return None
+    return source.rows.index(chosen.blocks[0]), source.columns.index(chosen.kinds[0])
+
+
+def unplanned(recipe: Recipe, token: str) -> list[Any]:
     """Nothing to see while the recipe cannot run."""
     missing = METHODS[recipe.merge_method].needs_importance and recipe.importance is None
-    return _nothing("", views.NEEDS_IMPORTANCE if missing else views.BROKEN)
+    return _nothing("", views.NEEDS_IMPORTANCE if missing else views.BROKEN, token)
 
 
-def failed(error: Exception) -> list[Any]:
+def failed(error: Exception, token: str) -> list[Any]:
     """Why there is no preview."""
     said = str(error) if isinstance(error, MergingError) else CHANGED
-    return _nothing(error_status(said), views.FAILED)
+    return _nothing(error_status(said), views.FAILED, token)
 
 
-def _nothing(status: str, empty: str) -> list[Any]:
+def _nothing(status: str, empty: str, token: str) -> list[Any]:
     """The outputs of `follow` where there is no picture."""
+    drawn = ["", status, {"empty": empty}, {"empty": views.NO_BARS}, ""]
     cell = [None, gr.update(visible=False)]
-    rest = skipped(AROUND - 4)
-    return ["", status, {"empty": empty}, {"empty": views.NO_BARS}, "", *cell, *rest, None, gr.skip()]
+    return [*drawn, *cell, *skipped(AROUND - 4), None, live_value(token)]
 
 
 def skipped(count: int) -> list[Any]:

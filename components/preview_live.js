@@ -6,7 +6,7 @@ let next = null;
 
 function keyOf(node) {
   for (let one = node; one && one !== document.body; one = one.parentElement) {
-    if (one.id && props.fields[one.id]) return props.fields[one.id];
+    if (one.id && FIELDS[one.id]) return FIELDS[one.id];
   }
   return null;
 }
@@ -46,3 +46,33 @@ document.addEventListener('input', (event) => {
   next = [key, Number(field.value)];
   send();
 }, true);
+
+// what is drawn belongs to an older recipe; said only where that lasts
+const PATIENCE = 250;
+const UNCHANGED = 600;
+let waiting = null;
+let followed = false;
+
+function mark(stale) {
+  const part = document.querySelector('#preview');
+  if (!part) return;
+  part.classList.toggle('pv-stale', stale);
+  part.querySelector('.pv-updating').textContent = stale ? 'updating…' : '';
+}
+
+function wait() {
+  if (waiting === null) waiting = setTimeout(() => mark(true), PATIENCE);
+}
+
+function settle() {
+  clearTimeout(waiting);
+  waiting = null;
+  followed = false;
+  mark(false);
+}
+
+window.addEventListener('mergescope-changing', wait);
+window.addEventListener('mergescope-followed', () => { followed = true; wait(); });
+// a change that left the recipe as it was has no picture to wait for
+window.addEventListener('mergescope-changed', () => setTimeout(() => { if (!followed) settle(); }, UNCHANGED));
+watch('value', settle);

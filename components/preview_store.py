@@ -8,16 +8,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Generic, TypeVar
 
 from components.family import Family
-from components.merge_recipe import check, reference
+from components.merge_recipe import check
 from components.preview_views import Choice
 from components.reports import report_key
-from merging import METHODS, Checkpoint, Plan, Progress, Recipe
-from merging.inspection import preview_plan
+from merging import Checkpoint, Plan, Progress, Recipe
+from merging.checkpoint import TensorSource
 from merging.report import Preview
 from merging.whatif import Residents, preview, steps
 
@@ -60,6 +60,11 @@ class Asked:
     origin: str | None
     key: str
 
+    @property
+    def source(self) -> TensorSource | None:
+        """The base from which changes are measured, by its header."""
+        return Checkpoint.open(self.origin) if self.origin is not None else None
+
 
 def asked_for(recipe: Recipe, family: Family) -> Asked | None:
     """The preview of a recipe over a family; None where the recipe cannot run.
@@ -72,16 +77,11 @@ def asked_for(recipe: Recipe, family: Family) -> Asked | None:
         return None
     if plan.base is not None or recipe.base_model is not None:
         return Asked(plan, None, preview_key(plan))
-    if not METHODS[recipe.merge_method].takes_base and recipe.profile == "paper":
-        # there a base says what changes are measured from and is no part of the merge
-        based = check(recipe.model_copy(update={"base_model": reference(family.base)})).plan
-        if based is not None:
-            return Asked(based, None, preview_key(based))
     return Asked(plan, family.base, preview_key(plan, family.base))
 
 
 class Previews(Newest[Preview]):
-    """The latest exact previews by models and recipe, and the models they are made of; shared by all visitors."""
+    """The latest previews by models and recipe, and the models they are made of; shared by all visitors."""
 
     def __init__(self, most: int = MOST_PREVIEWS, residents: Residents | None = None):
         super().__init__(most)
@@ -89,7 +89,7 @@ class Previews(Newest[Preview]):
 
     def quick(self, asked: Asked) -> bool:
         """Whether a preview takes no more than a moment."""
-        return self.get(asked.key) is not None or (asked.origin is None and self.residents.fits(asked.plan))
+        return self.get(asked.key) is not None or self.residents.fits(asked.plan)
 
     def at_once(self, asked: Asked) -> Preview | None:
         """The exact preview over models that fit into memory; None where it would take longer than a moment.
@@ -99,7 +99,7 @@ class Previews(Newest[Preview]):
         """
         known = self.get(asked.key)
         if known is None and self.quick(asked):
-            known = preview(asked.plan, self.residents)
+            known = preview(asked.plan, self.residents, origin=asked.source)
             self.keep(asked.key, known)
         return known
 
@@ -114,14 +114,9 @@ class Previews(Newest[Preview]):
         if known is not None:
             yield known
             return
-        if asked.origin is None:
-            events = steps(asked.plan, self.residents, device=device)
-        else:
-            origin = Checkpoint.open(asked.origin)
-            events = preview_plan(asked.plan, device=device, origin=origin)
-        for event in events:
-            if isinstance(event, Preview) and event.sample is None:
-                self.keep(asked.key, event)
+        for event in steps(asked.plan, self.residents, device=device, origin=asked.source):
+            if isinstance(event, Preview):
+                self.keep(shown_key(asked.key, event), event)
             yield event
 
 
@@ -129,6 +124,11 @@ class Previews(Newest[Preview]):
 def shared_previews() -> Previews:
     """The previews that all pages of this process share."""
     return Previews()
+
+
+def shown_key(key: str, preview: Preview) -> str:
+    """The key under which a preview is found: an estimate has one of its own until the exact picture takes its place."""
+    return key if preview.sample is None else f"{key} estimate"
 
 
 def preview_key(plan: Plan, origin: str | None = None) -> str:
@@ -192,6 +192,12 @@ class Pages:
     def desk(self, token: object) -> Desk | None:
         """What a page looks at."""
         return self._desks.get(token)
+
+    def choose(self, token: str, choice: Choice) -> None:
+        """Remember another choice on what a page looks at."""
+        desk = self._desks.get(token)
+        if desk is not None:
+            self._desks.keep(token, replace(desk, choice=choice))
 
     def move(self, token: str, key: str) -> None:
         """Remember what a page's slider called for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import gradio as gr
 from components import preview_events as events
 from components import preview_views as views
 from components.brush_bar import BrushBar, build_brush_bar
-from components.clickable_plot import clickable_plot
+from components.clickable_plot import clickable_plot, clicked_cell
 from components.merge_fields import slot_id
 from components.merge_form import MergeForm
 from components.preview_store import shared_pages, shared_previews
@@ -30,6 +31,10 @@ AT_REST = """async (...values) => {
   return values;
 }"""
 """Holds the form's own event back while a slider is dragged, which the live picture follows meanwhile."""
+TELLS = "(...values) => {{ window.dispatchEvent(new Event('mergescope-{}')); return values; }}"
+CHANGING, CHANGED, FOLLOWED = (TELLS.format(event) for event in ("changing", "changed", "followed"))
+"""Tell `live` that the form is about to change the recipe, that it has, and that the new recipe's picture is on its way:
+from the first until `live` has another value, what is drawn is marked as an older one."""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -88,7 +93,7 @@ def build_preview(form: MergeForm) -> PreviewPart:
     }
     with gr.Column(elem_classes="pv", elem_id="preview"):
         with gr.Row(elem_classes="pv-head"):
-            gr.HTML("<h2>What this recipe would keep</h2>")
+            gr.HTML('<h2>What this recipe would keep</h2><p class="pv-updating" role="status"></p>')
             parts["everything"] = gr.Checkbox(
                 label="Norms and embeddings", scale=0, min_width=190, elem_id="preview-everything"
             )
@@ -152,9 +157,9 @@ def _build_live(form: MergeForm) -> gr.HTML:
     return gr.HTML(
         {"token": ""},
         html_template="<span hidden></span>",
-        js_on_load=SCRIPT,
+        # not as a property: Gradio forgets those of what is updated before it is first shown
+        js_on_load=f"const FIELDS = {json.dumps({**wide, **own})};\n{SCRIPT}",
         server_functions=[move],
-        fields={**wide, **own},
         elem_classes="pv-live",
     )
 
@@ -181,21 +186,27 @@ def wire_preview(
     def visit(request: gr.Request, recipe: Any, family: Any, shown: str, visited: bool, *values: Any) -> Any:
         yield from follow(request, recipe, family, shown, True, *values)
 
-    def pick(event: gr.EventData, *values: Any) -> list[Any]:
-        return events.pick(previews, event, *values)
+    def pick(request: gr.Request, event: gr.EventData, *values: Any) -> list[Any]:
+        return events.pick(previews, pages, pages.token(page_of(request)), clicked_cell(event), *values)
+
+    def name(request: gr.Request, source: Any, blocks: Any, kinds: Any, *values: Any) -> list[Any]:
+        place = events.place_of(source, blocks, kinds)
+        return events.pick(previews, pages, pages.token(page_of(request)), place, *values)
 
     # Gradio cannot tell whether a state that holds a recipe changed; its YAML always changes with it
-    tab.yaml.change(follow, state, part.all, **newer)
+    tab.yaml.change(follow, state, part.all, js=FOLLOWED, **newer)
     first = opened if opened is not None else app.load
     first(lambda: True, None, part.visited, **PRIVATE)
     first(visit, state, part.all, **newer)
     gr.on([c.input for c in (part.number, part.which, part.everything)], again, state, part.all, **newer)
     part.twin.expand(lambda: True, None, part.listed, **PRIVATE).then(again, state, part.all, **PRIVATE)
     part.twin.collapse(lambda: False, None, part.listed, **PRIVATE)
-    picked = [part.cell, part.bars, part.figures, part.whole]
-    part.map.select(
-        pick, [tab.recipe, part.shown, *part.choice], picked, trigger_mode="always_last", **PRIVATE
-    )
+    looked = [tab.recipe, part.shown, *part.choice]
+    picked = [part.cell, part.bars, part.figures, part.whole, part.map]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
+    part.map.select(pick, looked, picked, **latest)
+    fields = [part.brush.blocks, part.brush.kinds]
+    gr.on([field.input for field in fields], name, [part.source, *fields, *looked], picked, **latest)
     part.whole.click(lambda: None, None, part.cell, **PRIVATE).then(again, state, part.all, **PRIVATE)
 
 

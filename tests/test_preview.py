@@ -10,17 +10,18 @@ from urllib.parse import unquote
 import pytest
 from conftest import tune
 
+from benchmarks.family import make_family
 from components import preview_events as events
 from components import preview_views as views
 from components.family import Family
 from components.figures.fate import WORDS
 from components.merge_recipe import at_root, check, default_recipe, to_form, to_recipe
-from components.preview_events import AROUND, PICTURE, choice_of, follow, move, pick
+from components.preview_events import AROUND, PICTURE, choice_of, follow, move, pick, place_of
 from components.preview_store import Newest, Pages, Previews, asked_for
 from components.preview_views import Choice
 from components.settings import Settings
 from components.tables import csv_text
-from merging import Progress
+from merging import Progress, sampling, whatif
 from merging.inspection import preview_plan
 from merging.report import Preview
 from merging.sums import total
@@ -200,8 +201,7 @@ def test_junk_from_the_browser_means_the_first_choice(previews, pages, models):
 def test_a_clicked_cell_gets_its_bars_and_numbers(previews, pages, models):
     recipe = default_recipe(models)
     shown = look(previews, pages, recipe, models)[KEY]
-    click = SimpleNamespace(_data={"index": [2, 5]})
-    cell, bars, figures, whole = pick(previews, click, recipe, shown, *CHOICE)
+    cell, bars, figures, whole, outline = pick(previews, pages, "t", (2, 5), recipe, shown, *CHOICE)
     assert cell == (2, "up")
     one = previews.get(shown).tensors["model.layers.2.mlp.up_proj.weight"]
     assert [trace["x"][1] for trace in bars["data"]] == [one.share(1, key) for key in WORDS]
@@ -209,17 +209,64 @@ def test_a_clicked_cell_gets_its_bars_and_numbers(previews, pages, models):
     assert f"{one.share(2, 'kept'):.1%}" in figures
     assert "model.layers.2.mlp.up_proj.weight" in figures
     assert whole["visible"]
+    assert outline["pointed"][:2] == [2, 5]
+    answer = move(previews, pages, {"token": "t", "key": "density.1", "value": 0.1})
+    changed = exact(edited(recipe, models, density__1=0.1)).tensors["model.layers.2.mlp.up_proj.weight"]
+    lengths = dict(zip(answer["bars"]["keys"], answer["bars"]["update"]["x"], strict=True))
+    assert lengths["dropped"][1] == pytest.approx(changed.share(1, "dropped"), abs=1e-6), "of this cell"
     again = look(previews, pages, recipe, models, choice=("kept", None, False, cell))
     assert again[MAP]["picked"] == [2, 5]
     assert again[BARS]["title"] == bars["title"]
 
 
-@pytest.mark.parametrize("index", [[9, 0], [0, 99], [-1, 0], "x", None, [True, 0]])
-def test_a_click_beside_the_map_changes_nothing(previews, pages, models, index):
+@pytest.mark.parametrize("place", [(9, 0), (0, 99), None])
+def test_a_click_beside_the_map_changes_nothing(previews, pages, models, place):
     recipe = default_recipe(models)
     shown = look(previews, pages, recipe, models)[KEY]
-    assert all(map(skipped, pick(previews, SimpleNamespace(_data={"index": index}), recipe, shown, *CHOICE)))
-    assert all(map(skipped, pick(previews, SimpleNamespace(_data={"index": [0, 0]}), recipe, "", *CHOICE)))
+    assert all(map(skipped, pick(previews, pages, "t", place, recipe, shown, *CHOICE)))
+    assert all(map(skipped, pick(previews, pages, "t", (0, 0), recipe, "", *CHOICE)))
+    assert pages.desk("t").choice.cell is None
+
+
+def test_one_block_and_one_module_by_name_are_a_cell(previews, pages, models):
+    recipe = default_recipe(models)
+    seen = look(previews, pages, recipe, models)
+    place = place_of(seen[SOURCE], ["2"], ["up"])
+    assert place == (2, 5)
+    named = pick(previews, pages, "t", place, recipe, seen[KEY], *CHOICE)
+    clicked = pick(previews, pages, "t", (2, 5), recipe, seen[KEY], *CHOICE)
+    assert named[:4] == clicked[:4]
+    everything = look(previews, pages, recipe, models, choice=("kept", None, True, None))[SOURCE]
+    embedding = everything.columns.index("embedding")
+    assert place_of(everything, ["outside"], ["embedding"]) == (3, embedding)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kinds"),
+    [
+        ([], []),
+        (["2"], []),
+        ([], ["up"]),
+        (["1", "2"], ["up"]),
+        (["2"], ["up", "q"]),
+        (["9"], ["up"]),
+        (["2"], ["<b>"]),
+        (None, None),
+        ([["2"]], [{}]),
+    ],
+)
+def test_more_or_less_than_one_cell_by_name_is_none(previews, pages, models, blocks, kinds):
+    source = look(previews, pages, default_recipe(models), models)[SOURCE]
+    assert place_of(source, blocks, kinds) is None
+    assert place_of(None, blocks, kinds) is None
+
+
+def test_a_cell_that_is_copied_has_no_bars(previews, pages, models):
+    recipe = at_root(default_recipe(models).model_copy(update={"exclude": ("*layers.1.mlp.up*",)}))
+    seen = look(previews, pages, recipe, models)
+    place = place_of(seen[SOURCE], ["1"], ["up"])
+    assert place == (1, 5)
+    assert all(map(skipped, pick(previews, pages, "t", place, recipe, seen[KEY], *CHOICE)))
 
 
 # a slider on its way
@@ -228,7 +275,7 @@ def test_a_click_beside_the_map_changes_nothing(previews, pages, models, index):
 def test_a_moving_slider_gets_the_numbers_of_the_changed_recipe(previews, pages, models):
     recipe = default_recipe(models)
     seen = look(previews, pages, recipe, models, token="t")
-    assert seen[LIVE] == {"token": "t"}
+    assert seen[LIVE]["token"] == "t"
     answer = move(previews, pages, {"token": "t", "key": "density.1", "value": 0.1})
     changed = exact(edited(recipe, models, density__1=0.1))
     cells = views.fate.fate_cells(changed)
@@ -242,6 +289,18 @@ def test_a_moving_slider_gets_the_numbers_of_the_changed_recipe(previews, pages,
     assert [trace["z"] for trace in full[MAP]["data"]] == answer["map"]["update"]["z"]
     assert [trace["x"] for trace in full[BARS]["data"]] == answer["bars"]["update"]["x"]
     assert [trace["text"] for trace in full[MAP]["data"]] == answer["map"]["update"]["text"]
+
+
+def test_a_slider_moves_a_method_without_a_base(previews, pages, models):
+    recipe = at_root(default_recipe(models, "linear").model_copy(update={"base_model": None}))
+    assert previews.quick(asked_for(recipe, models)), "before anything was looked at"
+    look(previews, pages, recipe, models, choice=("presence", None, False, None))
+    grids = [
+        move(previews, pages, {"token": "t", "key": "weight.0", "value": value})["map"]["update"]["z"][0]
+        for value in (0.2, 0.9)
+    ]
+    before, after = ([value for line in grid for value in line] for grid in grids)
+    assert all(more > less > 0 for less, more in zip(before, after, strict=True))
 
 
 def test_parameters_of_the_whole_merge_move_as_well(previews, pages, models):
@@ -297,7 +356,7 @@ def test_large_models_do_not_follow_a_slider_but_its_release(large, pages, model
     monkeypatch.setattr(events, "REST", 0.0)
     monkeypatch.setattr(events, "TOLD", 0.0)
     monkeypatch.setattr(
-        "components.preview_store.steps", lambda plan, _, device: preview_plan(plan, device=device)
+        "components.preview_store.steps", lambda plan, _, device, origin: preview_plan(plan, device=device)
     )
     recipe = default_recipe(models)
     steps = list(follow(large, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *CHOICE))
@@ -307,12 +366,104 @@ def test_large_models_do_not_follow_a_slider_but_its_release(large, pages, model
     assert move(large, pages, {"token": "t", "key": "density.1", "value": 0.1}) is None
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Family:
+    """Half a million parameters, in matrices that can be sampled."""
+    folder = tmp_path_factory.mktemp("wide") / "family"
+    make_family(folder, width=128, blocks=2, vocabulary=500)
+    return Family(str(folder / "base"), tuple(str(folder / f"expert-{number}") for number in (1, 2)))
+
+
+@pytest.fixture
+def sampled(monkeypatch) -> Previews:
+    """Previews in which `wide` counts as large and a sample takes some of its rows."""
+    monkeypatch.setattr(whatif, "MOST_CHANGES", 1000)
+    monkeypatch.setattr(sampling, "WHOLE", 4096)
+    monkeypatch.setattr(sampling, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(sampling, "SAMPLE_BYTES", 400 << 10)
+    monkeypatch.setattr(events, "REST", 0.0)
+    monkeypatch.setattr(events, "TOLD", 0.0)
+    return Previews()
+
+
+def following(previews, pages, recipe, models, choice=CHOICE):
+    return follow(previews, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *choice)
+
+
+def pictures(steps) -> list:
+    return [step for step in steps if isinstance(step[MAP], dict) and "data" in step[MAP]]
+
+
+def test_an_estimate_says_so_and_the_exact_picture_takes_its_place(sampled, pages, wide):
+    recipe = default_recipe(wide)
+    steps = list(following(sampled, pages, recipe, wide))
+    first, last = pictures(steps)
+    assert steps[0] is first
+    assert steps[-1] is last
+    guess, whole = sampled.get(first[KEY]), sampled.get(last[KEY])
+    assert guess.sample is not None
+    assert whole.sample is None
+    error = views.sample_error(guess, Choice())
+    assert 0 < error < 0.05
+    share = f"{100 * guess.sample.share:.2g} %"
+    line = (
+        f"Estimated from a sample of {share} of the weights, ± {100 * error:.1g} points over the whole model"
+    )
+    assert line in first[STATUS]
+    assert "exact values follow" in first[STATUS]
+    progress = [step[STATUS] for step in steps[1:-1]]
+    assert len(progress) > 3
+    assert all(line in said and "progress" in said for said in progress), (
+        "the estimate is still what is drawn"
+    )
+    assert last[STATUS] == ""
+    assert last[KEY] != first[KEY]
+    for expert in (0, 1):
+        shares = [total(one.tensors.values()).share(expert, "kept") for one in (guess, whole)]
+        assert shares[0] != shares[1]
+        assert abs(shares[0] - shares[1]) < 6 * error
+    cells = views.fate.fate_cells(exact(recipe))
+    assert last[MAP]["data"][1]["z"][1][5] == pytest.approx(cells[1, "up"].share(1, "kept"), abs=1e-9)
+    again = list(following(sampled, pages, recipe, wide))
+    assert len(again) == 1, "the exact picture is kept"
+    assert again[0][KEY] == last[KEY]
+
+
+def test_a_click_on_an_estimate_shows_the_cell_and_outlasts_it(sampled, pages, wide):
+    recipe = default_recipe(wide)
+    steps = following(sampled, pages, recipe, wide)
+    first = next(steps)
+    cell, bars, figures, *_ = pick(sampled, pages, "t", (1, 5), recipe, first[KEY], *CHOICE)
+    assert cell == (1, "up")
+    guess = sampled.get(first[KEY]).tensors["model.layers.1.mlp.up_proj.weight"]
+    assert [trace["x"][1] for trace in bars["data"]] == [guess.share(1, key) for key in WORDS]
+    assert "model.layers.1.mlp.up_proj.weight" in figures
+    *_, last = steps
+    assert last[CELL] == (1, "up")
+    assert last[MAP]["picked"] == [1, 5]
+    true = sampled.get(last[KEY]).tensors["model.layers.1.mlp.up_proj.weight"]
+    assert [trace["x"][1] for trace in last[BARS]["data"]] == [true.share(1, key) for key in WORDS]
+    assert guess.share(1, "kept") != true.share(1, "kept")
+
+
+@pytest.mark.parametrize("method", ["linear", "karcher"])
+def test_methods_without_a_base_are_estimated_too(sampled, pages, wide, method):
+    recipe = at_root(default_recipe(wide, method).model_copy(update={"base_model": None}))
+    assert not sampled.quick(asked_for(recipe, wide))
+    first, last = pictures(following(sampled, pages, recipe, wide))
+    guess, whole = sampled.get(first[KEY]), sampled.get(last[KEY])
+    assert "Estimated from a sample" in first[STATUS]
+    error = views.sample_error(guess, Choice("presence"))
+    shares = [total(one.tensors.values()).projection(0) for one in (guess, whole)]
+    assert abs(shares[0] - shares[1]) < max(6 * error, 1e-3)
+
+
 def test_a_newer_request_ends_an_older_one(large, pages, models, monkeypatch):
     monkeypatch.setattr(events, "REST", 0.0)
     monkeypatch.setattr(events, "TOLD", 0.0)
     read = []
 
-    def counted(plan, residents, device):
+    def counted(plan, residents, device, origin):
         for event in preview_plan(plan, device=device):
             read.append(event)
             yield event
@@ -334,7 +485,7 @@ def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):
     monkeypatch.setattr(events, "TOLD", 0.0)
     ended = []
 
-    def watched(plan, residents, device):
+    def watched(plan, residents, device, origin):
         try:
             yield from preview_plan(plan, device=device)
         finally:
@@ -350,15 +501,15 @@ def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):
 
 
 def test_an_older_picture_waits_while_a_slider_is_ahead(previews, pages, models, monkeypatch):
-    monkeypatch.setattr(events, "REST", 0.2)
+    monkeypatch.setattr(events, "REST", 1.5)
     recipe = default_recipe(models)
     look(previews, pages, recipe, models)
     move(previews, pages, {"token": "t", "key": "density.1", "value": 0.1})
     asked = asked_for(recipe, models)
-    assert pages.moving("t", asked.key, 0.2)
-    assert not pages.moving("t", asked_for(edited(recipe, models, density__1=0.1), models).key, 0.2)
+    assert pages.moving("t", asked.key, 1.5)
+    assert not pages.moving("t", asked_for(edited(recipe, models, density__1=0.1), models).key, 1.5)
     seen = look(previews, pages, recipe, models)
-    assert not pages.moving("t", asked.key, 0.2), "it waited until the slider had come to rest"
+    assert not pages.moving("t", asked.key, 1.5), "it waited until the slider had come to rest"
     assert seen[MAP]["data"]
 
 

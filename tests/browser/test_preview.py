@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 import pytest
@@ -93,6 +94,111 @@ def test_a_clicked_cell_shows_its_bars_and_the_way_back(page, console_errors):
     expect(page.locator("#preview-figures")).to_contain_text("model.layers.2.mlp.gate_proj.weight")
     page.locator("#preview-whole").click()
     expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
+    assert console_errors == []
+
+
+def named(page, field: str, name: str) -> None:
+    """Add a name to one of the two dropdowns by keyboard."""
+    page.locator(f"#preview-brush-{field} input").focus()
+    page.keyboard.type(name)
+    expect(page.get_by_role("option", name=name, exact=True)).to_be_visible()
+    page.keyboard.press("Enter")
+
+
+OUTLINES = """() => document.querySelector('#preview-map .chart-plot').layout.shapes
+  .filter(shape => shape.line.width === 2.5 && !shape.line.dash)
+  .map(shape => [shape.y0, shape.x0])"""
+
+
+def test_a_cell_s_bars_by_keyboard_alone(page, console_errors):
+    """The two dropdowns name a cell, which gets bars, numbers and outline as by a click."""
+    at_preview(page)
+    named(page, "blocks", "2")
+    expect(page.locator("#preview-brush-line")).to_contain_text("block 2 × all modules")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
+    named(page, "kinds", "gate")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
+    assert page.evaluate(OUTLINES) == [[1.5, 3.5]] * 3, "one for each expert's map"
+    page.locator("#preview-whole").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
+    page.wait_for_function(f"() => ({OUTLINES})().length === 0")
+    page.locator("#preview-brush-kinds input").focus()
+    page.keyboard.press("Backspace")
+    named(page, "kinds", "gate")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
+    assert page.evaluate(OUTLINES) == [[1.5, 3.5]] * 3, "the same cell again is outlined again"
+    assert console_errors == []
+
+
+def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(page, console_errors):
+    at_preview(page)
+    click_cell(page, 2, 4)
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
+    bars = (
+        "() => JSON.stringify(document.querySelector('#preview-bars .chart-plot').data.map(trace => trace.x))"
+    )
+    before = page.evaluate(bars)
+    slide(page, "#merge-density-1", 0.15)
+    page.wait_for_function(f"before => ({bars})() !== before", arg=before)
+    moved = page.evaluate(bars)
+    page.wait_for_function(f"() => {RECIPE}.includes('density: 0.15')")
+    page.wait_for_timeout(1200)
+    assert page.evaluate(bars) == moved, "the slider's bars are those of the cell, as the recipe's are"
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
+    assert console_errors == []
+
+
+MARKS = """() => {
+  window.marks = [];
+  const part = document.querySelector('#preview');
+  const look = () => marks.push([part.classList.contains('pv-stale'), part.querySelector('.pv-updating').textContent]);
+  new MutationObserver(look).observe(part, {attributes: true, attributeFilter: ['class']});
+}"""
+
+
+def test_an_older_picture_is_marked_until_the_new_one_is_there(page, console_errors):
+    at_preview(page)
+    page.evaluate(MARKS)
+    page.evaluate("window.dispatchEvent(new Event('mergescope-followed'))")
+    expect(page.locator("#preview")).to_have_class(re.compile("pv-stale"))
+    expect(page.locator("#preview .pv-updating")).to_have_text("updating…")
+    before = values(page)
+    page.locator("#merge-method label:has(input[value='linear'])").click()
+    wait_for_other(page, before)
+    expect(page.locator("#preview")).not_to_have_class(re.compile("pv-stale"))
+    expect(page.locator("#preview .pv-updating")).to_have_text("")
+    page.wait_for_timeout(600)
+    expect(page.locator("#preview")).not_to_have_class(re.compile("pv-stale"))
+    assert [True, "updating…"] in page.evaluate("marks")
+    assert console_errors == []
+
+
+@pytest.mark.parametrize("method", ["slerp", "linear", "karcher", "apl"])
+def test_another_method_never_keeps_the_old_picture_unmarked(page, method, console_errors):
+    """Within half a second of the click there is another picture, none, or a mark on the old one."""
+    at_preview(page)
+    before = values(page)
+    page.locator(f"#merge-method label:has(input[value='{method}'])").click()
+    page.wait_for_timeout(500)
+    marked = page.locator("#preview.pv-stale").count()
+    empty = page.locator("#preview-map .has-figure").count() == 0
+    assert marked or empty or values(page) != before
+    expect(page.locator("#preview.pv-stale")).to_have_count(0)
+    if method == "apl":
+        expect(page.locator("#preview-map .chart-empty")).to_contain_text("needs importance")
+        expect(page.locator("#preview-bars .has-figure")).to_have_count(0)
+    else:
+        assert values(page) != before
+    assert console_errors == []
+
+
+def test_a_change_that_changes_nothing_leaves_no_mark(page, console_errors):
+    at_preview(page)
+    page.evaluate("window.dispatchEvent(new Event('mergescope-changing'))")
+    expect(page.locator("#preview.pv-stale")).to_have_count(1)
+    page.evaluate("window.dispatchEvent(new Event('mergescope-changed'))")
+    expect(page.locator("#preview.pv-stale")).to_have_count(0)
     assert console_errors == []
 
 
