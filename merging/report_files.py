@@ -29,7 +29,7 @@ from merging.sign_conflict import Conflict
 from merging.sums import Record
 from merging.version import __version__
 
-NUMBERS, REST = "report.safetensors", "report.json"
+NUMBERS, DOCUMENT = "report.safetensors", "report.json"
 VERSION = 1
 MOST_BYTES = 256 << 20
 """A larger `report.json` is not read."""
@@ -108,7 +108,7 @@ def save_report(report: Report, folder: Path) -> None:
     numbers = as_safetensors({name: values.contiguous() for name, values in columns.items()})
     text = document.model_copy(update={"digest": _digest(numbers)}).model_dump_json(indent=1)
     mark = f".{secrets.token_hex(4)}.partial"
-    parts = [(folder / f".{name}{mark}", folder / name) for name in (NUMBERS, REST)]
+    parts = [(folder / f".{name}{mark}", folder / name) for name in (NUMBERS, DOCUMENT)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _require_ours(folder)
@@ -135,7 +135,7 @@ def load_report(folder: Path) -> Report:
     with (folder / NUMBERS).open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if digest != document.digest:
-        raise _damaged(folder, f"{NUMBERS} is not the file that {REST} describes")
+        raise _damaged(folder, f"{NUMBERS} is not the file that {DOCUMENT} describes")
     return _Reader(folder, stored, len(document.experts)).report(document)
 
 
@@ -281,19 +281,19 @@ def _from_json(value: Any) -> Any:
 
 def _content(folder: Path) -> dict[str, Any]:
     """What `report.json` says, of whatever version."""
-    file = folder / REST
+    file = folder / DOCUMENT
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise _damaged(folder, f"{REST} is too large")
+            raise _damaged(folder, f"{DOCUMENT} is too large")
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise MergingError(f"{folder}: holds no report; {REST} is missing.") from None
+        raise MergingError(f"{folder}: holds no report; {DOCUMENT} is missing.") from None
     except OSError as error:
         raise MergingError(f"{folder}: the report cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError):
-        raise _damaged(folder, f"{REST} is not JSON") from None
+        raise _damaged(folder, f"{DOCUMENT} is not JSON") from None
     if not isinstance(content, dict) or content.get("format") != "mergescope report":
-        raise MergingError(f"{folder}: its {REST} is not a report of Mergescope.")
+        raise MergingError(f"{folder}: its {DOCUMENT} is not a report of Mergescope.")
     return content
 
 
@@ -310,8 +310,8 @@ def _read(folder: Path) -> _Document:
 
 
 def _require_ours(folder: Path) -> None:
-    if (folder / REST).exists() and not is_report(folder):
-        raise OutputError(f"{folder}: its {REST} is not a report of ours; choose another folder.")
+    if (folder / DOCUMENT).exists() and not is_report(folder):
+        raise OutputError(f"{folder}: its {DOCUMENT} is not a report of ours; choose another folder.")
     others = [file.name for file in folder.iterdir() if not file.name.startswith(".")]
     if others and not is_report(folder):
         raise OutputError(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from merging.atomic_folder import LOCK, AtomicFolder
 from merging.errors import OutputError
 from merging.report import Report
-from merging.writer import hidden_names
+from merging.report_files import DOCUMENT, NUMBERS
 
-PAGE = "report.html"
-TABLE = "tensors.csv"
-NUMBERS = "report.json"
-ARRAYS = "report.safetensors"
-OURS = frozenset({PAGE, TABLE, NUMBERS, ARRAYS})
+PAGE, TABLE = "report.html", "tensors.csv"
+OURS = frozenset({PAGE, TABLE, DOCUMENT, NUMBERS})
+PATIENCE = 10.0
+"""Seconds to wait for another report that is being written to the same folder."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -31,7 +30,9 @@ def ensure_report_folder(out: Path) -> None:
     try:
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise OutputError(f"{out}: is a file or link; choose the name of a new folder.")
-        others = sorted(file.name for file in out.iterdir() if file.name not in OURS) if out.is_dir() else []
+        others = sorted(file.name for file in out.iterdir() if file.name not in {*OURS, LOCK})
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise OutputError(
             f"{str(out)[:300]}: cannot be used ({error.strerror}); choose another folder."
@@ -49,37 +50,20 @@ def write_report(report: Report, page: str, out: Path) -> list[str]:
         OutputError: `out` holds something else, or cannot be written.
     """
     out = Path(os.path.abspath(out))
-    ensure_report_folder(out)
-    partial, replaced = (path.with_name(f"{path.name}-{os.getpid()}") for path in hidden_names(out))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+        folder = AtomicFolder(out, DOCUMENT, ensure_report_folder, PATIENCE)
         try:
-            report.save(partial)
-            (partial / PAGE).write_text(page, encoding="utf-8")
-            with (partial / TABLE).open("w", newline="", encoding="utf-8") as file:
+            report.save(folder.partial)
+            (folder.partial / PAGE).write_text(page, encoding="utf-8")
+            with (folder.partial / TABLE).open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(rows(report))
-            ensure_report_folder(out)
-            _swap(partial, out, replaced)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            folder.commit()
+        except BaseException:
+            folder.abort()
+            raise
     except OSError as error:
         raise OutputError(f"{out}: the report cannot be written ({error.strerror}).") from None
-    return sorted(file.name for file in out.iterdir())
-
-
-def _swap(partial: Path, out: Path, replaced: Path) -> None:
-    earlier = out.exists()
-    if earlier:
-        out.rename(replaced)
-    try:
-        partial.rename(out)
-    except OSError:
-        if earlier:
-            replaced.rename(out)
-        raise
-    if earlier:
-        shutil.rmtree(replaced, ignore_errors=True)
+    return sorted(OURS)
 
 
 def rows(report: Report) -> Iterable[list[Any]]:

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from merging.atomic_folder import hidden_names
 from merging.errors import OutputError
 from merging.recipe import path_exists
-from merging.writer import ensure_replaceable, hidden_names
+from merging.writer import ensure_replaceable
 
 
 def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:

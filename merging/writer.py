@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,12 +12,12 @@ from types import TracebackType
 
 import torch
 
+from merging.atomic_folder import AtomicFolder
 from merging.checkpoint import INDEX
 from merging.errors import OutputError
 from merging.header import TensorInfo, build_header, write_at
 
 SHARD_BYTES = 5_000_000_000
-LOCK = ".lock"
 MARKER = "mergescope.yaml"
 """The recipe inside a folder we wrote; only such a folder, or an empty one, is replaced."""
 
@@ -26,8 +25,7 @@ MARKER = "mergescope.yaml"
 class CheckpointWriter:
     """Writes tensors by rows, in any order, into a hidden folder beside `out`; `commit` renames it to `out`.
 
-    A killed process leaves `.NAME.partial` behind, which the next writer of the same `out` removes. A lock inside
-    keeps two running writers apart.
+    What a killed process leaves behind is mended by the next writer of the same `out`: see `AtomicFolder`.
 
     Raises:
         OutputError: `out` holds something that is not ours, or is being written by another process.
@@ -41,13 +39,11 @@ class CheckpointWriter:
         shard_bytes: int = SHARD_BYTES,
     ):
         self.out = Path(os.path.abspath(out))
-        self.partial, self._replaced = hidden_names(self.out)
         self._descriptors: list[int] = []
         self._place: dict[str, tuple[int, TensorInfo]] = {}
-        ensure_replaceable(self.out)
         with self._explained("cannot be written"):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_folder()
+            self._folder = AtomicFolder(self.out, MARKER, ensure_replaceable)
+            self.partial = self._folder.partial
         try:
             with self._explained("cannot be written"):
                 self._layout(tensors, {"format": "pt", **(metadata or {})}, shard_bytes)
@@ -61,35 +57,6 @@ class CheckpointWriter:
             yield
         except OSError as error:
             raise OutputError(f"{self.out}: {what} ({error.strerror}).") from None
-
-    def _take_folder(self) -> int:
-        busy = OutputError(f"{self.out}: another merge is writing it right now; wait, or choose another.")
-        lock_file = self.partial / LOCK
-        if self.partial.is_symlink() or (self.partial.exists() and not lock_file.is_file()):
-            raise OutputError(f"{self.partial}: is in the way of writing {self.out.name}; move it elsewhere.")
-        self.partial.mkdir(exist_ok=True)
-        lock = os.open(lock_file, os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino != lock_file.stat().st_ino:
-                raise busy
-        except (BlockingIOError, FileNotFoundError, OutputError):
-            os.close(lock)
-            raise busy from None
-        for leftover in self.partial.iterdir():
-            if leftover.name != LOCK:
-                _remove(leftover)
-        self._mend_crash()
-        return lock
-
-    def _mend_crash(self) -> None:
-        """Finish what a process left that died between the two renames of a commit."""
-        if not (self._replaced / MARKER).is_file() or self._replaced.is_symlink():
-            return
-        if self.out.exists():
-            _remove(self._replaced)
-        else:
-            self._replaced.rename(self.out)
 
     def _layout(self, tensors: Iterable[TensorInfo], metadata: Mapping[str, str], shard_bytes: int) -> None:
         shards = _split(tensors, shard_bytes)
@@ -128,36 +95,16 @@ class CheckpointWriter:
             shutil.copyfile(source, self.partial / source.name)
 
     def commit(self) -> Path:
-        """Make everything durable and let it appear as `out`, replacing an earlier result of ours.
-
-        The lock is held until the folder has its final name, so no other writer can take it in between.
-        """
-        ensure_replaceable(self.out)
+        """Make everything durable and let it appear as `out`, replacing an earlier result of ours."""
         with self._explained("cannot be completed"):
             self._close_files()
-            for file in (*self.partial.iterdir(), self.partial):
-                _sync(file)
-            earlier = self.out.exists()
-            if earlier:
-                self.out.rename(self._replaced)
-            try:
-                self.partial.rename(self.out)
-            except OSError:
-                if earlier:
-                    self._replaced.rename(self.out)
-                raise
-            (self.out / LOCK).unlink()
-            _sync(self.out.parent)
-        os.close(self._lock)
-        if earlier:
-            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._folder.commit()
         return self.out
 
     def abort(self) -> None:
         """Remove what was written; `out` stays as it was."""
         self._close_files()
-        shutil.rmtree(self.partial, ignore_errors=True)
-        os.close(self._lock)
+        self._folder.abort()
 
     def _close_files(self) -> None:
         for descriptor in self._descriptors:
@@ -178,11 +125,6 @@ class CheckpointWriter:
         except BaseException:
             self.abort()
             raise
-
-
-def hidden_names(out: Path) -> tuple[Path, Path]:
-    """Where a result is written before it is complete, and where an earlier one waits while it is replaced."""
-    return out.parent / f".{out.name}.partial", out.parent / f".{out.name}.replaced"
 
 
 def ensure_replaceable(out: Path) -> None:
@@ -215,18 +157,3 @@ def _split(tensors: Iterable[TensorInfo], shard_bytes: int) -> list[list[TensorI
         shards[-1].append(tensor)
         size += tensor.nbytes
     return [sorted(shard, key=lambda tensor: -tensor.torch_dtype.itemsize) for shard in shards]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

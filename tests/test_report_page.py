@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -221,4 +222,27 @@ def test_a_report_that_cannot_be_written_leaves_what_was_there(report, tmp_path,
     with pytest.raises(merging.OutputError, match=r"cannot be written \(No space left"):
         write_report(report, "another page", out)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_threads_write_one_folder_in_turn(report, tmp_path):
+    out = tmp_path / "report"
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(lambda number: write_report(report, f"page {number}", out), range(12)))
+    assert written == [["report.html", "report.json", "report.safetensors", "tensors.csv"]] * 12
+    assert sorted(file.name for file in out.iterdir()) == written[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert merging.Report.load(out) == report
+
+
+def test_a_report_whose_writer_was_killed_between_the_renames_comes_back(report, tmp_path):
+    out = tmp_path / "report"
+    write_report(report, "old", out)
+    out.rename(tmp_path / ".report.replaced")
+    (tmp_path / ".report.partial").mkdir()
+    with pytest.raises(AttributeError):
+        write_report(None, "new", out)
+    assert (out / "report.html").read_text() == "old"
+    write_report(report, "new", out)
+    assert (out / "report.html").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["report"]

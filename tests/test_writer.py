@@ -167,7 +167,7 @@ def test_a_writer_cannot_take_a_folder_that_is_being_renamed(tmp_path, monkeypat
     for name, value in VALUES.items():
         first.write(name, value)
     tried = []
-    from merging import writer as module
+    from merging import atomic_folder as module
 
     def sync_and_intrude(path, original=module._sync):
         original(path)
