@@ -35,8 +35,8 @@ class Facts:
 
     @cached_property
     def active(self) -> list[int]:
-        """The experts that changed something."""
-        return [expert for expert in range(len(self.names)) if self.whole.nonzero[expert]]
+        """The experts whose change has a length; that of changes below 1e-19 may be 0 in float32."""
+        return [expert for expert in range(len(self.names)) if self.whole.change[expert] > 0]
 
     @cached_property
     def twins(self) -> list[tuple[int, int]]:

@@ -39,7 +39,7 @@ HEAVY = 0.1
 
 def _idle(facts: Facts) -> Iterator[Advice]:
     for expert, name in enumerate(facts.names):
-        if expert not in facts.active:
+        if not facts.whole.nonzero[expert]:
             yield Advice(
                 f"{name} equals the base, so it adds nothing. Is it the right model?",
                 f"0 of {facts.whole.elements:,} weights differ",

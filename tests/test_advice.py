@@ -162,6 +162,35 @@ def test_a_dominant_expert_gets_a_weight_that_evens_it():
     assert not said(report_of({n: v * 1.9 for n, v in ONE.items()}, TWO), "dominate")
 
 
+def without_length(report: Report, expert: int) -> Report:
+    """A report where the squares of an expert's changes are so small that they are 0 in float32."""
+    pairs = [number for number, pair in enumerate(report.pairs) if expert in pair]
+    tensors = {
+        name: replace(
+            found,
+            change=[0.0 if e == expert else square for e, square in enumerate(found.change)],
+            dot=[0.0 if pair in pairs else dot for pair, dot in enumerate(found.dot)],
+        )
+        for name, found in report.tensors.items()
+    }
+    return replace(report, tensors=tensors)
+
+
+def test_a_change_without_length_is_compared_with_none():
+    small = {name: v * 0.3 for name, v in ONE.items()}
+    report = report_of(small, TWO, THREE)
+    assert report.total.nonzero[0] > 0
+    assert "a weight of" not in str(advice(without_length(report, 0)))
+    assert advice(without_length(without_length(report, 0), 1)) == []
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_tied_embedding_beside_a_change_without_length(number, bf16_family, tmp_path, write_recipe):
+    plan = merging.check(write_recipe(bf16_family, "task_arithmetic"))
+    report = without_length(merging.inspect(plan.recipe), number)
+    assert all(plan.names[1 - number].endswith(one.text.split()[0]) for one in said(report, "(tied)", plan))
+
+
 def test_conflict_above_chance():
     against = {name: -0.5 * v + TWO[name] for name, v in ONE.items()}
     (found,) = said(report_of(ONE, against), "opposite directions")
