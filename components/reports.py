@@ -15,7 +15,7 @@ from components.report_cache import ReportCache
 from components.settings import Settings
 from merging import Checkpoint, Plan, Progress, Report, __version__
 from merging.inspection import inspect_plan
-from merging.report_files import VERSION
+from merging.report_document import VERSION
 
 MOST_REPORTS = 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
@@ -55,7 +55,7 @@ class Columns:
     """Columns that were stored, named `prefix` + their path, for so many `rows`.
 
     `paths` are in the order of the fields. `lengths` are those of the lists in each field of a kind of record, where
-    they are known; None is any length.
+    they are known; None is any length. `unsigned` names the fields that are never below 0; counts never are.
     """
 
     stored: TensorSource
@@ -63,6 +63,7 @@ class Columns:
     paths: Sequence[str]
     rows: int
     lengths: Mapping[type, Mapping[str, Sequence[int | None]]]
+    unsigned: Mapping[type, frozenset[str]] = field(default_factory=dict)
 
     def records(self, kind: type[R], path: str = "") -> list[R]:
         """The records; `path` leads to an inner one.
@@ -84,7 +85,7 @@ class Columns:
                 values[name] = [None] * self.rows
             else:
                 lengths = self.lengths.get(kind, {}).get(name, (None,) * depth)
-                values[name] = self._column(here, leaf, lengths)
+                values[name] = self._column(here, leaf, lengths, name in self.unsigned.get(kind, ()))
         return [kind(**dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
 
     def _keys(self, path: str) -> list[str]:
@@ -92,7 +93,7 @@ class Columns:
         below = [column[len(path) + 1 :] for column in self.paths if column.startswith(path + ".")]
         return list(dict.fromkeys(rest.split(".")[0] for rest in below))
 
-    def _column(self, path: str, leaf: type, lengths: Sequence[int | None]) -> list[Any]:
+    def _column(self, path: str, leaf: type, lengths: Sequence[int | None], unsigned: bool) -> list[Any]:
         name, dtypes = self.prefix + path, {"F64", "I64"} if leaf is int else {"F64"}
         info = self.stored.tensors.get(name)
         if info is None:
@@ -103,8 +104,8 @@ class Columns:
         if not fits or info.dtype not in dtypes:
             raise CheckpointError(f"'{name}' is {info.dtype} {list(info.shape)}, which does not fit")
         values = self.stored.read(name)
-        if leaf is int and bool((values < 0).any()):
-            raise CheckpointError(f"'{name}' counts below 0")
+        if (unsigned or leaf is int) and bool((values < 0).any()):
+            raise CheckpointError(f"'{name}' is below 0")
         return values.tolist()
 
 

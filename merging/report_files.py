@@ -7,32 +7,36 @@ of each table, and the digest of the numbers, so that files that do not belong t
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as as_safetensors
 
-from merging.changes import TensorStatistics, bin_edges, pairs_of
+from merging.changes import TensorStatistics, bin_edges
 from merging.checkpoint import Checkpoint
-from merging.errors import CheckpointError, MergingError, OutputError
-from merging.fate import FATES, TensorFate
-from merging.methods import Scope
+from merging.errors import CheckpointError, OutputError
+from merging.fate import FATES, Cast, TensorFate
 from merging.record_columns import Columns, columns_of
 from merging.report import Preview, Report, Sample, Trim, Trimmed
+from merging.report_document import (
+    DOCUMENT,
+    NUMBERS,
+    Document,
+    PreviewTable,
+    SampleTable,
+    Table,
+    TrimTable,
+    damaged,
+    is_report,
+    read_document,
+)
 from merging.sign_conflict import Conflict
 from merging.sums import Record
-from merging.version import __version__
 
-NUMBERS, DOCUMENT = "report.safetensors", "report.json"
-VERSION = 1
-MOST_BYTES = 256 << 20
-"""A larger `report.json` is not read."""
 SIZES: dict[type, dict[str, str]] = {
     TensorStatistics: {
         **dict.fromkeys(("change", "total", "mass", "nonzero", "largest"), "t"),
@@ -45,56 +49,15 @@ SIZES: dict[type, dict[str, str]] = {
     TensorFate: {"energy": "tf", "along": "t", "gram": "tt"},
 }
 """The lengths of lists: t experts, m models, p pairs, k numbers of experts from two on, b bins, f fates."""
+NEVER_NEGATIVE: dict[type, frozenset[str]] = {
+    TensorStatistics: frozenset({"base", "change", "mass", "largest"}),
+    Conflict: frozenset({"gross", "net", "chance"}),
+    Trimmed: frozenset({"threshold"}),
+    TensorFate: frozenset({"energy", "change"}),
+    Cast: frozenset({"energy"}),
+}
+"""The fields that are sums of squares or of magnitudes."""
 R = TypeVar("R", bound=Record)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class _Table(_Strict):
-    names: list[str]
-    columns: list[str]
-
-
-class _Sample(_Strict):
-    share: float
-    groups: list[_Table]
-
-
-class _Trim(_Strict):
-    density: float
-    scope: Scope
-    tensors: _Table
-    sample: _Sample | None
-
-
-class _Preview(_Strict):
-    recipe: str
-    method: str
-    elementwise: bool
-    tensors: _Table
-    effective: dict[str, dict[str, Any]]
-    dtypes: dict[str, str]
-    copied: list[str]
-    sample: _Sample | None
-
-
-class _Document(_Strict):
-    """All of `report.json`."""
-
-    format: Literal["mergescope report"] = "mergescope report"
-    version: Literal[1] = 1
-    mergescope: str = __version__
-    digest: str
-    base: str
-    experts: list[str]
-    bin_edges: list[float]
-    tensors: _Table
-    trim: _Trim | None
-    preview: _Preview | None
-    warnings: list[str]
-    sample: _Sample | None = None
 
 
 def save_report(report: Report, folder: Path) -> None:
@@ -130,48 +93,48 @@ def load_report(folder: Path) -> Report:
     Raises:
         MergingError: there is none, it is damaged, or a newer version wrote it.
     """
-    document = _read(folder)
-    stored = Checkpoint.open(folder / NUMBERS)
-    with (folder / NUMBERS).open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    document = read_document(folder)
+    try:
+        with (folder / NUMBERS).open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except FileNotFoundError:
+        raise damaged(folder, f"{NUMBERS} is missing") from None
+    except OSError as error:
+        raise damaged(folder, f"{NUMBERS} cannot be read: {error.strerror}") from None
     if digest != document.digest:
-        raise _damaged(folder, f"{NUMBERS} is not the file that {DOCUMENT} describes")
+        raise damaged(folder, f"{NUMBERS} is not the file that {DOCUMENT} describes")
+    try:
+        stored = Checkpoint.open(folder / NUMBERS)
+    except CheckpointError:
+        raise damaged(folder, f"{NUMBERS} is no safetensors file") from None
     return _Reader(folder, stored, len(document.experts)).report(document)
 
 
-def is_report(folder: Path) -> bool:
-    """Whether a folder holds a report of any version."""
-    try:
-        return _content(folder).get("format") == "mergescope report"
-    except MergingError:
-        return False
-
-
-def _describe(report: Report, columns: dict[str, torch.Tensor]) -> _Document:
+def _describe(report: Report, columns: dict[str, torch.Tensor]) -> Document:
     """The document; the numbers go into `columns`."""
 
-    def table(prefix: str, records: Mapping[str, Record]) -> _Table:
+    def table(prefix: str, records: Mapping[str, Record]) -> Table:
         some = list(records.values())
         found = dict(columns_of(type(some[0]), some)) if some else {}
         columns.update({f"{prefix}/{path}": values for path, values in found.items()})
-        return _Table(names=list(records), columns=list(found))
+        return Table(names=list(records), columns=list(found))
 
-    def sampled(prefix: str, sample: Sample | None) -> _Sample | None:
+    def sampled(prefix: str, sample: Sample | None) -> SampleTable | None:
         if sample is None:
             return None
         groups = [table(f"{prefix}/{number}", group) for number, group in enumerate(sample.groups)]
-        return _Sample(share=sample.share, groups=groups)
+        return SampleTable(share=sample.share, groups=groups)
 
-    def trimmed(trim: Trim) -> _Trim:
-        return _Trim(
+    def trimmed(trim: Trim) -> TrimTable:
+        return TrimTable(
             density=trim.density,
             scope=trim.scope,
             tensors=table("trim", trim.tensors),
             sample=sampled("trim", trim.sample),
         )
 
-    def previewed(preview: Preview) -> _Preview:
-        return _Preview(
+    def previewed(preview: Preview) -> PreviewTable:
+        return PreviewTable(
             recipe=preview.recipe,
             method=preview.method,
             elementwise=preview.elementwise,
@@ -182,7 +145,7 @@ def _describe(report: Report, columns: dict[str, torch.Tensor]) -> _Document:
             sample=sampled("preview", preview.sample),
         )
 
-    return _Document(
+    return Document(
         digest="",
         base=report.base,
         experts=list(report.experts),
@@ -203,7 +166,7 @@ class _Reader:
         lengths = {
             "t": experts,
             "m": experts + 1,
-            "p": len(pairs_of(experts)),
+            "p": experts * (experts - 1) // 2,
             "k": max(0, experts - 1),
             "b": len(bin_edges()) - 1,
             "f": len(FATES),
@@ -213,7 +176,7 @@ class _Reader:
             for kind, table in SIZES.items()
         }
 
-    def report(self, document: _Document) -> Report:
+    def report(self, document: Document) -> Report:
         return Report(
             base=document.base,
             experts=tuple(document.experts),
@@ -224,7 +187,7 @@ class _Reader:
             sample=self.sample("changes", TensorStatistics, document.sample),
         )
 
-    def trim(self, trim: _Trim) -> Trim:
+    def trim(self, trim: TrimTable) -> Trim:
         return Trim(
             trim.density,
             trim.scope,
@@ -232,7 +195,7 @@ class _Reader:
             self.sample("trim", Trimmed, trim.sample),
         )
 
-    def preview(self, preview: _Preview) -> Preview:
+    def preview(self, preview: PreviewTable) -> Preview:
         return Preview(
             recipe=preview.recipe,
             method=preview.method,
@@ -244,22 +207,24 @@ class _Reader:
             sample=self.sample("preview", TensorFate, preview.sample),
         )
 
-    def sample(self, prefix: str, kind: type[R], sample: _Sample | None) -> Sample | None:
+    def sample(self, prefix: str, kind: type[R], sample: SampleTable | None) -> Sample | None:
         if sample is None:
             return None
         groups = (self.table(f"{prefix}/{n}", kind, group) for n, group in enumerate(sample.groups))
         return Sample(sample.share, tuple(groups))
 
-    def table(self, prefix: str, kind: type[R], table: _Table) -> dict[str, R]:
+    def table(self, prefix: str, kind: type[R], table: Table) -> dict[str, R]:
         if not table.names:
             return {}
         if len(set(table.names)) < len(table.names):
-            raise _damaged(self.folder, "a tensor is listed twice")
-        columns = Columns(self.stored, prefix + "/", table.columns, len(table.names), self.lengths)
+            raise damaged(self.folder, "a tensor is listed twice")
+        columns = Columns(
+            self.stored, prefix + "/", table.columns, len(table.names), self.lengths, NEVER_NEGATIVE
+        )
         try:
             return dict(zip(table.names, columns.records(kind), strict=True))
         except CheckpointError as error:
-            raise _damaged(self.folder, str(error)) from None
+            raise damaged(self.folder, str(error)) from None
 
 
 def _as_json(value: Any) -> Any:
@@ -279,36 +244,6 @@ def _from_json(value: Any) -> Any:
     return value
 
 
-def _content(folder: Path) -> dict[str, Any]:
-    """What `report.json` says, of whatever version."""
-    file = folder / DOCUMENT
-    try:
-        if file.stat().st_size > MOST_BYTES:
-            raise _damaged(folder, f"{DOCUMENT} is too large")
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise MergingError(f"{folder}: holds no report; {DOCUMENT} is missing.") from None
-    except OSError as error:
-        raise MergingError(f"{folder}: the report cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError):
-        raise _damaged(folder, f"{DOCUMENT} is not JSON") from None
-    if not isinstance(content, dict) or content.get("format") != "mergescope report":
-        raise MergingError(f"{folder}: its {DOCUMENT} is not a report of Mergescope.")
-    return content
-
-
-def _read(folder: Path) -> _Document:
-    content = _content(folder)
-    version = content.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise MergingError(f"{folder}: a newer Mergescope wrote this report; update Mergescope to read it.")
-    try:
-        return _Document.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _damaged(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
 def _require_ours(folder: Path) -> None:
     if (folder / DOCUMENT).exists() and not is_report(folder):
         raise OutputError(f"{folder}: its {DOCUMENT} is not a report of ours; choose another folder.")
@@ -317,10 +252,6 @@ def _require_ours(folder: Path) -> None:
         raise OutputError(
             f"{folder}: holds {sorted(others)[0]!r} and no report; choose a new or empty folder."
         )
-
-
-def _damaged(folder: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{folder}: the report is damaged ({what}). Inspect the models again.")
 
 
 def _digest(content: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from merging.atomic_folder import LOCK, AtomicFolder
 from merging.errors import OutputError
 from merging.report import Report
-from merging.report_files import DOCUMENT, NUMBERS
+from merging.report_document import DOCUMENT, NUMBERS
 
 PAGE, TABLE = "report.html", "tensors.csv"
 OURS = frozenset({PAGE, TABLE, DOCUMENT, NUMBERS})

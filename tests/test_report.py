@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -176,6 +177,8 @@ def test_what_is_no_report_says_so(report, tmp_path):
         {"unknown": 1},
         {"version": "1"},
         {"trim": {"density": 0.5}},
+        {"bin_edges": [1.0]},
+        {"experts": ["x"] * 20_000},
     ],
 )
 def test_a_document_that_does_not_fit_is_damaged(report, tmp_path, changes):
@@ -193,6 +196,10 @@ def test_a_document_that_does_not_fit_is_damaged(report, tmp_path, changes):
         ("changes/histogram", None),
         ("changes/signs.covered", -torch.ones(0, 2, dtype=torch.int64)),
         ("changes/nonzero", "negative"),
+        ("changes/change", "negative"),
+        ("changes/signs.gross", "negative"),
+        ("preview/energy", "negative"),
+        ("preview/casts.bfloat16.energy", "negative"),
         ("changes/elements", "float32"),
     ],
 )
@@ -212,15 +219,36 @@ def test_numbers_that_do_not_fit_are_damaged(report, tmp_path, column, values):
         Report.load(tmp_path)
 
 
-def test_cut_off_numbers_are_damaged(report, tmp_path):
+def test_numbers_that_cannot_be_read_are_damaged(report, tmp_path):
     report.save(tmp_path)
     file = tmp_path / "report.safetensors"
     os.truncate(file, file.stat().st_size - 8)
-    with pytest.raises(MergingError):
+    with pytest.raises(
+        MergingError, match=r"damaged \(report.safetensors is not the file that report.json desc"
+    ):
+        Report.load(tmp_path)
+    file.write_bytes(b"no numbers")
+    edit(tmp_path, digest=hashlib.blake2b(b"no numbers", digest_size=16).hexdigest())
+    with pytest.raises(MergingError, match=r"damaged \(report.safetensors is no safetensors file\)"):
         Report.load(tmp_path)
     file.unlink()
-    with pytest.raises(MergingError):
+    with pytest.raises(
+        MergingError, match=r"damaged \(report.safetensors is missing\)\. Inspect the models again"
+    ):
         Report.load(tmp_path)
+    file.mkdir()
+    with pytest.raises(MergingError, match=r"damaged \(report.safetensors cannot be read: Is a directory\)"):
+        Report.load(tmp_path)
+
+
+def test_a_long_list_of_experts_takes_no_memory(report, tmp_path):
+    report.save(tmp_path)
+    edit(tmp_path, experts=["x"] * 20_000)
+    tracemalloc.start()
+    with pytest.raises(MergingError, match="which does not fit"):
+        Report.load(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_cells_add_up_their_tensors():
