@@ -23,9 +23,10 @@ from merging.tensor_plan import TensorPlan
 
 Pieces = Sequence[tuple[TensorPlan, Piece]]
 BYTES_PER_CHANGE = 88
-"""What one element of one expert takes at most: its value, its change, two sorted tables, ranks and random words."""
+"""What one element of one expert takes at most, with all temporary values: measured at the peak of previews that follow
+one another over 9 M sampled changes, 74 to 83 of PCB, 44 to 52 of TIES, 27 of DELLA, 16 of DARE."""
 BYTES_PER_ELEMENT = 24
-MOST_TABLES = 4
+MOST_TABLES = 2
 """Kinds of sorted tables that a family keeps for every scope."""
 
 
@@ -187,9 +188,10 @@ def sources_of(plan: Plan) -> Iterator[TensorSource]:
 
 
 def source_key(source: TensorSource) -> Hashable:
-    """The files of a model and when they changed; a model in memory is itself."""
+    """The files of a model, when they changed, and a sample of their bytes; a model in memory is itself."""
     files = sorted({info.file for info in source.tensors.values() if info.file is not None})
     if not files:
         return id(source)
     states = [(str(file), file.stat()) for file in files]
-    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
+    times = tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
+    return times, getattr(source, "fingerprint", None)

@@ -12,13 +12,16 @@ from merging.cuts import Cut, Keys, LargestCut
 from merging.pieces import Piece, PieceKey
 from merging.statistics import Attained
 
+MOST_NARROW = (1 << 31) - 1
+"""Elements of a scope up to which positions are int32."""
+
 
 @dataclass(frozen=True)
 class SortedKeys:
     """Rows of keys over the pieces of a scope, ascending; among equals by position.
 
-    `values` int32 and `positions` int64 [rows, n]; piece p holds the positions `bounds[p]` up to `bounds[p + 1]`.
-    `heavier` float64 [rows, n + 1], for a sample only: how many elements of the whole the n − i largest stand for.
+    `values` int32 and `positions` [rows, n]; piece p holds the positions `bounds[p]` up to `bounds[p + 1]`.
+    `heavier` float64 [rows, n + 1], for a sample only: how many elements of the whole the i largest stand for.
     """
 
     values: torch.Tensor
@@ -57,7 +60,7 @@ class SortedKeys:
         if heavier is None:
             index = len(values) - kept
         else:  # the largest index from which on enough are kept
-            index = len(values) - int(torch.searchsorted(heavier.flip(0), float(kept)))
+            index = len(values) - int(torch.searchsorted(heavier, float(kept)))
             index = min(max(index, 0), len(values) - 1)
         threshold = int(values[index])
         first, last = (int(torch.searchsorted(values, threshold, right=side)) for side in (False, True))
@@ -65,7 +68,7 @@ class SortedKeys:
         if heavier is None:
             return threshold, last - first, self._count(tied[: kept - (len(values) - last)])
         assert self.weights is not None
-        left, allowed = kept - float(heavier[last]), []
+        left, allowed = kept - float(heavier[len(values) - last]), []
         for here, weight in zip(self._count(tied), self.weights.tolist(), strict=True):
             taken = min(max(left, 0.0), here * weight)
             allowed.append(round(taken / weight))
@@ -74,7 +77,7 @@ class SortedKeys:
 
     def _count(self, positions: torch.Tensor) -> list[int]:
         """How many positions lie in each piece."""
-        piece = torch.searchsorted(self.bounds, positions, right=True) - 1
+        piece = torch.searchsorted(self.bounds, positions.long(), right=True) - 1
         return piece.bincount(minlength=len(self.pieces)).tolist()
 
     def _zeros(self, row: int) -> int:
@@ -101,14 +104,19 @@ class SpreadCut(Cut):
 def sort_keys(keys: Keys, pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> SortedKeys:
     """Sort the keys of all pieces of a scope; `weights` say how many elements one of each piece stands for."""
     order = sorted(range(len(pieces)), key=lambda number: pieces[number].key)
-    rows = [ops.flat(keys(pieces[number])) for number in order]
-    values, positions = torch.cat(rows, 1).sort(dim=1, stable=True)
-    sizes = torch.tensor([0, *(row.shape[1] for row in rows)])
+    rows = torch.cat([ops.flat(keys(pieces[number])) for number in order], 1)
+    bounds = torch.tensor([0, *(pieces[number].models[0].numel() for number in order)]).cumsum(0)
+    positions = torch.empty(rows.shape, dtype=torch.int32 if rows.shape[1] <= MOST_NARROW else torch.int64)
+    each = heavier = None
+    if weights is not None:
+        each = torch.tensor([weights[number] for number in order], dtype=torch.float64)
+        heavier = torch.zeros(len(rows), rows.shape[1] + 1, dtype=torch.float64)
+    for number, row in enumerate(rows):  # one by one, for their int64 positions are large
+        values, places = row.sort(stable=True)
+        row.copy_(values)
+        positions[number] = places
+        if each is not None and heavier is not None:
+            heavier[number, 1:] = each.repeat_interleave(bounds.diff())[places.flip(0)]
+            heavier[number].cumsum_(0)
     names = tuple(pieces[number].key for number in order)
-    bounds = sizes.cumsum(0)
-    if weights is None:
-        return SortedKeys(values, positions, names, bounds)
-    each = torch.tensor([weights[number] for number in order], dtype=torch.float64)
-    spread = each.repeat_interleave(sizes[1:])[positions]
-    heavier = torch.nn.functional.pad(spread.flip(1).cumsum(1).flip(1), (0, 1))
-    return SortedKeys(values, positions, names, bounds, each, heavier)
+    return SortedKeys(rows, positions, names, bounds, each, heavier)

@@ -9,8 +9,10 @@ import merging
 from benchmarks.family import make_family
 from merging import MergingError, Progress, sampling, whatif
 from merging.inspection import preview_plan, trim_plan
+from merging.pieces import Piece
 from merging.report import Preview, Sample, Trim, added_up, placed
 from merging.sampling import GROUPS, SampledFamily, samplable, sample_rows
+from merging.sorted_keys import sort_keys
 from merging.sums import total
 from merging.whatif import Residents
 
@@ -204,3 +206,41 @@ def test_a_merge_that_fails_fails_here_too(large):
     plan = planned(large, "ties", parameters={"lambda": 1e38}, out_dtype="float16")
     with pytest.raises(MergingError, match="not finite"):
         list(whatif.steps(plan, Residents(16 << 20), device="cpu"))
+
+
+@pytest.mark.parametrize(("method", "most"), [("ties", 30), ("della", 28), ("pcb", 50)])
+def test_what_a_sample_keeps_in_memory(method, most, large):
+    """Bytes for each element of each expert: value, change and random words, or a table of 16; PCB has two, and a score."""
+    plan = planned(large, method)
+    rows = sample_rows(plan, 0, SAMPLE_BYTES)
+    family = SampledFamily([*whatif.sources_of(plan)], rows)
+    whatif._preview(plan, family)
+    held = [value for held in family._held.values() for value in vars(held).values()]
+    known = [value for memory in family._memories.values() for _, value in memory._kept.values()]
+    tables = [value for table in family._tables.values() for value in vars(table).values()]
+    tensors = [value for value in (*held, *known, *tables) if isinstance(value, torch.Tensor)]
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
+    changes = rows.elements * len(plan.experts)
+    assert 8 * changes < sum(storages.values()) < most * changes
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_keys_in_order(weighted):
+    """Equal keys keep the order of pieces and elements, and the weights of the largest are added up."""
+    generator = torch.Generator().manual_seed(0)
+    models = [torch.randint(0, 5, (2, size), generator=generator).float() for size in (30, 1, 17)]
+    pieces = [Piece(f"tensor {n}", 0, None, value, torch.ones(2)) for n, value in enumerate(models)]
+    weights = [3.0, 1.0, 2.5]
+    found = sort_keys(lambda piece: piece.models.int(), pieces, weights if weighted else None)
+    rows, each = (
+        torch.cat(models, 1).int(),
+        torch.tensor(weights).repeat_interleave(torch.tensor([30, 1, 17])),
+    )
+    for number, row in enumerate(rows.tolist()):
+        order = sorted(range(48), key=row.__getitem__)
+        assert found.positions[number].tolist() == order
+        assert found.values[number].tolist() == sorted(row)
+        if weighted:
+            sums = [sum(each[order[48 - count :]].tolist()) for count in range(49)]
+            assert found.heavier[number].tolist() == sums
+    assert (found.heavier is None) == (not weighted)

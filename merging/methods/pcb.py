@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -191,15 +190,14 @@ class Pcb(Method):
         return (yield from (self._competition(group) if self.variant == "paper" else self._clipped(group)))
 
     def coefficients(self, piece: Piece, known: Known) -> torch.Tensor:
-        scores = Scores(known.formula)
-        score = scores.of(piece).double()
+        score = Scores(known.formula).of(piece).double()
         clip: torch.Tensor | float = 1.0
         if isinstance(known.formula, Clipped):
             assert known.threshold is not None
             assert known.top is not None
             score = torch.maximum(score, ops.per_expert(known.threshold.to(score.device), score))
             share = ops.minmax(score, known.threshold, known.top)
-            clip = piece.remember("clip", scores.identity, partial(known.formula.clip, piece))
+            clip = known.formula.clip(piece)
         else:
             assert known.cut is not None
             share = score * known.cut.keep(piece)
