@@ -117,13 +117,11 @@ def wire_detail(
             return [gr.skip()] * len(detail.inside)
         return [*show_inside(reports, settings, family, key, cell, asked), (plain_key(key), cell)]
 
-    asked = detail.spectrum.click(
-        partial(show_spectrum, reports, stops, settings), chosen, detail.computed, **quiet
-    )
+    detail.spectrum.click(partial(show_spectrum, reports, stops, settings), chosen, detail.computed, **quiet)
     detail.stop.click(stops.stop, detail.token, None, **quiet)
     detail.read.click(partial(show, True), [detail.seen, *chosen], detail.inside, **quiet)
     others = [cell.change, shared.family.change]
-    gr.on(others, stops.stop, detail.token, None, cancels=asked, **quiet)
+    gr.on(others, stops.stop, detail.token, None, **quiet)
     gr.on(others, idle, None, [detail.stop, detail.token], **quiet)
     gr.on(
         [cell.change, report.change],

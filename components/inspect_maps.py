@@ -99,7 +99,8 @@ def choose_map(group: str, *chosen: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the tab shows: the key of the map, the key of the report, and the outputs of a measurement."""
+    """What the tab shows: the key of the map, the key of the report, and where a trim tells of itself: status, the
+    button Stop, the token that stops it."""
 
     metric: gr.State
     report: gr.State
@@ -127,22 +128,22 @@ def wire_choice(
         yield from trim(trimmed == TRIMMED, family, *wanted)
 
     wanted = [shown.report, choice.density, choice.scope]
-    running = [
-        gr.on(
-            [choice.density.release, choice.scope.input],
-            partial(trim, True),
-            [shared.family, *wanted],
-            shown.measured,
-            trigger_mode="always_last",
-            **quiet,
-        ),
-        gr.on(
-            [shown.report.change, choice.trimmed.input, choice.density.change],
-            trim_if_shown,
-            [shared.family, choice.trimmed, *wanted],
-            shown.measured,
-            trigger_mode="always_last",
-            **quiet,
-        ),
-    ]
-    shared.family.change(None, cancels=running, show_progress="hidden")
+    made = gr.State("")
+    outputs = [*shown.measured, made]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
+    asked = gr.on(
+        [choice.density.release, choice.scope.input],
+        partial(trim, True),
+        [shared.family, *wanted],
+        outputs,
+        **latest,
+    )
+    unasked = gr.on(
+        [shown.report.change, choice.trimmed.input, choice.density.change],
+        trim_if_shown,
+        [shared.family, choice.trimmed, *wanted],
+        outputs,
+        **latest,
+    )
+    for event in (asked, unasked):
+        event.success(trims.accept, [shown.report, made], shown.report, **quiet)

@@ -156,7 +156,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     look = partial(measure, reports.plain, stops, settings)
     gr.on([app.load, shared.family.change], look, shared.family, measured, **latest)
     tab.measure.click(partial(look, asked=True), shared.family, measured, **quiet)
-    tab.stop.click(stops.stop, tab.token, None, **quiet)
+    gr.on([tab.stop.click, shared.family.change], stops.stop, tab.token, None, **quiet)
     gr.on([app.load, shared.family.change], can_merge, shared.family, tab.next, **quiet)
 
     def pick(event: gr.EventData, key: str, everything: bool, metric: str, cell: Cell | None) -> list[Any]:
@@ -167,7 +167,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     tab.everything.input(partial(show_report, reports), choice, whole, **quiet)
     advised = [shared.family, tab.report]
     tab.report.change(partial(show_advice, reports), advised, tab.advice, **quiet)
-    trimmed = [tab.trim_status, tab.stop, tab.token, tab.report]
+    trimmed = [tab.trim_status, tab.stop, tab.token]
     wire_choice(tab.choice, Shown(tab.metric, tab.report, trimmed), settings, shared, reports, stops)
     tab.metric.change(partial(show_metric, reports), choice, map_views, **latest)
     tab.map.select(pick, [tab.report, tab.everything, tab.metric, tab.cell], cell, **latest)

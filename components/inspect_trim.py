@@ -78,6 +78,11 @@ def trim_key(key: str, density: float, scope: str) -> str:
     return f"{plain_key(key)}@{density:g} {scope}"
 
 
+def accept(shown: str, made: str) -> Any:
+    """The report with its trim, unless another report is shown by the time the trim is made."""
+    return made if made and plain_key(made) == plain_key(shown) else gr.skip()
+
+
 def trim(
     reports: TrimmedReports,
     stops: Stops,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gradio as gr
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,7 +12,7 @@ from components.family import Family
 from components.figures.metrics import METRICS, panels, worded
 from components.inspect_detail import show_inside, show_spectrum
 from components.inspect_maps import choose_map
-from components.inspect_trim import TrimmedReports, plain_key, trim
+from components.inspect_trim import TrimmedReports, accept, plain_key, trim, trim_key
 from components.inspect_views import TRIMMED
 from components.reports import Reports, Stops
 from components.settings import Settings
@@ -223,3 +224,10 @@ def test_a_large_tensor_waits_until_it_is_asked_for(kept, chosen, monkeypatch):
     assert "Read heads and rows" in waiting[5]["empty"]
     asked = show_inside(reports, SETTINGS, chosen, key, (1, "q"), True)
     assert len(asked[4]["data"][0]["x"]) == 4
+
+
+def test_a_trim_that_comes_late_does_not_bring_an_older_report_back():
+    assert accept("new", trim_key("new", 0.2, "tensor")) == "new@0.2 tensor"
+    assert accept("new@0.5 model", trim_key("new", 0.2, "tensor")) == "new@0.2 tensor"
+    assert accept("new", trim_key("old", 0.2, "tensor")) == gr.skip()
+    assert accept("new", "") == gr.skip()

@@ -23,6 +23,8 @@ ARGUMENTS = [
     "--disable-component-update",
 ]
 START_SECONDS = 120
+PATIENCE = 30_000
+"""Milliseconds that a page may take on a busy machine; a test fails by what is shown, not by how fast."""
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +83,7 @@ def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
 def browser():
     """Chromium as the system has it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright.expect.set_options(timeout=PATIENCE)
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("no Chromium on this machine; scripts/install-browser says how to get one")
@@ -116,7 +119,7 @@ def open_page(browser, app_url, requests_seen, console_errors):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: requests_seen.append(request.url))
         page.on("pageerror", lambda error: console_errors.append(str(error)))
         page.on(
