@@ -21,8 +21,9 @@ from rich.table import Table
 from merging import api, report_text
 from merging.advice import Advice, advice, kinship
 from merging.artefact import Importance
+from merging.checkpoint import Checkpoint
 from merging.effective import summary
-from merging.errors import MergingError, PlanError
+from merging.errors import MergingError, OutputError, PlanError
 from merging.events import Event, Finished
 from merging.events import Progress as EngineProgress
 from merging.full_report import checked_scope, full_report
@@ -32,6 +33,7 @@ from merging.plan import Plan
 from merging.recipe import Recipe, read_text
 from merging.report import Report
 from merging.report_folder import ensure_report_folder, write_report
+from merging.room import input_problem
 
 app = typer.Typer(
     name="merging",
@@ -152,7 +154,8 @@ def inspect(
         float | None,
         typer.Option(
             help="Estimate from a stratified sample of this share of the weights; prints the standard error of every "
-            "relative change. No preview of DPPA, Model Stock and APL's cuts by importance."
+            "relative change. A sample takes up to 2 GB of memory; where the share needs more, as many rows as fit are "
+            "looked at, or every weight from a fifth on. No preview of DPPA, Model Stock and APL's cuts by importance."
         ),
     ] = None,
     density: Annotated[
@@ -166,12 +169,15 @@ def inspect(
     if out is not None:
         ensure_report_folder(out)
     plan = api.check(recipe)
+    if out is not None:
+        _keep_models(plan, out)
     events = full_report(plan, device=device, sample=sample, density=density, scope=checked_scope(scope))
     report = _follow(events, as_json)
     kin, found = kinship(report), advice(report, plan)
     written = write_report(report, _page(plan, report, found, recipe), out) if out is not None else []
     if as_json:
-        _print_json({**report_text.as_json(report, kin, found), **({"path": str(out)} if out else {})})
+        named = {"base": plan.recipe.base_model or report.base, **({"path": str(out)} if out else {})}
+        _print_json({**report_text.as_json(report, kin, found), **named})
         return
     headings, rows = report_text.block_table(report)
     table = Table(*headings, box=None, pad_edge=False)
@@ -182,6 +188,14 @@ def inspect(
         print(line)
     if out is not None:
         print(f"{out}: {', '.join(written)} written.")
+
+
+def _keep_models(plan: Plan, out: Path) -> None:
+    """Refuse a report inside a model's folder, or around one."""
+    models = (one for one in (plan.reference, plan.base, *plan.experts) if isinstance(one, Checkpoint))
+    problems = input_problem(out, [model.folder for model in models])
+    if problems:
+        raise OutputError(problems[0])
 
 
 def _page(plan: Plan, report: Report, found: list[Advice], recipe: Path) -> str:

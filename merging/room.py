@@ -15,6 +15,18 @@ from merging.writer import ensure_replaceable
 
 def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
     """Why `out` cannot be the output folder: it is an input, holds one, lies in one, or holds foreign files."""
+    taken = input_problem(out, inputs)
+    if taken:
+        return taken
+    try:
+        ensure_replaceable(out)
+    except OutputError as error:
+        return [str(error)]
+    return []
+
+
+def input_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
+    """Why `out` cannot be an output folder beside these inputs: it is one, holds one, or lies in one."""
     try:
         target = Path(os.path.realpath(out))
     except (OSError, ValueError):
@@ -26,10 +38,6 @@ def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
             return [
                 f"{out}: the output would overwrite or enclose the input {folder}; choose another folder."
             ]
-    try:
-        ensure_replaceable(out)
-    except OutputError as error:
-        return [str(error)]
     return []
 
 

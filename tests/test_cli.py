@@ -113,6 +113,7 @@ def test_inspect_for_machines(family, write_recipe):
     report = merging.inspect(write_recipe(family, "ties"))
     assert found["relative_change"] == pytest.approx([report.total.relative_change(t) for t in (0, 1)])
     assert found["trim"] == {"density": 0.2, "scope": "layer"}
+    assert [found["base"], *found["experts"]] == [str(family / name) for name in ("base", "one", "two")]
     assert found["kinship"]["cosine"] == pytest.approx([report.total.cosine(0)])
     assert sum(found["fates"][0].values()) == pytest.approx(1, abs=1e-6)
 
@@ -131,6 +132,14 @@ def test_a_report_replaces_only_a_report(family, write_recipe, tmp_path):
     assert run("inspect", recipe, "--out", out).returncode == 0
     assert "Mergescope" in (out / "report.html").read_text()
     assert "is a file" in run("inspect", recipe, "--out", recipe).stderr
+
+
+def test_a_report_stays_out_of_the_models(family, write_recipe, tmp_path):
+    recipe = write_recipe(family, "ties")
+    done = run("inspect", recipe, "--out", family / "one" / "report")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert f"would overwrite or enclose the input {family / 'one'}; choose another" in done.stderr
+    assert not (family / "one" / "report").exists()
 
 
 @pytest.mark.parametrize(
