@@ -188,10 +188,12 @@ def sources_of(plan: Plan) -> Iterator[TensorSource]:
 
 
 def source_key(source: TensorSource) -> Hashable:
-    """The files of a model, when they changed, and a sample of their bytes; a model in memory is itself."""
+    """The files of a model and when they changed; a model in memory is itself.
+
+    The time of the last change (ctime) counts too: unlike that of the last write (mtime), no program can set it back.
+    """
     files = sorted({info.file for info in source.tensors.values() if info.file is not None})
     if not files:
         return id(source)
     states = [(str(file), file.stat()) for file in files]
-    times = tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
-    return times, getattr(source, "fingerprint", None)
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in states)

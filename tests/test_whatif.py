@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -222,6 +223,28 @@ def test_a_model_that_changes_on_disk_is_read_again(family, tmp_path, write_reci
     after = whatif.preview(plan, residents)
     assert after.tensors["model.norm.weight"] != before.tensors["model.norm.weight"]
     same(after, last(preview_plan(plan, device="cpu")))
+
+
+def test_weights_edited_in_place_with_their_time_set_back_are_read_again(family, tmp_path, write_recipe):
+    for name in ("base", "one", "two"):
+        shutil.copytree(family / name, tmp_path / "f" / name)
+    file, residents = tmp_path / "f" / "one" / "model.safetensors", Residents()
+    recipe = write_recipe(tmp_path / "f", "task_arithmetic", ["one", "two"])
+    before = whatif.preview(merging.check(recipe), residents)
+    times, tensors = file.stat(), load_file(file)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, tmp_path / "edited")
+    with file.open("r+b") as stored:
+        stored.write((tmp_path / "edited").read_bytes())
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    found = file.stat()
+    assert (found.st_mtime_ns, found.st_size, found.st_ino) == (
+        times.st_mtime_ns,
+        times.st_size,
+        times.st_ino,
+    )
+    after = whatif.preview(merging.check(recipe), residents)
+    assert after.tensors["model.norm.weight"] != before.tensors["model.norm.weight"]
 
 
 def test_nan_is_told_as_the_merge_tells_it(family, tmp_path, write_recipe):
