@@ -133,8 +133,8 @@ class Pcb(Method):
 
     intra-balancing · inter-balancing = β; the `ratio` largest β of each expert take part, weighted by β. An element that
     disagrees with the sum of the changes has a negative score in `root`, and so is dropped as long as the threshold is
-    not negative: an election without a vote, so it counts as dropped, not as out-voted. Where one expert is left, its change applies in full. One expert alone does
-    not come out as it is: its smaller scores are dropped.
+    not negative: an election without a vote, so it counts as dropped, not as out-voted. Where one expert is left, its
+    change applies in full. One expert alone does not come out as it is: its smaller scores are dropped.
 
     Source: PCB-Merging, 2410.02396; `root` and `vision` are the authors' two programs, `paper` the printed formulas.
     """
