@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from merging.pieces import Piece
 from merging.report import Preview, Sample, Trim, added_up, placed
 from merging.sampling import GROUPS, SampledFamily, samplable, sample_rows
 from merging.sorted_keys import sort_keys
-from merging.sums import total
+from merging.sums import Record, total
 from merging.whatif import Residents
 
 SAMPLE_BYTES = 400 << 10
@@ -244,3 +246,22 @@ def test_keys_in_order(weighted):
             sums = [sum(each[order[48 - count :]].tolist()) for count in range(49)]
             assert found.heavier[number].tolist() == sums
     assert (found.heavier is None) == (not weighted)
+
+
+@dataclass(frozen=True)
+class Count(Record):
+    number: float
+
+
+def test_the_margin_is_that_of_student_s_t():
+    """Of eight numbers around their mean, 2.365 standard errors either way cover 95 % of the means."""
+    one_to_eight = Sample(0.1, tuple({"a": Count(number)} for number in range(1, 9)))
+    assert one_to_eight.error(lambda one: one.number, ["a"]) == pytest.approx((6 / 8) ** 0.5)
+    assert one_to_eight.margin(lambda one: one.number, ["a"]) == pytest.approx(2.365 * (6 / 8) ** 0.5)
+    assert one_to_eight.margin(lambda one: None, ["a"]) is None
+    drawn = torch.randn(4000, GROUPS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = []
+    for numbers in drawn.tolist():
+        sample = Sample(0.1, tuple({"a": Count(number)} for number in numbers))
+        near.append(abs(sum(numbers) / GROUPS) <= sample.margin(lambda one: one.number, ["a"]))
+    assert sum(near) / len(near) == pytest.approx(0.95, abs=0.01)
