@@ -11,7 +11,6 @@ from components.tables import html_table
 from merging import Plan, Report
 from merging.advice import Advice, advice, kinship
 from merging.changes import Conflict, TensorStatistics
-from merging.kinship import sound_total
 from merging.sums import total
 
 MOST_ROWS = 28
@@ -21,7 +20,7 @@ def show_totals(report: Report | None) -> str:
     """Key figures of the whole model; tensors with NaN are left out."""
     if report is None:
         return ""
-    whole = sound_total(report) or report.total
+    whole = report.total
     cells = [
         (f"{name} moved by", number(whole.relative_change(index), 3), "of the base's length")
         for index, name in enumerate(expert_names(report))
@@ -55,7 +54,7 @@ def show_pairs(report: Report | None) -> str:
     if report is None or not report.pairs:
         return ""
     kin = kinship(report)
-    whole = sound_total(report)
+    whole = report.intact
     if whole is None:
         return ""
     after = total(t.signs for t in report.trim.tensors.values()) if report.trim else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from merging.advice_facts import Advice, Facts, some_names
 from merging.advice_rules import RULES
 from merging.effective import short_names
-from merging.kinship import Kinship, kinship, sound_total
+from merging.kinship import Kinship, kinship
 from merging.plan import Plan
 from merging.report import Report
 
@@ -17,7 +17,7 @@ __all__ = ["Advice", "Kinship", "advice", "kinship"]
 def advice(report: Report, plan: Plan | None = None) -> list[Advice]:
     """What to look at or do, warnings first. `plan` adds what the models' headers show."""
     found = [*_broken(report), *_headers(report, plan)]
-    whole = sound_total(report)
+    whole = report.intact
     if whole is not None and report.experts:
         names = short_names(report.experts)
         facts = Facts(report, plan, tuple(names[expert] for expert in report.experts), whole)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from merging.changes import TensorStatistics
 from merging.report import Report
-from merging.sums import total
 
 PARALLEL = 0.7
 """Two changes with a larger cosine are largely the same change."""
@@ -44,7 +42,7 @@ class Kinship:
 
 def kinship(report: Report) -> Kinship:
     """The kinship of a report's experts, over its tensors without NaN."""
-    whole = sound_total(report)
+    whole = report.intact
     if whole is None:
         return Kinship((), (), (), ())
     pairs = tuple(report.pairs)
@@ -60,12 +58,6 @@ def kinship(report: Report) -> Kinship:
         values(whole.cosine(pair) for pair in numbers),
         values(whole.distance(pair) for pair in numbers),
     )
-
-
-def sound_total(report: Report) -> TensorStatistics | None:
-    """The sum over all tensors without NaN or infinite values; None where there are none."""
-    sound = [found for found in report.tensors.values() if not any(found.broken)]
-    return total(sound) if sound else None
 
 
 def _reading(mean: float) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import combinations
 from math import nan
 
 import torch
 
 from merging.pieces import Piece
+from merging.sign_conflict import pairs_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class PartSums:
     Per part, [n]: `elements`; `base` = Σθ0²; over the elements that at least two experts changed `covered` counts them,
     `split` those with changes of both signs, `gross` = ΣΣ_t|δ_t| and `net` = Σ|Σ_t δ_t|. Per expert, [experts, n]:
     `change` = Σδ², `mass` = Σ|δ|, `nonzero`, and `broken` counts NaN and infinite changes. Per pair of experts in the
-    order of `itertools.combinations`, [pairs, n]: `shared` = elements that both changed, `opposite` = those of them with
+    order of `pairs_of`, [pairs, n]: `shared` = elements that both changed, `opposite` = those of them with
     opposite signs, `dot` = Σδ_a·δ_b. Counts are int64, sums float64. Broken elements are left out of every sum but
     `base`; derived numbers that they touch are NaN, as are those that mean nothing (a conflict where nothing is shared).
     """
@@ -47,7 +47,7 @@ class PartSums:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        return list(combinations(range(self.experts), 2))
+        return pairs_of(self.experts)
 
     @property
     def damaged(self) -> torch.Tensor:

@@ -130,15 +130,21 @@ class Report:
         return {name: found.broken for name, found in self.tensors.items() if any(found.broken)}
 
     @property
-    def total(self) -> TensorStatistics:
-        """The sums over all tensors; over those without NaN and infinite values, where there are such."""
-        return self._remember("total", self.tensors, self._total)
+    def intact(self) -> TensorStatistics | None:
+        """The sums over all tensors without NaN and infinite values; None where there are none."""
 
-    def _total(self) -> TensorStatistics:
-        if not self.tensors:
-            return TensorStatistics.nothing(len(self.experts))
-        intact = [found for found in self.tensors.values() if not any(found.broken)]
-        return total(intact or self.tensors.values())
+        def make() -> TensorStatistics | None:
+            some = [found for found in self.tensors.values() if not any(found.broken)]
+            return total(some) if some else None
+
+        return self._remember("intact", self.tensors, make)
+
+    @property
+    def total(self) -> TensorStatistics:
+        """`intact`; where no tensor is, the sums over all of them, which are NaN where they are broken."""
+        if self.intact is not None:
+            return self.intact
+        return total(self.tensors.values()) if self.tensors else TensorStatistics.nothing(len(self.experts))
 
     def places(self, *, everything: bool = False) -> dict[str, Place]:
         """Tensors and their places; weight matrices of attention and MLP only, unless `everything` is asked for."""

@@ -10,7 +10,6 @@ from merging.advice import Advice, Kinship
 from merging.changes import TensorStatistics
 from merging.effective import short_names
 from merging.fate import FATES
-from merging.kinship import sound_total
 from merging.report import Report
 from merging.sums import total
 
@@ -26,7 +25,7 @@ def block_table(report: Report) -> tuple[list[str], list[list[str]]]:
         headings += ["opposite signs", "mass conflict", "by chance", "cosine"]
     order = sorted(blocks, key=lambda block: (block is None, block or 0))
     rows = [["outside" if b is None else str(b), *_cells(report, total(blocks[b]))] for b in order]
-    whole = sound_total(report)
+    whole = report.intact
     if whole is not None and len(rows) > 1:
         rows.append(["all", *_cells(report, whole)])
     return headings, rows
@@ -48,7 +47,7 @@ def _cells(report: Report, found: TensorStatistics) -> list[str]:
 
 def lines(report: Report, kin: Kinship, found: list[Advice]) -> Iterator[str]:
     """Conflict with its chance level, fates, kinship, advice."""
-    whole = sound_total(report)
+    whole = report.intact
     if whole is not None and report.pairs:
         signs = whole.signs
         yield (
@@ -89,7 +88,7 @@ def _fates(report: Report) -> Iterator[str]:
 
 def as_json(report: Report, kin: Kinship, found: list[Advice]) -> dict[str, Any]:
     """What the lines say, for machines; None where there is no such number."""
-    whole = sound_total(report)
+    whole = report.intact
     preview = report.preview
     fates = total(preview.tensors.values()) if preview is not None and preview.tensors else None
     experts = range(len(report.experts))

@@ -266,6 +266,19 @@ def test_cells_add_up_their_tensors():
     assert report.names_at(1, kind) == []
 
 
+def test_broken_tensors_are_left_out_of_the_sums_unless_all_are():
+    models = torch.full((1, 4), float("nan"))
+    broken = measure(Piece("w", 0, torch.ones(4), models, torch.ones(1)))
+    some = Report("base", ("one",), {"a": measured(1), "b": broken})
+    assert some.intact is some.total
+    assert some.total == measured(1)
+    none = Report("base", ("one",), {"b": broken})
+    assert none.intact is None
+    assert np.isnan(none.total.change[0])
+    assert none.total.broken == [0, 4]
+    assert Report("base", ("one",), {}).intact is None
+
+
 def test_another_trim_is_not_taken_for_the_first(report):
     cells = report.by_cell(report.trim.tensors)
     other = replace(

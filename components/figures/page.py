@@ -24,7 +24,6 @@ from components.figures.metrics import expert_names, pair_names
 from components.figures.page_sections import Group, Known, Section, groups
 from merging import Report, __version__
 from merging.advice import Advice, Kinship, kinship
-from merging.kinship import sound_total
 
 __all__ = ["Known", "page_html"]
 
@@ -117,7 +116,7 @@ def _heading(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     """Key figures over the tensors that hold no NaN."""
-    whole, tiles = sound_total(report), []
+    whole, tiles = report.intact, []
     if whole is not None:
         for expert, name in enumerate(expert_names(report)):
             change = whole.relative_change(expert)

@@ -21,7 +21,6 @@ from components.tables import Table, map_table, panels_table
 from merging import Importance, Report
 from merging.changes import TensorStatistics
 from merging.fate import DTYPES, FATES, TensorFate
-from merging.kinship import sound_total
 from merging.report import Preview
 from merging.sums import total
 
@@ -127,7 +126,7 @@ def _change(report: Report, everything: bool) -> Iterator[Section]:
     for metric in METRICS.values():
         if metric.over == "experts":
             yield from _metric(report, metric.key, everything)
-    whole = sound_total(report)
+    whole = report.intact
     if whole is not None:
         names = expert_names(report)
         chart = change_histogram(whole, names, MODEL, cuts=_cuts(report))
@@ -138,7 +137,7 @@ def _conflict(report: Report, everything: bool) -> Iterator[Section]:
     for metric in METRICS.values():
         if metric.over != "experts":
             yield from _metric(report, metric.key, everything)
-    whole = sound_total(report)
+    whole = report.intact
     if whole is not None and report.pairs:
         names = expert_names(report)
         rows = [
