@@ -76,10 +76,12 @@ def inspect(
 
     Args:
         sample: None looks at every element; a share in (0, 1) at a stratified sample of about so many: some rows of every
-            large tensor, small ones whole. Then `report.sample.error`, `report.preview.sample.error` and
-            `report.trim.sample.error` give the standard error of a number, from eight independent groups of rows, and the
-            warnings that of every relative change. Of a method whose result rows cannot tell (DPPA, Model Stock, APL's
-            cuts by importance) there is no preview, and a warning says so.
+            large tensor, small ones whole. It is held in at most 2 GB of memory: of a share under a fifth that takes
+            more, as many rows as fit are looked at, of a larger one every element, and a warning says so. Then
+            `report.sample.error`, `report.preview.sample.error` and `report.trim.sample.error` give the standard error
+            of a number, from eight independent groups of rows, `margin` half its 95 % interval, and the warnings that
+            of every relative change. Of a method whose result rows cannot tell (DPPA, Model Stock, APL's cuts by
+            importance) there is no preview, and a warning says so.
         density, scope: of the trim; by default those of the recipe, and no trim where it keeps everything.
 
     Raises:

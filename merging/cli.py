@@ -153,7 +153,7 @@ def inspect(
     sample: Annotated[
         float | None,
         typer.Option(
-            help="Estimate from a stratified sample of this share of the weights; prints the standard error of every "
+            help="Estimate from a stratified sample of this share of the weights; prints the 95 % interval of every "
             "relative change. A sample takes up to 2 GB of memory; where the share needs more, as many rows as fit are "
             "looked at, or every weight from a fifth on. No preview of DPPA, Model Stock and APL's cuts by importance."
         ),

@@ -14,7 +14,7 @@ from merging.inspection import TrimWatch, inspect_plan, inspect_recipe, trim_of
 from merging.methods import Scope
 from merging.plan import Plan, make_plan
 from merging.report import Report, Trim
-from merging.sampled_report import sampled_report, without
+from merging.sampled_report import rows_to_read, sampled_report, within, without
 
 
 def full_report(
@@ -31,7 +31,7 @@ def full_report(
 
     Args:
         sample: None looks at every element; a share in (0, 1) at a stratified sample of about so many, in memory on the
-            CPU: see `sampled_report`.
+            CPU: see `sampled_report`. Where it does not fit, fewer rows or all weights are: see `rows_to_read`.
         density, scope: of the trim; by default those of the recipe, and no trim where it keeps everything.
 
     Raises:
@@ -39,8 +39,19 @@ def full_report(
     """
     asked = _trim_of(plan, density, scope)
     if sample is not None:
-        yield from sampled_report(plan, _with_base(plan), sample, asked)
+        based = _with_base(plan)
+        rows, said = rows_to_read(plan, sample)
+        found = _exact(plan, device, asked) if rows is None else sampled_report(plan, based, rows, asked)
+        for event in found:
+            if said and isinstance(event, Report):
+                event = replace(event, warnings=(*event.warnings, said))
+            yield event
         return
+    yield from _exact(plan, device, asked)
+
+
+def _exact(plan: Plan, device: str, asked: tuple[float, Scope] | None) -> Iterator[Progress | Report]:
+    """The report of every weight, read piece by piece."""
     trimmed = trim_of(_with_base(plan), *asked) if asked is not None else None
     steps = 2 if trimmed is not None else 1
     report: Report | None = None
@@ -48,14 +59,14 @@ def full_report(
         if isinstance(event, Report):
             report = event
         else:
-            yield _part(event, 0, steps)
+            yield within(event, 0, steps)
     assert report is not None
     if trimmed is not None and asked is not None:
         watch = TrimWatch()
         try:
             for step in engine.run_plan(trimmed, engine.NoSink(), device=device, watches=[watch]):
                 if isinstance(step, Progress):
-                    yield _part(step, 1, steps)
+                    yield within(step, 1, steps)
             report = replace(report, trim=Trim(*asked, watch.result()))
         except MergingError as error:
             report = without(report, "what trimming leaves", error)
@@ -128,8 +139,3 @@ def _trim_of(plan: Plan, density: float | None, scope: Scope | None) -> tuple[fl
         return density, where
     below = Counter({value: count for value, count in counts.items() if 0 < value < 1})
     return (below.most_common(1)[0][0], where) if below else None
-
-
-def _part(progress: Any, number: int, steps: int) -> Progress:
-    """The progress of one of several passes as a share of all."""
-    return replace(progress, share=(number + progress.share) / steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -38,14 +38,33 @@ def replay(
         MergingError: the merge itself would fail.
     """
     watch = family.watch(make)
-    for tensor, piece, known in _surveyed(plan, family):
-        if not family.finite(tensor):
-            require_finite(plan, tensor, piece)
-        outcome = outcome_of(plan, tensor, piece, known, explain=True)
-        if plan.base is None:
-            outcome = replace(outcome, piece=family.under(piece))
-        watch.update(outcome)
-    return watch.result()
+    for _ in merged(plan, family, watch):
+        pass
+    found: tuple[dict[str, Any], Sample | None] = watch.result()
+    return found
+
+
+def merged(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]:
+    """Merge a family in memory under a watch: progress after every piece that is looked at or merged.
+
+    Raises:
+        MergingError: the merge itself would fail.
+    """
+    count = sum(tensor.method is not None and tensor.info.elements > 0 for tensor in plan.tensors)
+    started, read, done = time.perf_counter(), 0, set()
+    for step in _surveyed(plan, family):
+        if step is not None:
+            tensor, piece, known = step
+            if not family.finite(tensor):
+                require_finite(plan, tensor, piece)
+            outcome = outcome_of(plan, tensor, piece, known, explain=True)
+            if plan.base is None:
+                outcome = replace(outcome, piece=family.under(piece))
+            watch.update(outcome)
+            done.add(tensor.info.name)
+            read += piece.models.nbytes + (0 if piece.base is None else piece.base.nbytes)
+        share = len(done) / max(1, count)
+        yield Progress("merging", len(done), count, read, share, time.perf_counter() - started)
 
 
 def show(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]:
@@ -62,14 +81,14 @@ def show(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]:
         )
 
 
-def _surveyed(plan: Plan, family: Family) -> Iterator[tuple[TensorPlan, Piece, Any]]:
-    """Every piece that is merged, and what its method knows by then."""
+def _surveyed(plan: Plan, family: Family) -> Iterator[tuple[TensorPlan, Piece, Any] | None]:
+    """Every piece that is merged, and what its method knows by then; None after every step until it knows."""
     for tensors in plan.groups.values():
         method = tensors[0].method
         if method is None or not any(tensor.info.elements for tensor in tensors):
             continue
         pieces = family.pieces(plan, tensors)
-        known = _known(method.survey(_group(plan, family, tensors)), pieces, family)
+        known = yield from _known(method.survey(_group(plan, family, tensors)), pieces, family)
         parts: dict[str | None, list[TensorPlan]] = {}
         for tensor in tensors:
             parts.setdefault(method.part_of(tensor.info.name, known), []).append(tensor)
@@ -77,7 +96,7 @@ def _surveyed(plan: Plan, family: Family) -> Iterator[tuple[TensorPlan, Piece, A
             some = pieces if len(parts) == 1 else family.pieces(plan, part)
             found = known
             if name is not None:
-                found = _known(method.refine(_group(plan, family, part), known), some, family)
+                found = yield from _known(method.refine(_group(plan, family, part), known), some, family)
             yield from ((tensor, piece, found) for tensor, piece in some)
 
 
@@ -86,7 +105,7 @@ def _group(plan: Plan, family: Family, tensors: Sequence[TensorPlan]) -> Group:
     return Group(shapes, len(tensors[0].experts), family.scores(plan))
 
 
-def _known(survey: Survey, pieces: Pieces, family: Family) -> Any:
+def _known(survey: Survey, pieces: Pieces, family: Family) -> Generator[None, None, Any]:
     """What a method knows after its scans."""
     answer: Any = None
     while True:
@@ -94,17 +113,20 @@ def _known(survey: Survey, pieces: Pieces, family: Family) -> Any:
             accumulator = survey.send(answer)
         except StopIteration as stop:
             return stop.value
-        answer = _answer(accumulator, pieces, family)
+        answer = yield from _answer(accumulator, pieces, family)
 
 
-def _answer(accumulator: Accumulator, pieces: Pieces, family: Family) -> Any:
+def _answer(accumulator: Accumulator, pieces: Pieces, family: Family) -> Generator[None, None, Any]:
     """The result of an accumulator; a cut is looked up where the family has its keys in order."""
     if isinstance(accumulator, KeyHistogram) and family.keeps(accumulator.keys):
         return None  # only a cut asks for it, which then needs none
     if isinstance(accumulator, LargestCut) and family.keeps(accumulator.ranking.keys):
-        return family.sorted(accumulator.ranking.keys, pieces).cut(accumulator)
+        found = family.sorted(accumulator.ranking.keys, pieces).cut(accumulator)
+        yield
+        return found
     for _, piece in pieces:
         accumulator.update(piece)
+        yield
     answer = accumulator.result()
     if isinstance(accumulator, Sums):
         return {name: sums * family.weight(name) for name, sums in answer.items()}

@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from merging import sampled_report, sampling
+from merging.full_report import full_report
 from merging.report import Report
+from merging.resident import family_bytes
 from merging.sampling import GROUPS, sample_rows
 from merging.sums import total
 
@@ -84,7 +86,8 @@ def test_estimates_are_near_the_whole_and_say_how_near(tall_family, method):
     assert 0 < error < 0.05 * part.total.relative_change(0)
     assert abs(part.total.relative_change(0) - whole.total.relative_change(0)) < 6 * error
     (said,) = [warning for warning in part.warnings if "estimates" in warning]
-    assert f"one {part.total.relative_change(0):.4g} ± {error:.2g}" in said
+    assert f"one {part.total.relative_change(0):.4g} ± {2.365 * error:.2g}" in said
+    assert "± covers 95 %" in said
     assert f"from {part.sample.share:.1%} of the weights" in said
 
 
@@ -147,7 +150,7 @@ def test_nan_leaves_the_changes_of_the_rest(tall_family, tmp_path):
     assert part.trim is None
     assert [warning for warning in part.warnings if "without a preview" in warning and NORM in warning]
     error = part.sample.error(lambda found: found.relative_change(1), [Q, UP])
-    assert f"two {part.total.relative_change(1):.4g} ± {error:.2g}" in part.warnings[-1]
+    assert f"two {part.total.relative_change(1):.4g} ± {2.365 * error:.2g}" in part.warnings[-1]
 
 
 def test_a_sampled_report_comes_back_from_disk(tall_family, tmp_path):
@@ -162,7 +165,58 @@ def test_a_share_that_is_none(family, share):
         merging.inspect(recipe_of(family), sample=share)
 
 
-def test_a_sample_that_does_not_fit_in_memory(tall_family, monkeypatch):
-    monkeypatch.setattr(sampled_report, "family_bytes", lambda plan, elements: 1 << 60)
-    with pytest.raises(merging.MergingError, match=r"sample: 20% of these models .* give a smaller share"):
-        merging.inspect(recipe_of(tall_family), sample=0.2)
+def half_of_what_it_takes(monkeypatch, plan, share):
+    needed = family_bytes(plan, sample_rows(plan, 0, share=share).elements)
+    monkeypatch.setattr(sampled_report, "MOST_BYTES", needed // 2)
+    return needed // 2
+
+
+def test_a_small_share_that_does_not_fit_becomes_smaller(tall_family, monkeypatch):
+    most = half_of_what_it_takes(monkeypatch, merging.check(recipe_of(tall_family)), 0.19)
+    part = merging.inspect(recipe_of(tall_family), device="cpu", sample=0.19)
+    assert part.sample is not None
+    rows = sample_rows(merging.check(recipe_of(tall_family)), 0, share=0.95 * 0.19 / 2)
+    assert part.sample.share == pytest.approx(rows.elements / rows.whole, rel=0.02)
+    assert family_bytes(merging.check(recipe_of(tall_family)), rows.elements) <= most
+    assert part.preview.sample.share == part.trim.sample.share == part.sample.share
+    (said,) = [warning for warning in part.warnings if warning.startswith("sample:")]
+    assert "sample: 19.00% of these models would take" in said
+    assert f"; {part.sample.share:.2%} were looked at. Leave sample out" in said
+
+
+def test_a_large_share_that_does_not_fit_is_an_exact_report(tall_family, monkeypatch):
+    whole = merging.inspect(recipe_of(tall_family), device="cpu")
+    half_of_what_it_takes(monkeypatch, merging.check(recipe_of(tall_family)), 0.5)
+    part = merging.inspect(recipe_of(tall_family), device="cpu", sample=0.5)
+    assert part.sample is None
+    assert (part.tensors, part.preview, part.trim) == (whole.tensors, whole.preview, whole.trim)
+    (said,) = set(part.warnings) - set(whole.warnings)
+    assert said.startswith("sample: 50.00% of these models would take")
+    assert said.endswith("every weight was looked at instead, piece by piece, and all numbers are exact.")
+
+
+def test_without_free_memory_every_weight_is_read(tall_family, monkeypatch):
+    monkeypatch.setattr(sampled_report, "memory_problem", lambda needed: ["too much"])
+    part = merging.inspect(recipe_of(tall_family), device="cpu", sample=0.02)
+    assert part.sample is None
+    assert "all numbers are exact" in part.warnings[-1]
+
+
+def test_every_pass_over_a_sample_tells_how_far_it_is_and_can_be_stopped(tall_family):
+    plan = merging.check(recipe_of(tall_family))
+    *steps, report = full_report(plan, device="cpu", sample=0.2)
+    assert isinstance(report, Report)
+    shares = [step.share for step in steps]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    tensors = len(plan.tensors)
+    for number in range(3):
+        assert sum(number / 3 < share <= (number + 1) / 3 for share in shares) >= tensors
+    merged = []
+    events = full_report(plan, device="cpu", sample=0.2)
+    for step in events:
+        if step.share > 1 / 3:
+            merged.append(step)
+            events.close()
+    assert [step.stage for step in merged] == ["merging"]
+    assert merged[0].tensors_done == 1
