@@ -15,7 +15,7 @@ from components.figures.chart import Chart
 from components.figures.metrics import MapWords, Panel, cell_name
 from components.tables import Table, csv_link, html_table, panels_table
 from merging.fate import DTYPES, TensorFate
-from merging.report import Cell, Preview, added_up, frame_of, placed
+from merging.report import STUDENT_95, Cell, Preview, added_up, frame_of, placed
 from merging.sums import total
 
 ROUNDING, PARAMETERS = "rounding", "parameters"
@@ -261,7 +261,9 @@ def sample_html(preview: Preview, choice: Choice) -> str:
     if sample is None:
         return ""
     error = sample_error(preview, choice)
-    near = f", ± {100 * error:.1g} points over the whole model" if error is not None else ""
+    near = (
+        f", ± {100 * STUDENT_95 * error:.1g} points (95 %) over the whole model" if error is not None else ""
+    )
     return (
         f'<p class="pv-line">Estimated from a sample of {100 * sample.share:.2g} % of the weights{near}; exact values '
         "follow.</p>"

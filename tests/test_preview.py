@@ -406,9 +406,7 @@ def test_an_estimate_says_so_and_the_exact_picture_takes_its_place(sampled, page
     error = views.sample_error(guess, Choice())
     assert 0 < error < 0.05
     share = f"{100 * guess.sample.share:.2g} %"
-    line = (
-        f"Estimated from a sample of {share} of the weights, ± {100 * error:.1g} points over the whole model"
-    )
+    line = f"Estimated from a sample of {share} of the weights, ± {236.5 * error:.1g} points (95 %) over the whole model"
     assert line in first[STATUS]
     assert "exact values follow" in first[STATUS]
     progress = [step[STATUS] for step in steps[1:-1]]
