@@ -278,8 +278,3 @@ def _casts(outcome: Outcome, lost: torch.Tensor, energies: torch.Tensor) -> dict
             overflow=0 if fits else int(_cast(outcome, dtype).isinf().count_nonzero()),
         )
     return found
-
-
-def dtype_words(fates: Mapping[str, TensorFate]) -> list[str]:
-    """The dtypes that were measured."""
-    return list(next(iter(fates.values())).casts) if fates else []
