@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
-from conftest import tune
 
 from benchmarks.family import make_family
 from components import preview_events as events
@@ -25,6 +24,7 @@ from merging import Progress, sampling, whatif
 from merging.inspection import preview_plan
 from merging.report import Preview
 from merging.sums import total
+from tests.conftest import tune
 
 CHOICE = ("kept", None, False, None)
 KEY, STATUS, MAP, BARS, FIGURES, CELL, WHOLE, NUMBER, WHICH, FACTS, EXPLANATION, TABLE, CSV, SOURCE, LIVE = (

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from conftest import ROOT, _wait
 from playwright.sync_api import expect
+
+from tests.conftest import ROOT, _wait
 
 pytestmark = pytest.mark.browser
 
