@@ -53,7 +53,7 @@ def app_url(tmp_path_factory) -> Iterator[str]:
         )
         url = f"http://127.0.0.1:{port}/"
         try:
-            _wait(url, process, log)
+            wait_until_up(url, process, log)
             yield url
             died = process.poll()
         finally:
@@ -66,7 +66,7 @@ def app_url(tmp_path_factory) -> Iterator[str]:
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
-def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
+def wait_until_up(url: str, process: subprocess.Popen, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from playwright.sync_api import expect
 
-from tests.conftest import ROOT, _wait
+from tests.browser.conftest import ROOT, wait_until_up
 
 pytestmark = pytest.mark.browser
 
@@ -52,7 +52,7 @@ def brush_url(tmp_path_factory) -> Iterator[str]:
         )
         try:
             url = f"http://127.0.0.1:{port}/"
-            _wait(url, process, log)
+            wait_until_up(url, process, log)
             yield url
         finally:
             process.terminate()
