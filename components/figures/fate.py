@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from components.figures.chart import Chart, new_figure, text
+from components.figures.chart import Chart, new_figure, shortened, text
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel
 from merging.fate import TensorFate
@@ -18,6 +18,8 @@ LOWEST_LABELLED = 0.07
 """Shares below this have no room for their number in a bar."""
 LOW_CELL = 15
 """Height of a cell, in pixels, where maps stand below each other beside the form."""
+MOST_NAME = 18
+"""Characters of an expert's name beside its bar."""
 LEAST_BARS = 3
 """Bars for which there is room at least: a flatter figure has none for its legend."""
 PRESENCE, NOBODY = "presence", "nobody"
@@ -329,7 +331,7 @@ def _bar_figure(names: Sequence[str], where: str, *, barmode: str, legend: bool)
     axes: dict[str, Any] = {"fixedrange": True, "zeroline": False}
     return new_figure(
         height=26 * max(LEAST_BARS, len(names)) + top + 26,
-        margin={"l": 8, "r": 12, "t": top, "b": 22},
+        margin={"l": 8, "r": 22, "t": top, "b": 22},
         barmode=barmode,
         bargap=0.24,
         uirevision=where,
@@ -342,14 +344,22 @@ def _bar_figure(names: Sequence[str], where: str, *, barmode: str, legend: bool)
             "yref": "container",
             "yanchor": "top",
             "traceorder": "normal",
-            "entrywidth": 0.32,
-            "entrywidthmode": "fraction",
+            "entrywidth": 92,
+            "entrywidthmode": "pixels",
             "font": {"size": 11.5},
             "itemclick": False,
             "itemdoubleclick": False,
         },
         xaxis=axes,
-        yaxis={**axes, "autorange": "reversed", "automargin": True, "showgrid": False, "type": "category"},
+        yaxis={
+            **axes,
+            "autorange": "reversed",
+            "automargin": True,
+            "showgrid": False,
+            "type": "category",
+            "tickvals": [text(name) for name in names],
+            "ticktext": [text(shortened(name, MOST_NAME)) for name in names],
+        },
     )
 
 
