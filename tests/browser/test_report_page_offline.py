@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 
 import merging
@@ -103,7 +104,7 @@ def test_table_twin_csv_and_the_switch(trimmed_page, open_report):
     page, asked, errors = open_report(file)
     first = page.locator("figure.chart").first
     first.get_by_text("As a table").click()
-    assert first.locator("tbody tr").count() == 21
+    expect(first.locator("tbody tr")).to_have_count(21)
     page.get_by_label("Norms and embeddings").check()
     first.get_by_role("cell", name="embedding").wait_for()
     assert first.locator("tbody tr").count() > 21
@@ -116,14 +117,12 @@ def test_table_twin_csv_and_the_switch(trimmed_page, open_report):
         first.get_by_role("button", name="Save as PNG").click()
     assert Path(picture.value.path()).read_bytes()[:4] == b"\x89PNG"
     first.get_by_text("What am I looking at?").click()
-    assert first.get_by_text("relative Frobenius norm").is_visible()
+    expect(first.get_by_text("relative Frobenius norm")).to_be_visible()
     assert (asked, errors) == ([], [])
     assert report.experts
 
 
 def test_dark_and_narrow(trimmed_page, open_report):
-    from playwright.sync_api import expect
-
     file, _ = trimmed_page
     page, asked, errors = open_report(file, 390, dark=True)
     walk(page)
@@ -158,8 +157,8 @@ def test_eight_experts_with_hostile_names_and_nan_open(family, tmp_path, open_re
     assert (asked, errors) == ([], [])
     assert page.title().startswith("Mergescope: base: ")
     assert page.locator("img").count() == 0
-    assert page.get_by_text("nan holds NaN or infinite values").is_visible()
-    assert page.locator("figure.chart").first.locator(".heatmaplayer image").count() >= 8
+    expect(page.get_by_text("nan holds NaN or infinite values")).to_be_visible()
+    page.locator("figure.chart").first.locator(".heatmaplayer image").nth(7).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     assert len(report.experts) == 8
 
@@ -184,7 +183,7 @@ def test_two_hundred_blocks_and_one(tmp_path, open_report):
         page, asked, errors = open_report(file)
         first = page.locator("figure.chart").first
         first.locator(".plot svg").first.wait_for(timeout=60_000)
-        assert first.locator(".heatmaplayer image").count() == 2
+        expect(first.locator(".heatmaplayer image")).to_have_count(2)
         first.get_by_text("As a table").click()
-        assert first.locator("tbody tr").count() == 2 * blocks
+        expect(first.locator("tbody tr")).to_have_count(2 * blocks)
         assert (asked, errors) == ([], [])
