@@ -10,7 +10,7 @@ from typing import Any, get_args
 from merging import engine
 from merging.errors import MergingError
 from merging.events import Progress
-from merging.inspection import TrimWatch, inspect_plan, inspect_recipe, trim_of
+from merging.inspection import TrimWatch, inspect_plan, inspect_recipe, require_one_family, trim_of
 from merging.methods import Scope
 from merging.plan import Plan, make_plan
 from merging.report import Report, Trim
@@ -37,6 +37,7 @@ def full_report(
     Raises:
         MergingError: slices of different models, a recipe without a base, a density outside (0, 1], no such share.
     """
+    require_one_family(plan)
     asked = _trim_of(plan, density, scope)
     if sample is not None:
         based = _with_base(plan)

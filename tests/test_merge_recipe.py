@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -319,11 +320,11 @@ def test_far_too_large_scales_are_advised_against(models):
 
 
 def test_a_density_beyond_what_changed_cannot_be_attained(models, report):
-    import copy
-
-    sparse = copy.deepcopy(report)
-    for statistics in sparse.tensors.values():
-        statistics.nonzero[1] = statistics.elements // 10
+    sparse = {
+        name: replace(found, nonzero=[found.nonzero[0], found.elements // 10, found.nonzero[2]])
+        for name, found in report.tensors.items()
+    }
+    sparse = replace(report, tensors=sparse)
     text = advised(default_recipe(models), models, sparse)
     assert "two changed only 1" in text
     assert "density 0.5 cannot be attained" in text
@@ -331,12 +332,11 @@ def test_a_density_beyond_what_changed_cannot_be_attained(models, report):
 
 
 def test_twins_and_experts_without_a_change_are_found_in_the_report(models, report):
-    import copy
-
-    odd = copy.deepcopy(report)
-    for statistics in odd.tensors.values():
-        statistics.change[2], statistics.change[1] = 0.0, statistics.change[0]
-        statistics.dot = [statistics.change[0], 0.0, 0.0]
+    odd = {
+        name: replace(found, change=[found.change[0]] * 2 + [0.0], dot=[found.change[0], 0.0, 0.0])
+        for name, found in report.tensors.items()
+    }
+    odd = replace(report, tensors=odd)
     text = advised(default_recipe(models), models, odd)
     assert "one and two are the same model" in text
     assert "three: equals the base" in text

@@ -344,7 +344,7 @@ def _bar_figure(names: Sequence[str], where: str, *, barmode: str, legend: bool)
             "yref": "container",
             "yanchor": "top",
             "traceorder": "normal",
-            "entrywidth": 92,
+            "entrywidth": 78,
             "entrywidthmode": "pixels",
             "font": {"size": 11.5},
             "itemclick": False,

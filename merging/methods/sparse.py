@@ -225,8 +225,8 @@ class Chances:
     @classmethod
     def of(cls, keep: torch.Tensor) -> Chances:
         """From float64 probabilities."""
-        inverse = torch.where(keep > 0, 1 / keep, 0.0)
-        return cls((keep * noise.ONE).round().to(torch.int32), inverse.to(torch.float32))
+        limits = (keep * noise.ONE).round().to(torch.int32)
+        return cls(limits, torch.where(limits > 0, 1 / keep, 0.0).to(torch.float32))
 
     def ranked(self, ranks: torch.Tensor) -> Chances:
         """From chances by rank [experts, m] to those of the elements with these ranks [experts, rows, m]."""
