@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +12,7 @@ import gradio as gr
 import merging
 from components import inspect_views as views
 from components.family import Family
+from components.newest import Newest
 from components.reports import Reports, Stops, report_key
 from components.settings import Settings
 from merging import MergingError, Plan, Progress, Report
@@ -34,25 +33,19 @@ class TrimmedReports:
     def __init__(self, reports: Reports, residents: Residents | None = None, most: int = MOST_TRIMS):
         self.plain = reports
         self._residents = residents or Residents()
-        self._most = most
-        self._trims: OrderedDict[str, Trim] = OrderedDict()
-        self._lock = threading.Lock()
+        self._trims: Newest[Trim] = Newest(most)
 
     def get(self, key: object) -> Report | None:
         """A report that is still kept, with its trim where the key names one."""
         if not isinstance(key, str):
             return None
         report = self.plain.get(plain_key(key))
-        with self._lock:
-            trim = self._trims.get(key)
-            if trim is not None:
-                self._trims.move_to_end(key)
+        trim = self._trims.get(key)
         return replace(report, trim=trim) if report is not None and trim is not None else report
 
     def has(self, key: str) -> bool:
         """Whether the trim of this key is kept."""
-        with self._lock:
-            return key in self._trims
+        return self._trims.get(key) is not None
 
     def measure(self, plan: Plan, key: str, density: float, scope: Scope, device: str) -> Iterator[Progress]:
         """Make the trim of a key unless it is kept already; closing the iterator stops the reading."""
@@ -62,10 +55,7 @@ class TrimmedReports:
             if not isinstance(event, Trim):
                 yield event
                 continue
-            with self._lock:
-                self._trims[key] = event
-                while len(self._trims) > self._most:
-                    self._trims.popitem(last=False)
+            self._trims.keep(key, event)
 
 
 def plain_key(key: str) -> str:

@@ -6,14 +6,13 @@ import hashlib
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Generic, TypeVar
 
 from components.family import Family
 from components.merge_recipe import check
+from components.newest import Newest
 from components.preview_views import Choice
 from components.reports import report_key
 from merging import Checkpoint, Plan, Progress, Recipe
@@ -23,32 +22,6 @@ from merging.whatif import Residents, preview, steps
 
 MOST_PREVIEWS = 48
 MOST_PAGES = 1024
-V = TypeVar("V")
-
-
-class Newest(Generic[V]):
-    """A table that keeps what was asked for last, at most so many entries."""
-
-    def __init__(self, most: int):
-        self._most = most
-        self._kept: OrderedDict[str, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: object) -> V | None:
-        """What is kept under a key."""
-        with self._lock:
-            if not isinstance(key, str) or key not in self._kept:
-                return None
-            self._kept.move_to_end(key)
-            return self._kept[key]
-
-    def keep(self, key: str, value: V) -> None:
-        """Keep a value in place of the one that was not asked for longest."""
-        with self._lock:
-            self._kept[key] = value
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
 
 
 @dataclass(frozen=True)

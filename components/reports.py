@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from components.newest import Newest
 from components.report_cache import ReportCache
 from components.settings import Settings
 from merging import Checkpoint, Plan, Progress, Report, __version__
@@ -28,35 +28,24 @@ class Reports:
 
     def __init__(self, most: int = MOST_REPORTS, disk: ReportCache | None = None):
         self.disk = disk
-        self._most = most
-        self._kept: OrderedDict[str, Report] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: Newest[Report] = Newest(most)
 
     def get(self, key: object) -> Report | None:
         """A report that is still kept, in memory or on disk."""
         if not isinstance(key, str):
             return None
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        report = self.disk.get(key) if self.disk is not None else None
-        if report is not None:
-            self.keep(key, report)
+        report = self._kept.get(key)
+        if report is None and self.disk is not None and (report := self.disk.get(key)) is not None:
+            self._kept.keep(key, report)
         return report
 
     def of_experts(self, experts: tuple[str, ...]) -> Report | None:
         """The latest kept report on just these experts, as their family names them."""
-        with self._lock:
-            return next((r for r in reversed(self._kept.values()) if r.experts == experts), None)
+        return self._kept.find(lambda report: report.experts == experts)
 
     def keep(self, key: str, report: Report) -> None:
         """Keep a report in place of the one that was not asked for longest."""
-        with self._lock:
-            self._kept[key] = report
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+        self._kept.keep(key, report)
 
     def measure(self, plan: Plan, key: str, device: str) -> Iterator[Progress]:
         """Make the report of a plan unless it is kept already; closing the iterator stops the reading."""

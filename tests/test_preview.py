@@ -15,8 +15,9 @@ from components import preview_views as views
 from components.family import Family
 from components.figures.fate import WORDS
 from components.merge_recipe import at_root, check, default_recipe, to_form, to_recipe
+from components.newest import Newest
 from components.preview_events import AROUND, PICTURE, choice_of, follow, move, pick, place_of
-from components.preview_store import Newest, Pages, Previews, asked_for
+from components.preview_store import Pages, Previews, asked_for
 from components.preview_views import Choice
 from components.settings import Settings
 from components.tables import csv_text
