@@ -73,9 +73,13 @@ class Cut:
         keep = keys > bits
         for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
             if allowed:
-                tied = (keys[cut] == bits[cut]).flatten().nonzero()[:allowed, 0]
-                keep[cut].view(-1)[tied] = True
+                tied = (keys[cut] == bits[cut]).flatten().nonzero()[:, 0]
+                keep[cut].view(-1)[self._among(tied, allowed)] = True
         return keep
+
+    def _among(self, tied: torch.Tensor, allowed: int) -> torch.Tensor:
+        """The positions that stay of those with equal keys."""
+        return tied[:allowed]
 
 
 class KeyHistogram:

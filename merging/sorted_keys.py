@@ -89,16 +89,9 @@ class SortedKeys:
 class SpreadCut(Cut):
     """A cut of a sample: of equal keys those that stay are spread over a piece, so that all its groups share them."""
 
-    def _keep(self, piece: Piece) -> torch.Tensor:
-        keys = self.ranking.of(piece)
-        bits = ops.per_expert(self.bits.to(keys.device), keys)
-        keep = keys > bits
-        for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
-            if allowed:
-                tied = (keys[cut] == bits[cut]).flatten().nonzero()[:, 0]
-                chosen = torch.arange(min(allowed, len(tied))) * len(tied) // min(allowed, len(tied))
-                keep[cut].view(-1)[tied[chosen]] = True
-        return keep
+    def _among(self, tied: torch.Tensor, allowed: int) -> torch.Tensor:
+        count = min(allowed, len(tied))
+        return tied[torch.arange(count) * len(tied) // count]
 
 
 def sort_keys(keys: Keys, pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> SortedKeys:
