@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 from merging import engine
 from merging.errors import MergingError
 from merging.events import Progress
-from merging.inspection import TrimWatch, inspect_plan, inspect_recipe, require_one_family, trim_of
+from merging.inspection import (
+    TrimWatch,
+    inspect_plan,
+    inspect_recipe,
+    over_same_models,
+    require_one_family,
+    trim_of,
+)
 from merging.methods import Scope
-from merging.plan import Plan, make_plan
+from merging.plan import Plan
 from merging.report import Report, Trim
 from merging.sampled_report import rows_to_read, sampled_report, within, without
 
@@ -109,17 +116,7 @@ def _with_base(plan: Plan) -> Plan:
             "inspect: this recipe names no base_model, so there is no change to look at. Name the model all others were "
             "tuned from."
         )
-    changes: dict[str, Any] = {
-        "merge_method": "task_arithmetic",
-        "models": tuple(entry.model_copy(update={"parameters": {}}) for entry in plan.recipe.models),
-        "parameters": {},
-        "profile": "paper",
-        "importance": None,
-        "overrides": (),
-    }
-    recipe = plan.recipe.model_copy(update=changes)
-    recipe._folder = plan.recipe._folder
-    return make_plan(recipe)
+    return over_same_models(plan, "task_arithmetic", {})
 
 
 def _trim_of(plan: Plan, density: float | None, scope: Scope | None) -> tuple[float, Scope] | None:

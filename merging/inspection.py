@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -87,11 +88,16 @@ def trim_of(plan: Plan, density: float, scope: Scope) -> Plan:
         MergingError: slices that are made of different models.
     """
     require_one_family(plan)
+    return over_same_models(plan, "magnitude", {"density": density}, scope)
+
+
+def over_same_models(plan: Plan, method: str, parameters: dict[str, Any], scope: Scope | None = None) -> Plan:
+    """The plan of another method, with these parameters alone, over the models and the base that a recipe names."""
     recipe = plan.recipe.model_copy(
         update={
-            "merge_method": "magnitude",
-            "models": tuple(e.model_copy(update={"parameters": {}}) for e in plan.recipe.models),
-            "parameters": {"density": density},
+            "merge_method": method,
+            "models": tuple(entry.model_copy(update={"parameters": {}}) for entry in plan.recipe.models),
+            "parameters": parameters,
             "scope": scope,
             "profile": "paper",
             "importance": None,
