@@ -27,6 +27,7 @@ from components.brush_choice import (
 from components.clickable_plot import brushed_cells, outlined
 from components.figures.metrics import row_name
 from components.forms import Shape, default_of, for_each_expert, label_of, shape_of
+from components.late_choice import LateDropdown
 from merging import METHODS, Recipe
 
 CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
@@ -70,19 +71,19 @@ def build_brush_bar(prefix: str) -> BrushBar:
         parts["line"] = gr.HTML(_line(EMPTY), elem_id=f"{prefix}-brush-line")
         with gr.Row(elem_classes="brush-fields"):
             for name, label in (("blocks", "Blocks"), ("kinds", "Modules")):
-                parts[name] = gr.Dropdown(
+                parts[name] = LateDropdown(
                     [], label=label, multiselect=True, min_width=180, elem_id=f"{prefix}-brush-{name}"
                 )
-            parts["what"] = gr.Dropdown(
+            parts["what"] = LateDropdown(
                 [], label="What to set", min_width=180, elem_id=f"{prefix}-brush-what"
             )
-            parts["expert"] = gr.Dropdown(
+            parts["expert"] = LateDropdown(
                 [], label="For which expert", min_width=130, visible=False, elem_id=f"{prefix}-brush-expert"
             )
             parts["number"] = gr.Number(
                 label="Value", min_width=90, visible=False, elem_id=f"{prefix}-brush-number"
             )
-            parts["option"] = gr.Dropdown(
+            parts["option"] = LateDropdown(
                 [], label="Value", min_width=110, visible=False, elem_id=f"{prefix}-brush-option"
             )
         with gr.Row(elem_classes="brush-buttons"):

@@ -40,7 +40,7 @@ def added(older: Overrides, new: Override, wanted: Sequence[str], names: Sequenc
         globs, inside = joined, together
         older = tuple(override for override in older if not any(override is one for one in equal))
     refuse_many(len(globs), "overrides")
-    rest = _without_hidden(older, new, inside, reaches)
+    rest = _without_hidden(older, reaches, {(new.model, parameter): set(inside)})
     fresh = []
     for glob in globs:
         one = new.model_copy(update={"tensors": glob})
@@ -53,24 +53,27 @@ def added(older: Overrides, new: Override, wanted: Sequence[str], names: Sequenc
     return (*fresh, *rest)
 
 
+Taken = dict[tuple[str | None, str], set[str]]
+"""Tensors that earlier overrides decide for good, by model (None: all of them) and parameter."""
+
+
 def _without_hidden(
-    older: Overrides, new: Override, inside: Collection[str], reaches: dict[str, set[str]]
+    overrides: Iterable[Override], reaches: dict[str, set[str]], taken: Taken
 ) -> list[Override]:
-    """The older overrides without the parameter where no tensor is left to them."""
-    [parameter] = new.parameters
-    taken: dict[str | None, set[str]] = {new.model: set(inside)}
+    """The overrides without the parameters for which earlier ones leave them no tensor; names unknown here stay."""
     kept = []
-    for override in older:
-        reach = reaches[override.tensors]
-        if parameter in override.parameters and reach & set(inside):
-            hidden = taken.get(None, set()) | taken.get(override.model, set())
-            if reach <= hidden:
-                left = {name: value for name, value in override.parameters.items() if name != parameter}
-                kept += [override.model_copy(update={"parameters": left})] if left else []
-                continue
-        if parameter in override.parameters and covers(override.parameters[parameter]):
-            taken.setdefault(override.model, set()).update(reach)
-        kept.append(override)
+    for override in overrides:
+        reach, left = reaches[override.tensors], {}
+        for name, value in override.parameters.items():
+            hidden = taken.get((None, name), set()) | taken.get((override.model, name), set())
+            if not reach or not reach <= hidden:
+                left[name] = value
+                if covers(value):
+                    taken.setdefault((override.model, name), set()).update(reach)
+        if left == override.parameters:
+            kept.append(override)
+        elif left:
+            kept.append(override.model_copy(update={"parameters": left}))
     return kept
 
 
@@ -112,11 +115,9 @@ def cut_globs(globs: Iterable[str], without: Collection[str], names: Sequence[st
 def cleaned(recipe: Recipe, exclude: Sequence[str], overrides: Overrides, names: Sequence[str]) -> Recipe:
     """The recipe with these lists, less the overrides that no merged tensor is left to."""
     copied = reached(exclude, names)
-    used = [
-        override
-        for override in overrides
-        if not (reach := set(matching(override.tensors, names))) or not reach <= copied
-    ]
+    reaches = {override.tensors: set(matching(override.tensors, names)) for override in overrides}
+    seen = _without_hidden(overrides, reaches, {})
+    used = [one for one in seen if not (reach := reaches[one.tensors]) or not reach <= copied]
     return recipe.model_copy(update={"exclude": tuple(exclude), "overrides": tuple(used)})
 
 

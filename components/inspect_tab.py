@@ -34,6 +34,7 @@ from components.inspect_events import (
 from components.inspect_maps import GROUPS, MapChoice, Shown, build_choice, wire_choice
 from components.inspect_trim import TrimmedReports
 from components.inspect_views import Cell
+from components.late_choice import LateDropdown
 from components.preview_store import shared_previews
 from components.reports import Stops, shared_reports
 from components.settings import Settings
@@ -126,8 +127,8 @@ def _build_story(parts: dict[str, Any]) -> None:
     empty = views.NO_CELL
     with gr.Row(elem_classes="section-head story-head"):
         parts["story"] = gr.HTML(f"<h2>One cell</h2><p>{empty}</p>", elem_id="story")
-        parts["block"] = gr.Dropdown([], label="Block", scale=0, min_width=150, filterable=False)
-        parts["module"] = gr.Dropdown([], label="Module", scale=0, min_width=150, filterable=False)
+        parts["block"] = LateDropdown([], label="Block", scale=0, min_width=150, filterable=False)
+        parts["module"] = LateDropdown([], label="Module", scale=0, min_width=150, filterable=False)
     parts["figures"] = gr.HTML(elem_id="cell-figures")
     with gr.Row(elem_classes="pair"):
         with gr.Column(min_width=320):

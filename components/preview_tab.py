@@ -13,6 +13,7 @@ from components import preview_events as events
 from components import preview_views as views
 from components.brush_bar import BrushBar, build_brush_bar
 from components.clickable_plot import clickable_plot, clicked_cell
+from components.late_choice import LateDropdown, LateRadio
 from components.merge_fields import slot_id
 from components.merge_form import MergeForm
 from components.preview_store import shared_pages, shared_previews
@@ -116,14 +117,14 @@ def build_preview(form: MergeForm) -> PreviewPart:
 
 def _build_map(parts: dict[str, Any]) -> None:
     """What to show, and the map."""
-    parts["number"] = gr.Radio(
+    parts["number"] = LateRadio(
         views.NUMBERS,
         value=views.FIRST,
         label="What to show",
         elem_classes="segments pv-segments",
         elem_id="preview-number",
     )
-    parts["which"] = gr.Dropdown([], label="Which", visible=False, filterable=False, elem_id="preview-which")
+    parts["which"] = LateDropdown([], label="Which", visible=False, filterable=False, elem_id="preview-which")
     parts["facts"] = gr.HTML(elem_id="preview-facts")
     parts["map"] = clickable_plot(
         empty=views.NOTHING,

@@ -247,6 +247,27 @@ def test_the_last_brush_wins_and_nothing_piles_up(many, data):
     assert start.overrides == ()
 
 
+def test_going_back_leaves_no_override_without_a_tensor(many):
+    """What is left of a cut override may be hidden by an earlier one: it goes too."""
+    names, recipe = NAMES["llama"], recipe_of(many["llama"], "task_arithmetic")
+    attention = [f"model.layers.{block}.self_attn.{part}_proj.weight" for block in (0, 1) for part in "qk"]
+    q, k = attention[::2], attention[1::2]
+    recipe = recipe.model_copy(
+        update={
+            "overrides": (
+                Override(tensors="model.layers.[01].self_attn.q_proj.weight", parameters={"weight": 0.25}),
+                Override(tensors="model.layers.0.self_attn.[qk]_proj.weight", parameters={"weight": 0.5}),
+            )
+        }
+    )
+    back, _ = apply(recipe, [k[0]], names, BackToRecipe())
+    assert back.overrides == recipe.overrides[:1]
+    assert {name: values(back, "weight")[name] for name in attention} == {
+        **dict.fromkeys(q, (0.25, 0.25)),
+        **dict.fromkeys(k, (1.0, 1.0)),
+    }
+
+
 def test_a_second_brush_on_the_same_cells_replaces_the_first(many):
     names, recipe = NAMES["llama"], recipe_of(many["llama"], "task_arithmetic")
     block = [name for name in names if ".3." in name]

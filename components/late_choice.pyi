@@ -1,0 +1,42 @@
+"""Choices whose list the server renews, as a radio and as a dropdown.
+
+A visitor's click may be on its way while the list changes. Gradio answers a choice of the older list with an error;
+here it is handed on, and who reads it checks it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from gradio.events import Dependency
+
+class LateRadio(gr.Radio):
+    """A radio that hands on any choice."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        """What the browser sent."""
+        return payload
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+class LateDropdown(gr.Dropdown):
+    """A dropdown that hands on any choice."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        """What the browser sent."""
+        return payload
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
