@@ -46,8 +46,14 @@ class MergeForm:
         return [self.inputs[key] for key in ("method", "profile", "experts", "partner")]
 
     @property
+    def numbers(self) -> list[Any]:
+        """The parameters that are numbers: dragged or typed, they are on their way for a while."""
+        return [field for field in self.fields.inputs.values() if isinstance(field, gr.Slider | gr.Number)]
+
+    @property
     def details(self) -> list[Any]:
-        apart = [*self.structure, *self.lists.values()]
+        """The other widgets that change one thing at a time."""
+        apart = [*self.structure, *self.lists.values(), *self.numbers]
         return [component for component in self.inputs.values() if component not in apart]
 
     @property

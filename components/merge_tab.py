@@ -18,7 +18,7 @@ from components.merge_form import MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
 from components.merge_picker import build_picker
 from components.merge_recipe import check, default_recipe
-from components.preview_tab import AT_REST, CHANGED, CHANGING, PreviewPart, build_preview, wire_preview
+from components.preview_tab import CHANGED, CHANGING, PreviewPart, build_preview, wire_preview
 from components.settings import Settings
 from components.shared import Shared
 
@@ -196,14 +196,9 @@ def wire_merge_tab(
     state = [tab.recipe, shared.family, tab.watched]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
-    gr.on(
-        [c.input for c in form.details],
-        partial(events.edit, form),
-        [*state, *widgets],
-        judged,
-        js=AT_REST,
-        **latest,
-    )
+    edit = partial(events.edit, form), [*state, *widgets], judged
+    gr.on([c.input for c in form.details], *edit, **latest)
+    tab.preview.live.rest(*edit, **latest)
     for name, text in form.lists.items():
         text.change(partial(events.edit_list, form, name), [*state, text], judged, **latest)
     gr.on(

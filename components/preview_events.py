@@ -64,7 +64,7 @@ def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
         if wanted is None:
             return None
         pages.move(asked["token"], wanted.key)
-        preview = previews.at_once(wanted)
+        preview = previews.at_once(wanted, casts=desk.choice.number == views.ROUNDING)
     except (MergingError, OSError):
         return None
     if preview is None or not preview.tensors:

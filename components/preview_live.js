@@ -38,14 +38,40 @@ async function send() {
   }
 }
 
-document.addEventListener('input', (event) => {
+// the page's own events gather the whole form, so they follow once a field rests, is let go or is left
+const REST = 350;
+const AT_ONCE = 30;
+const NUMBERS = 'input[type="range"], input[type="number"]';
+let resting = null;
+let moved = false;
+
+function restIn(time) {
+  clearTimeout(resting);
+  resting = setTimeout(() => { moved = false; trigger('rest'); }, time);
+}
+
+function fieldOf(event) {
   const field = event.target;
-  if (!field.matches || !field.matches('input[type="range"], input[type="number"]') || field.value === '') return;
-  const key = keyOf(field);
-  if (!key || !map() || !map().offsetParent) return;
+  return field && field.matches && field.matches(NUMBERS) ? keyOf(field) : null;
+}
+
+function onMove(event) {
+  const field = event.target, key = fieldOf(event);
+  if (!key) return;
+  moved = true;
+  clearTimeout(resting);
+  if (!field.matches(':active') || field.type !== 'range') restIn(REST);
+  if (event.type !== 'input' || field.value === '' || !map() || !map().offsetParent) return;
   next = [key, Number(field.value)];
   send();
-}, true);
+}
+
+document.addEventListener('input', onMove, true);
+document.addEventListener('change', onMove, true);
+for (const end of ['pointerup', 'pointercancel']) {
+  document.addEventListener(end, () => { if (moved) restIn(AT_ONCE); }, true);
+}
+document.addEventListener('focusout', (event) => { if (moved && fieldOf(event)) restIn(AT_ONCE); }, true);
 
 // what is drawn belongs to an older recipe; said only where that lasts
 const PATIENCE = 250;

@@ -14,10 +14,10 @@ from components.family import Family
 from components.merge_recipe import check
 from components.newest import Newest
 from components.preview_views import Choice
-from components.reports import report_key
 from merging import Checkpoint, Plan, Progress, Recipe
 from merging.checkpoint import TensorSource
 from merging.report import Preview
+from merging.resident import family_key, source_key
 from merging.whatif import Residents, preview, steps
 
 MOST_PREVIEWS = 48
@@ -64,16 +64,20 @@ class Previews(Newest[Preview]):
         """Whether a preview takes no more than a moment."""
         return self.get(asked.key) is not None or self.residents.fits(asked.plan)
 
-    def at_once(self, asked: Asked) -> Preview | None:
+    def at_once(self, asked: Asked, *, casts: bool) -> Preview | None:
         """The exact preview over models that fit into memory; None where it would take longer than a moment.
+
+        Args:
+            casts: whether to measure what every output dtype would lose.
 
         Raises:
             MergingError: the merge itself would fail.
         """
-        known = self.get(asked.key)
+        key = asked.key if casts else f"{asked.key} without casts"
+        known = self.get(asked.key) or self.get(key)
         if known is None and self.quick(asked):
-            known = preview(asked.plan, self.residents, origin=asked.source)
-            self.keep(asked.key, known)
+            known = preview(asked.plan, self.residents, origin=asked.source, casts=casts)
+            self.keep(key, known)
         return known
 
     def steps(self, asked: Asked, device: str) -> Iterator[Progress | Preview]:
@@ -105,13 +109,15 @@ def shown_key(key: str, preview: Preview) -> str:
 
 
 def preview_key(plan: Plan, origin: str | None = None) -> str:
-    """What a preview depends on: the models' contents, the recipe, and what changes are measured from."""
-    recipe = f"{plan.recipe.to_yaml()}\0{origin}"
-    importance = plan.recipe.importance
-    if importance is not None:
-        state = plan.recipe.locate(importance).stat()
-        recipe += f"\0{state.st_size} {state.st_mtime_ns}"
-    return hashlib.blake2b(f"{report_key(plan)}\0{recipe}".encode(), digest_size=16).hexdigest()
+    """What a preview depends on: the models' files and when they changed, the recipe, and what changes are measured
+    from."""
+    parts = [family_key(plan), plan.names, plan.recipe.to_yaml()]
+    if origin is not None:
+        parts.append((origin, source_key(Checkpoint.open(origin))))
+    if plan.recipe.importance is not None:
+        state = plan.recipe.locate(plan.recipe.importance).stat()
+        parts.append((state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

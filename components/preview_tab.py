@@ -21,17 +21,6 @@ from components.settings import Settings
 from components.shared import Shared
 
 SCRIPT = Path(__file__).with_name("preview_live.js").read_text(encoding="utf-8")
-AT_REST = """async (...values) => {
-  await new Promise((resolve) => {
-    const sliding = document.activeElement?.matches('input[type="range"]:active');
-    if (!sliding) return resolve();
-    const done = () => { clearTimeout(timer); document.removeEventListener('pointerup', done, true); resolve(); };
-    const timer = setTimeout(done, 400);
-    document.addEventListener('pointerup', done, true);
-  });
-  return values;
-}"""
-"""Holds the form's own event back while a slider is dragged, which the live picture follows meanwhile."""
 TELLS = "(...values) => {{ window.dispatchEvent(new Event('mergescope-{}')); return values; }}"
 CHANGING, CHANGED, FOLLOWED = (TELLS.format(event) for event in ("changing", "changed", "followed"))
 """Tell `live` that the form is about to change the recipe, that it has, and that the new recipe's picture is on its way:
@@ -43,7 +32,7 @@ PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private
 class PreviewPart:
     """The components of the part; `shown` holds the key of the preview on the page, `cell` the chosen cell, `listed`
     whether the table is open, `visited` whether anybody has looked at this tab, `source` what a brush of the map means;
-    `live` draws while a slider moves."""
+    `live` draws while a slider moves, and its event `rest` says that a number of the form is no longer on its way."""
 
     number: gr.Radio
     which: gr.Dropdown

@@ -28,6 +28,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """The output dtypes whose rounding is measured, by their words in a recipe."""
 CHUNK = 1 << 15
 """Elements summed at once in float64: what stays in the cache."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""The merged and the base's values in one dtype: [n] each."""
 BINS = 1 << len(DTYPES)
 """Numbers that code which of the dtypes lose an element; more than there are fates."""
 
@@ -48,7 +50,7 @@ class TensorFate(Record):
 
     `energy[t][f]` = Σδ_t² of the elements with fate `FATES[f]`, None for a method that is no sum of scaled changes.
     `change` = ΣΔ² of the merged change before the cast, `changed` counts its elements ≠ 0, `along[t]` = ΣΔ·δ_t,
-    `gram[t][s]` = Σδ_t·δ_s, `casts` by dtype.
+    `gram[t][s]` = Σδ_t·δ_s, `casts` by dtype, empty where they were not measured.
     """
 
     elements: int
@@ -97,15 +99,16 @@ class FateWatch:
 
     Args:
         origin: what changes are measured from where the method itself uses no base.
+        casts: whether to measure what every output dtype would lose.
     """
 
-    def __init__(self, origin: Origin | None = None):
-        self.origin = origin
+    def __init__(self, origin: Origin | None = None, *, casts: bool = True):
+        self.origin, self.casts = origin, casts
         self.pieces: dict[PieceKey, TensorFate] = {}
 
     def update(self, outcome: Outcome) -> None:
         piece = outcome.piece if self.origin is None else self.origin.under(outcome.piece)
-        self.pieces[piece.key] = fate(replace(outcome, piece=piece))
+        self.pieces[piece.key] = fate(replace(outcome, piece=piece), casts=self.casts)
 
     def combine(self, other: FateWatch) -> None:
         self.pieces.update(other.pieces)
@@ -147,25 +150,26 @@ class Origin:
         return replace(piece, base=rows.to(torch.float32))
 
 
-def fate(outcome: Outcome) -> TensorFate:
-    """The fate of one piece's changes from its base."""
+def fate(outcome: Outcome, *, casts: bool = True) -> TensorFate:
+    """The fate of one piece's changes from its base; with what every dtype would lose unless `casts` is off."""
     piece = outcome.piece
     deltas, base = ops.flat(piece.deltas), piece.base_or_zero.flatten()
     change = outcome.merged.flatten() - base if outcome.change is None else outcome.change.flatten()
-    moved = change.bool()
-    casts = {
-        dtype: (_cast(outcome, dtype), base.to(dtype)) for dtype in {outcome.rows.dtype, *DTYPES.values()}
+    written = outcome.rows.dtype
+    both = {
+        dtype: (_cast(outcome, dtype), base.to(dtype))
+        for dtype in {written, *(DTYPES.values() if casts else ())}
     }
-    lost = torch.stack([moved & ~_differ(*casts[dtype]) for dtype in DTYPES.values()])
-    squares = _squares_by(_as_bits(lost), change)
+    moved = change.bool()
+    square, found = _losses(outcome, change, moved, both) if casts else (_along(change)[0], {})
     return TensorFate(
         elements=len(change),
-        energy=_energy(outcome, deltas, change, casts[outcome.rows.dtype]),
-        change=float(squares.sum()),
+        energy=_energy(outcome, deltas, change, both[written]),
+        change=square,
         changed=int(moved.count_nonzero()),
         along=ops.exact_inner(deltas, change[None])[:, 0].tolist(),
         gram=piece.gram.tolist(),
-        casts=_casts(outcome, lost, squares),
+        casts=found,
     )
 
 
@@ -183,7 +187,7 @@ def _differ(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
 
 
 def _energy(
-    outcome: Outcome, deltas: torch.Tensor, change: torch.Tensor, cast: tuple[torch.Tensor, torch.Tensor]
+    outcome: Outcome, deltas: torch.Tensor, change: torch.Tensor, cast: Pair
 ) -> list[list[float]] | None:
     """Σδ² by expert and fate; None where the method is no sum. `cast`: the merged and the base's values as written."""
     if outcome.explained is None:
@@ -202,7 +206,7 @@ def _energy(
     return [squares[: len(FATES)].tolist() for squares in found]
 
 
-def _energy_of_all(deltas: torch.Tensor, cast: tuple[torch.Tensor, torch.Tensor]) -> list[list[float]]:
+def _energy_of_all(deltas: torch.Tensor, cast: Pair) -> list[list[float]]:
     """`_energy` where every element of every expert is merged, so that three fates are left.
 
     The sign of what is written is that of the merged change, for rounding keeps order. With δ as u where it is written
@@ -264,8 +268,12 @@ def _squares_by(code: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return sums.cpu()
 
 
-def _casts(outcome: Outcome, lost: torch.Tensor, energies: torch.Tensor) -> dict[str, Cast]:
-    """What each dtype loses of the merged change; `energies` are its squares by the code of who loses them: [BINS]."""
+def _losses(
+    outcome: Outcome, change: torch.Tensor, moved: torch.Tensor, both: dict[torch.dtype, Pair]
+) -> tuple[float, dict[str, Cast]]:
+    """ΣΔ² of the merged change, and what each dtype loses of it; `both`: the merged and the base's values in each."""
+    lost = torch.stack([moved & ~_differ(*both[dtype]) for dtype in DTYPES.values()])
+    squares = _squares_by(_as_bits(lost), change)
     merged = outcome.merged
     largest = max(-float(merged.amin()), float(merged.amax())) if merged.numel() else 0.0
     found: dict[str, Cast] = {}
@@ -274,7 +282,7 @@ def _casts(outcome: Outcome, lost: torch.Tensor, energies: torch.Tensor) -> dict
         fits = largest <= torch.finfo(dtype).max
         found[word] = Cast(
             lost=int(lost[bit].count_nonzero()),
-            energy=float(energies @ chosen.double()),
-            overflow=0 if fits else int(_cast(outcome, dtype).isinf().count_nonzero()),
+            energy=float(squares @ chosen.double()),
+            overflow=0 if fits else int(both[dtype][0].isinf().count_nonzero()),
         )
-    return found
+    return float(squares.sum()), found

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from merging.checkpoint import TensorSource
@@ -72,17 +73,20 @@ class Residents:
         return found
 
 
-def preview(plan: Plan, residents: Residents, *, origin: TensorSource | None = None) -> Preview:
+def preview(
+    plan: Plan, residents: Residents, *, origin: TensorSource | None = None, casts: bool = True
+) -> Preview:
     """The exact preview of a plan over a family that `fits`.
 
     Args:
         origin: what changes are measured from where the method uses no base; by default the recipe's `base_model`.
+        casts: whether to measure what every output dtype would lose, a quarter of the time.
 
     Raises:
         MergingError: nothing to measure changes from, or the merge itself would fail.
     """
     plan = measured_from(plan, origin)
-    return quietly(_preview, plan, residents.family(plan))
+    return quietly(_preview, plan, residents.family(plan), casts)
 
 
 def estimate(
@@ -144,8 +148,8 @@ def trim_steps(
     yield from trim_plan(plan, density, scope, device=device)
 
 
-def _preview(plan: Plan, family: Family) -> Preview:
-    return preview_of(plan, *replay(plan, family, FateWatch))
+def _preview(plan: Plan, family: Family, casts: bool = True) -> Preview:
+    return preview_of(plan, *replay(plan, family, partial(FateWatch, casts=casts)))
 
 
 def _trim(plan: Plan, family: Family, density: float, scope: Scope) -> Trim:

@@ -132,9 +132,7 @@ def test_an_input_under_the_hidden_name_of_the_output(pair, write_recipe, tmp_pa
         {"weight": [True, object()]},
         {"density": 10**400},
     ],
-    ids=lambda options: (
-        " ".join(options) + " " + " ".join(type(value).__name__ for value in options.values())
-    ),
+    ids=lambda options: " ".join(f"{name} {type(value).__name__}" for name, value in options.items()),
 )
 def test_odd_arguments_in_memory(options):
     base = {"a": torch.zeros(3)}
@@ -207,9 +205,7 @@ BASE = {"a": torch.zeros(3)}
         (BASE, [{"a": torch.zeros(3, device="meta")}]),
         ([torch.zeros(3)], [BASE]),
     ],
-    ids=lambda options: (
-        " ".join(options) + " " + " ".join(type(value).__name__ for value in options.values())
-    ),
+    ids=str,
 )
 def test_what_is_no_dictionary_of_tensors(base, models):
     with pytest.raises(MergingError, match="give"):
