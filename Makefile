@@ -27,7 +27,7 @@ run: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	@scripts/install-browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

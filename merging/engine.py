@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from merging import ops
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
 from merging.header import MERGEABLE, TensorInfo
@@ -202,7 +203,7 @@ class _Run:
                 if tensor.info.dtype not in MERGEABLE and not tensor.excluded:
                     self._require_equal(tensor, rows, start, stop)
                 rows = rows.to(tensor.info.torch_dtype)
-                if rows.is_floating_point() and not bool(torch.isfinite(rows).all()):
+                if rows.is_floating_point() and not ops.all_finite(rows):
                     raise MergingError(
                         f"'{name}': copied from {reference.source.label}, and not finite as {tensor.info.dtype}. Set "
                         "out_dtype: float32, or use an intact model."
@@ -284,7 +285,7 @@ def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, expl
     else:
         merged = method.merge(piece, known)
         outcome = Outcome(piece, merged, merged.to(dtype))
-    if not bool(torch.isfinite(outcome.rows).all()):
+    if not ops.all_finite(outcome.rows):
         raise MergingError(_not_finite(plan, tensor, piece, outcome.rows))
     return outcome
 

@@ -109,7 +109,7 @@ class Piece:
         """base + change in float32; where the change is exactly 0 the base's own bits (−0 included)."""
         if self.base is None:
             return change
-        return torch.where(change == 0, self.base, self.base + change)
+        return self.base - (0 - change)  # 0 − 0 is +0, and θ − (+0) has the bits of θ
 
 
 class Explained(NamedTuple):

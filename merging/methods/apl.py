@@ -157,13 +157,13 @@ class Apl(Method):
         if known.cut is None:
             factors = survivors(piece, (1 - known.drop[:, place]).view(shape), self.seed, "expected")
         else:
-            factors = known.cut.keep(piece)
+            factors = ops.factor(known.cut.keep(piece))
         weight = known.weight[:, place].view(shape).to(torch.float32).to(piece.deltas.device)
         factors = factors * (weight * ops.per_expert(piece.weight, weight))
         if not self.elect:
             return Explained(factors, factors)
         votes = factors * piece.deltas
-        return Explained(factors * (votes.sign() == ops.elect_sign(votes, "total", 1.0)), factors)
+        return Explained(factors * ops.agreement(votes, ops.elect_sign(votes, "total", 1.0)), factors)
 
 
 def saliencies(piece: Piece) -> torch.Tensor:

@@ -128,7 +128,7 @@ class Elected(Combined):
         factors = self.factors(piece, known.sparsity)
         votes = self._weighted(piece, factors * piece.deltas)
         elected = ops.elect_sign(votes, self.sign, known.if_draw)
-        agreed = ops.disjoint_coefficients(votes.sign() == elected, piece.weight, self.normalize)
+        agreed = ops.disjoint_coefficients(ops.agreement(votes, elected), piece.weight, self.normalize)
         return Explained(factors * agreed, factors)
 
     def _votes(self, piece: Piece, known: Sparsity) -> torch.Tensor:

@@ -207,8 +207,10 @@ def amplified(keep: torch.Tensor, amplify: Sequence[float], rule: str) -> torch.
     factor = torch.zeros_like(keep[:, 0], dtype=torch.float32)
     for level in reversed(range(len(amplify))):
         alpha = torch.full_like(factor, amplify[level])
-        chosen = keep[:, level] & (alpha.abs() >= factor.abs() if rule == "authors" else True)
-        factor = torch.where(chosen, alpha, factor)
+        chosen = keep[:, level]
+        if rule == "authors":
+            chosen = chosen & (alpha.abs() >= factor.abs())
+        factor = ops.choose(chosen, alpha, factor)
     return factor
 
 

@@ -200,7 +200,7 @@ class Pcb(Method):
             clip = known.formula.clip(piece)
         else:
             assert known.cut is not None
-            share = score * known.cut.keep(piece)
+            share = score * ops.factor(known.cut.keep(piece))
         total = ops.sum_experts(share).clamp(min=TINY)
         return (share / total * clip * ops.per_expert(piece.weight, share)).to(torch.float32)
 

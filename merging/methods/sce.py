@@ -84,7 +84,7 @@ class Sce(Method):
     def explain(self, piece: Piece, known: Selection) -> Explained:
         """The erasure is the election; what is not selected, or of an expert whose share is 0, is dropped."""
         changes = _selected(piece, known.cut)
-        agree = changes.sign() == ops.elect_sign(changes, "total", 1.0)
+        agree = ops.agreement(changes, ops.elect_sign(changes, "total", 1.0))
         share = ops.per_expert(known.shares.to(changes), changes)
         shares = agree * share
         return Explained(shares / ops.sum_experts(shares).clamp(min=LEAST_SHARE), changes * share.sign())
@@ -107,7 +107,7 @@ def _variance_keys(piece: Piece) -> torch.Tensor:
 
 
 def _selected(piece: Piece, cut: Cut | None) -> torch.Tensor:
-    return piece.deltas if cut is None else piece.deltas * cut.keep(piece)
+    return piece.deltas if cut is None else piece.deltas * ops.factor(cut.keep(piece))
 
 
 def _squares(changes: torch.Tensor) -> torch.Tensor:

@@ -75,8 +75,9 @@ class Sparse(Method):
         yield
 
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
-        """The factor of each element before an l1 rescale, 0 where it is dropped: [experts, *shape], bool or float."""
-        return torch.ones_like(piece.deltas, dtype=torch.bool)
+        """The factor of each element before an l1 rescale, 0 where it is dropped: float32 [experts, *shape], or what
+        broadcasts to it."""
+        return piece.deltas.new_ones([1] * piece.deltas.ndim)
 
     def factors(self, piece: Piece, known: Any) -> torch.Tensor:
         """The factor of each element: [experts, *shape]."""
@@ -111,7 +112,7 @@ class Trim(Sparse):
 
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
         assert cut is not None
-        return cut.keep(piece)
+        return ops.factor(cut.keep(piece))
 
 
 class Random(Sparse):
@@ -234,13 +235,13 @@ class Chances:
         return Chances(*(values.gather(-1, ranks) for values in wide))
 
     def draw(self, piece: Piece, seed: int, rescale: str) -> torch.Tensor:
-        """Factors of a Bernoulli draw: [experts, *shape], bool or float32."""
+        """Factors of a Bernoulli draw: float32 [experts, *shape]."""
         shape, device = piece.deltas.shape, piece.deltas.device
         limits, inverse = (
             values.to(device).view(shape) if values.numel() == piece.deltas.numel() else values.to(device)
             for values in (self.limits, self.inverse)
         )
-        drawn = noise.piece_uniform(piece, seed) < limits
+        drawn = ops.factor(noise.piece_uniform(piece, seed) < limits)
         return drawn * inverse if rescale == "expected" else drawn
 
 

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,29 +28,29 @@ PATIENCE = 30_000
 """Milliseconds that a page may take on a busy machine; a test fails by what is shown, not by how fast."""
 
 
-@pytest.fixture(scope="session")
-def app_url(tmp_path_factory) -> Iterator[str]:
-    """The address of an app that was started for these tests, with runs of its own."""
+@contextmanager
+def served(folder: Path, script: str = "app.py") -> Iterator[str]:
+    """The address of a page whose script runs in a process of its own, with its runs in `folder`.
+
+    Asserts in the end that it neither ended by itself nor wrote a traceback.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("app")
     environment = {
         **os.environ,
+        "PYTHONPATH": str(ROOT),
         "MERGESCOPE_PORT": str(port),
         "MERGESCOPE_HOST": "127.0.0.1",
         "MERGESCOPE_RUNS": str(folder / "runs"),
         "GRADIO_TEMP_DIR": str(folder / "gradio"),
         "GRADIO_SSR_MODE": "False",
+        "GRADIO_ANALYTICS_ENABLED": "False",
     }
     log = folder / "app.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "app.py"],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            [sys.executable, script], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
         url = f"http://127.0.0.1:{port}/"
         try:
@@ -64,6 +65,13 @@ def app_url(tmp_path_factory) -> Iterator[str]:
                 process.kill()
     assert died is None, f"the app ended by itself with {died}:\n{log.read_text()}"
     assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory) -> Iterator[str]:
+    """The address of an app that was started for these tests, with runs of its own."""
+    with served(tmp_path_factory.mktemp("app")) as url:
+        yield url
 
 
 def wait_until_up(url: str, process: subprocess.Popen, log: Path) -> None:
@@ -106,16 +114,18 @@ def console_errors() -> list[str]:
 
 
 @pytest.fixture
-def open_page(browser, app_url, requests_seen, console_errors):
-    """Open the app in a new window: `open_page(width=390, dark=True)`."""
+def new_window(browser, requests_seen, console_errors):
+    """A window without a page: `new_window(390, dark=True, touch=True)`."""
     contexts = []
 
-    def open_one(width: int = 1280, *, dark: bool = False):
+    def open_one(width: int = 1280, *, dark: bool = False, touch: bool = False):
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce",
             accept_downloads=True,
+            has_touch=touch,
+            is_mobile=touch,
         )
         contexts.append(context)
         page = context.new_page()
@@ -126,13 +136,24 @@ def open_page(browser, app_url, requests_seen, console_errors):
             "console",
             lambda message: console_errors.append(message.text) if message.type == "error" else None,
         )
-        page.goto(app_url)
-        page.get_by_role("tab", name="1 Models").wait_for()
         return page
 
     yield open_one
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def open_page(new_window, app_url):
+    """Open the app in a new window: `open_page(width=390, dark=True)`."""
+
+    def open_one(width: int = 1280, *, dark: bool = False):
+        page = new_window(width, dark=dark)
+        page.goto(app_url)
+        page.get_by_role("tab", name="1 Models").wait_for()
+        return page
+
+    return open_one
 
 
 @pytest.fixture

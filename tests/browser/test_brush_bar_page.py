@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 import yaml
 from playwright.sync_api import expect
 
-from tests.browser.conftest import ROOT, wait_until_up
+from tests.browser.conftest import served
 
 pytestmark = pytest.mark.browser
 
@@ -36,58 +32,22 @@ OUTLINES = """
 @pytest.fixture(scope="module")
 def brush_url(tmp_path_factory) -> Iterator[str]:
     """The address of a page with a map, its bar and its recipe."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("brush") / "page.log"
-    environment = {**os.environ, "MERGESCOPE_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "tests/browser/brush_page.py"],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}/"
-            wait_until_up(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(20)
-    assert "Traceback" not in log.read_text(), log.read_text()
+    with served(tmp_path_factory.mktemp("brush"), "tests/browser/brush_page.py") as url:
+        yield url
 
 
 @pytest.fixture
-def open_map(browser, brush_url, console_errors):
+def open_map(new_window, brush_url):
     """Open the page: `open_map(390, dark=True, touch=True)`."""
-    contexts = []
 
-    def open_one(width: int = 1280, *, dark: bool = False, touch: bool = False):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            has_touch=touch,
-            is_mobile=touch,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: console_errors.append(str(error)))
-        page.on(
-            "console",
-            lambda message: console_errors.append(message.text) if message.type == "error" else None,
-        )
+    def open_one(width: int = 1280, **how: bool):
+        page = new_window(width, **how)
         page.goto(brush_url)
         page.locator("#map .heatmaplayer").first.wait_for()
         expect(page.get_by_label("What to set")).to_have_value("weight (w)")
         return page
 
-    yield open_one
-    for context in contexts:
-        context.close()
+    return open_one
 
 
 def cell(page, panel: int, row: int, column: int) -> tuple[float, float]:

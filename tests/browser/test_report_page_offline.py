@@ -20,20 +20,12 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def open_report(browser):
+def open_report(new_window):
     """Open a page from the disk and answer no request: `open_report(file, width=390, dark=True)` gives the page, what it
     asked for, and what it complained of."""
-    contexts = []
 
     def open_one(file, width: int = 1280, *, dark: bool = False):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce",
-            accept_downloads=True,
-        )
-        contexts.append(context)
-        page, asked, errors = context.new_page(), [], []
+        page, asked, errors = new_window(width, dark=dark), [], []
 
         def answer(route):
             if route.request.url == file.as_uri():
@@ -50,9 +42,7 @@ def open_report(browser):
         page.goto(file.as_uri())
         return page, asked, errors
 
-    yield open_one
-    for context in contexts:
-        context.close()
+    return open_one
 
 
 def walk(page) -> None:

@@ -1,20 +1,27 @@
-"""Importance in the page: measured on the demo's examples, looked at, found again, and used by an APL merge.
-
-The last of the browser's files: what is measured here is found by every later page of the same app.
-"""
+"""Importance in the page: measured on the demo's examples, looked at, found again, and used by an APL merge."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.conftest import served
+
 pytestmark = pytest.mark.browser
 
 SLOW = 120_000
 """Milliseconds for a measurement on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def app_url(tmp_path_factory) -> Iterator[str]:
+    """An app of these tests alone: what is measured is found by every later page."""
+    with served(tmp_path_factory.mktemp("importance")) as url:
+        yield url
 
 
 def open_section(page) -> None:
