@@ -112,12 +112,13 @@ def wire_choice(
 ) -> None:
     """The rows of maps follow their group; a trim is made for small models at once, for large ones when asked."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
     gr.on(
         [part.input for part in choice.inputs],
         choose_map,
         choice.inputs,
         [shown.metric, *choice.maps, choice.trim],
-        **quiet,
+        **latest,
     )
 
     def trim(asked: bool, family: Family, *wanted: object) -> Iterator[list[Any]]:
@@ -130,7 +131,6 @@ def wire_choice(
     wanted = [shown.report, choice.density, choice.scope]
     made = gr.State("")
     outputs = [*shown.measured, made]
-    latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
     asked = gr.on(
         [choice.density.release, choice.scope.input],
         partial(trim, True),

@@ -165,7 +165,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
 
     whole = [tab.totals, tab.kinship, tab.csv, *map_views, *cell]
     tab.report.change(partial(show_report, reports), choice, whole, **quiet)
-    tab.everything.input(partial(show_report, reports), choice, whole, **quiet)
+    tab.everything.input(partial(show_report, reports), choice, whole, **latest)
     advised = [shared.family, tab.report]
     tab.report.change(partial(show_advice, reports), advised, tab.advice, **quiet)
     trimmed = [tab.trim_status, tab.stop, tab.token]

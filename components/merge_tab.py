@@ -26,6 +26,7 @@ CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8") + BRUSH_CSS
 TICK = 0.4
 """Seconds between two looks at a running job."""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+LATEST: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#merge-file')?.click(), 250)"
 TO_PROGRESS = (
     "() => document.querySelector('#merge-progress, #merge-result')?.scrollIntoView({block: 'center'})"
@@ -194,25 +195,24 @@ def wire_merge_tab(
     shown = [tab.recipe, tab.yaml, tab.apply, tab.plan, tab.ready, tab.merge, tab.advice]
     judged, filled = [*shown, *form.fields.marked], [*shown, *form.outputs]
     state = [tab.recipe, shared.family, tab.watched]
-    latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
     edit = partial(events.edit, form), [*state, *widgets], judged
-    gr.on([c.input for c in form.details], *edit, **latest)
-    tab.preview.live.rest(*edit, **latest)
+    gr.on([c.input for c in form.details], *edit, **LATEST)
+    tab.preview.live.rest(*edit, **LATEST)
     for name, text in form.lists.items():
-        text.change(partial(events.edit_list, form, name), [*state, text], judged, **latest)
+        text.change(partial(events.edit_list, form, name), [*state, text], judged, **LATEST)
     gr.on(
         [c.input for c in form.structure],
         partial(events.restructure, form),
         [*state, *widgets],
         filled,
         js=CHANGING,
-        **latest,
+        **LATEST,
     ).then(None, None, None, js=CHANGED, api_visibility="private")
     form.preset.click(partial(events.preset, form), state, filled, **PRIVATE)
-    form.published.input(partial(events.preset, form), [*state, form.published], filled, **PRIVATE)
+    form.published.input(partial(events.preset, form), [*state, form.published], filled, **LATEST)
     form.new_seed.click(partial(events.new_seed, form), state, filled, **PRIVATE)
-    tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.plan, tab.ready, tab.merge], **latest)
+    tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.plan, tab.ready, tab.merge], **LATEST)
     tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE)
     shared.family.change(
         partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE
@@ -265,7 +265,7 @@ def _wire_results(
 ) -> None:
     """What can be done with a finished job."""
     card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
-    tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **PRIVATE)
+    tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **LATEST)
     tab.delete.click(partial(events.delete, settings), [tab.shown, shared.owner], card, **PRIVATE)
     tab.reuse.click(
         partial(events.reuse, tab.form, settings), [tab.shown, shared.owner, *state], filled, **PRIVATE
