@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -219,3 +220,16 @@ def test_a_merge_with_lambda_0_is_rounded_away(family):
     (rounded,) = [trace for trace in drawn(chart) if trace["name"] == "rounded away"]
     assert "leaves the base's value in the output" in rounded["hovertemplate"]
     assert "nothing is left of it" in rounded["hovertemplate"]
+
+
+def test_an_expert_without_a_change_is_named(family, tmp_path):
+    for name in ("base", "one", "three"):
+        shutil.copytree(family / name, tmp_path / name)
+    shutil.copytree(family / "base", tmp_path / "two")
+    preview = preview_of(tmp_path, parameters={"density": 0.3})
+    bars = fate.fate_bars(total(preview.tensors.values()), NAMES, "whole model")
+    said = "Nothing of two is here to be kept: no weight differs from the base."
+    assert bars.note == said
+    assert sum(trace["x"][1] for trace in drawn(bars)) == 0
+    assert fate.fate_chart(preview, NAMES, "kept").note.endswith(said)
+    assert said not in fate.fate_chart(preview, NAMES, NOBODY).note

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -106,6 +106,7 @@ MAPS = {
 }
 """What the maps can show of a preview, by key; rounding and parameters have figures of their own."""
 
+UNCHANGED = "Nothing of {} is here to be kept: no weight differs from the base."
 Records = Mapping[Cell, TensorFate]
 
 
@@ -171,6 +172,10 @@ def fate_chart(preview: Preview, names: Sequence[str], key: str, *, everything: 
     else:
         fix_scale(chart.figure, 0, 1, "Cividis", ".0%", (0, 0.25, 0.5, 0.75, 1))
         _write(chart.figure, ".0%")
+    if unchanged := [
+        panel.name for panel in shown if all(v is None for row in panel.grid.values for v in row)
+    ]:
+        chart = replace(chart, note=f"{chart.note} {UNCHANGED.format(' and '.join(unchanged))}")
     return chart
 
 
@@ -243,10 +248,11 @@ def fate_bars(fate: TensorFate, names: Sequence[str], where: str) -> Chart:
             )
         )
     told = "; ".join(_told(fate, expert, name) for expert, name in enumerate(names))
+    unchanged = [name for expert, name in enumerate(names) if not sum(fate.energy[expert])]
     return Chart(
         figure=figure,
         title=f"Each expert's change: {where}",
-        note="",
+        note=UNCHANGED.format(" and ".join(unchanged)) if unchanged else "",
         alt=f"Fate of the changes, {where}: {told}.",
     )
 
