@@ -40,7 +40,7 @@ def recipe(page) -> str:
 
 def wait_for_recipe(page, part: str) -> None:
     page.wait_for_function(
-        "part => document.querySelector('#recipe-yaml .cm-content').innerText.includes(part)", arg=part
+        "part => document.querySelector('#recipe-yaml .cm-content')?.innerText?.includes(part)", arg=part
     )
 
 

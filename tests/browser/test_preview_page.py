@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 pytestmark = pytest.mark.browser
 
 VALUES = "() => JSON.stringify(document.querySelector('#preview-map .chart-plot').data.map(trace => trace.z))"
-RECIPE = "document.querySelector('#recipe-yaml .cm-content').innerText"
+RECIPE = "(document.querySelector('#recipe-yaml .cm-content')?.innerText ?? '')"
 
 
 def at_preview(page):
