@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,7 @@ class Checkpoint:
         self.label = path.name or str(path)
         self.metadata = metadata
         self._descriptors: dict[Path, int] = {}
+        self._opening = threading.Lock()
         self._stored = tensors
         self.tensors: Mapping[str, TensorInfo] = {
             name: tensor for name, tensor in tensors.items() if not (self.tied and name == HEAD_NAME)
@@ -200,9 +202,10 @@ class Checkpoint:
         values = torch.empty(end - begin, dtype=torch.uint8)
         if end == begin:
             return values
-        descriptor = self._descriptors.get(tensor.file)
-        if descriptor is None:
-            descriptor = self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
+        with self._opening:
+            descriptor = self._descriptors.get(tensor.file)
+            if descriptor is None:
+                descriptor = self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
         if read_at(descriptor, values, begin) < end - begin:
             raise CheckpointError(
                 f"{tensor.file}: ended inside '{tensor.name}'; it changed while it was read."

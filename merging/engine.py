@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import torch
@@ -14,18 +16,20 @@ import torch
 from merging import ops
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
+from merging.executors import executor_for
 from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method, Survey
 from merging.pieces import Outcome, Piece
 from merging.plan import Plan
-from merging.reading import Pieces, Reader
-from merging.relations import Relations
+from merging.reading import Pieces, Reader, Spot
+from merging.relations import Products, Relations
 from merging.statistics import Accumulator, Attained
+from merging.sums import Record
 from merging.tensor_plan import TensorPlan
 
 
 class Sink(Protocol):
-    """Where merged rows go; a `CheckpointWriter` or tensors in memory."""
+    """Where merged rows go, maybe from several threads at once; a `CheckpointWriter` or tensors in memory."""
 
     def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None: ...
 
@@ -38,7 +42,7 @@ class NoSink:
 
 
 class Watch(Protocol):
-    """Looks at every merged piece as it is made."""
+    """Looks at every merged piece as it is made, maybe from several threads at once."""
 
     def update(self, outcome: Outcome) -> None: ...
 
@@ -103,9 +107,8 @@ def watch(plan: Plan, accumulator: Accumulator, *, device: str = "auto") -> Iter
     """Show every merged piece of the plan to an accumulator, without merging or writing anything."""
     tensors = [tensor for tensor in plan.tensors if tensor.method is not None]
     run = _Run(plan, resolve_device(device), only_read=True)
-    for tensor, piece in run.reader.read(tensors):
-        accumulator.update(piece)
-        yield run.advance("reading", tensor, piece, len(tensors))
+    for spot in run.scan(accumulator, run.reader.pieces(tensors, again=False)):
+        yield run.advance("reading", spot, len(tensors))
 
 
 @dataclass
@@ -132,6 +135,8 @@ class _Run:
             return 1 if tensor.method is None or self.only_read else 1 + tensor.method.scans
 
         self.reader = Reader(self.plan, self.device)
+        inputs = sum(tensor.info.elements * len(tensor.experts) for tensor in self.plan.tensors)
+        self.executor = executor_for(self.device, inputs)
         self.work = sum(tensor.info.elements * passes(tensor) for tensor in self.plan.tensors)
 
     def merge(self, method: Method, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
@@ -162,14 +167,20 @@ class _Run:
             self.attained = attained if self.attained is None else self.attained + attained
         self.remarks.update(dict.fromkeys(method.remarks(known, models)))
         totals = _Totals()
-        for tensor, piece in pieces:
-            rows = self._merged(tensor, piece, known, totals)
-            sink.write(tensor.info.name, rows, piece.start)
-            self.bytes_written += rows.nbytes
-            if self.totals and piece.stop == tensor.info.rows:
-                self.results.append(totals.result(tensor.info, has_base=piece.base is not None))
-                totals = _Totals()
-            yield self.advance("merging", tensor, piece, len(self.plan.tensors))
+
+        def merge(spot: Spot) -> _Merged:
+            return self._merged(spot.tensor, pieces.load(spot), known, sink)
+
+        for spot, merged in zip(pieces, self.executor.map(merge, pieces), strict=True):
+            tensor = spot.tensor
+            self.relations.setdefault(tensor.models, Relations(len(tensor.models))).add(merged.products)
+            self.bytes_written += merged.nbytes
+            if merged.totals is not None:
+                totals += merged.totals
+                if spot.stop == tensor.info.rows:
+                    self.results.append(totals.result(tensor.info, has_base=tensor.base is not None))
+                    totals = _Totals()
+            yield self.advance("merging", spot, len(self.plan.tensors))
 
     def _group(self, tensors: Sequence[TensorPlan]) -> Group:
         shapes = {tensor.info.name: tensor.info.shape for tensor in tensors}
@@ -187,12 +198,30 @@ class _Run:
                 return stop.value, number - 1
             stage = f"scan {number}"
             self.tensors_done[stage] = 0
-            for tensor, piece in pieces:
-                accumulator.update(piece)
-                progress = self.advance(stage, tensor, piece, len(tensors))
+            for spot in self.scan(accumulator, pieces):
+                progress = self.advance(stage, spot, len(tensors))
                 yield progress if len(tensors) > 1 else self._progress("merging", len(self.plan.tensors))
             answer = accumulator.result()
         raise AssertionError("a survey ends")
+
+    def scan(self, accumulator: Accumulator, pieces: Pieces) -> Iterator[Spot]:
+        """Show all pieces to an accumulator, one of its like for each worker; every spot once it was seen."""
+        idle: SimpleQueue[Accumulator] = SimpleQueue()
+        others = [copy.deepcopy(accumulator) for _ in range(1, self.executor.workers)]
+        for one in (accumulator, *others):
+            idle.put(one)
+
+        def look(spot: Spot) -> Spot:
+            piece, mine = pieces.load(spot), idle.get()
+            try:
+                mine.update(piece)
+            finally:
+                idle.put(mine)
+            return spot
+
+        yield from self.executor.map(look, pieces)
+        for other in others:
+            accumulator.combine(other)
 
     def copy(self, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
         """Write the reference's values; an integer tensor must be the same in every model."""
@@ -222,9 +251,9 @@ class _Run:
                     "only be copied. Exclude it to keep the base's."
                 )
 
-    def advance(self, stage: str, tensor: TensorPlan, piece: Piece, tensors: int) -> Progress:
-        self.work_done += piece.models[0].numel()
-        self.tensors_done[stage] += piece.stop == tensor.info.rows
+    def advance(self, stage: str, spot: Spot, tensors: int) -> Progress:
+        self.work_done += spot.elements
+        self.tensors_done[stage] += spot.stop == spot.tensor.info.rows
         return self._progress(stage, tensors)
 
     def finished(self) -> Finished:
@@ -256,17 +285,17 @@ class _Run:
             seconds=time.perf_counter() - self.started,
         )
 
-    def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, totals: _Totals) -> torch.Tensor:
-        assert tensor.method is not None
-        relations = self.relations.setdefault(tensor.models, Relations(len(tensor.models)))
-        if not relations.update(piece):
+    def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, sink: Sink) -> _Merged:
+        """Merge one piece, show it to the watches and write it."""
+        products = Products.of(piece)
+        if not products.finite:
             require_finite(self.plan, tensor, piece)
         outcome = outcome_of(self.plan, tensor, piece, known, explain=bool(self.watches))
-        if self.totals:
-            totals.add(piece, outcome.merged, outcome.rows)
         for watch in self.watches:
             watch.update(outcome)
-        return outcome.rows
+        sink.write(tensor.info.name, outcome.rows, piece.start)
+        totals = _Totals.of(piece, outcome) if self.totals else None
+        return _Merged(outcome.rows.nbytes, products, totals)
 
 
 def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, explain: bool) -> Outcome:
@@ -290,8 +319,8 @@ def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, expl
     return outcome
 
 
-@dataclass
-class _Totals:
+@dataclass(frozen=True)
+class _Totals(Record):
     """Sums over the pieces of one tensor, for its `TensorResult`."""
 
     base: float = 0.0
@@ -300,14 +329,20 @@ class _Totals:
     changed: int = 0
     lost: int = 0
 
-    def add(self, piece: Piece, merged: torch.Tensor, rows: torch.Tensor) -> None:
-        self.error += _square(rows.to(torch.float32) - merged)
-        if piece.base is not None:
-            changed = merged != piece.base
-            self.base += _square(piece.base)
-            self.change += _square(merged - piece.base)
-            self.changed += int(changed.sum())
-            self.lost += int((changed & (rows == piece.base.to(rows.dtype))).sum())
+    @classmethod
+    def of(cls, piece: Piece, outcome: Outcome) -> _Totals:
+        merged, rows = outcome.merged, outcome.rows
+        error = _square(rows.to(torch.float32) - merged)
+        if piece.base is None:
+            return cls(error=error)
+        changed = merged != piece.base
+        return cls(
+            base=_square(piece.base),
+            change=_square(merged - piece.base),
+            error=error,
+            changed=int(changed.sum()),
+            lost=int((changed & (rows == piece.base.to(rows.dtype))).sum()),
+        )
 
     def result(self, info: TensorInfo, *, has_base: bool) -> TensorResult:
         return TensorResult(
@@ -319,6 +354,15 @@ class _Totals:
             lost=self.lost,
             cast_error=self.error**0.5,
         )
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What is left of a piece once it is written."""
+
+    nbytes: int
+    products: Products
+    totals: _Totals | None
 
 
 def _square(values: torch.Tensor) -> float:

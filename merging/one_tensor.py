@@ -58,13 +58,10 @@ def read_blocks(
         looked_at = replace(looked_at, experts=tuple(tensor.experts[expert] for expert in experts))
     if elements is not None:
         looked_at = replace(looked_at, row_blocks=tuple(tensor.info.row_blocks(elements)))
-    pieces = Reader(plan, resolve_device(device)).read([looked_at])
-    while True:
+    pieces = Reader(plan, resolve_device(device)).pieces([looked_at], again=False)
+    for spot in pieces:
         go_on(stop)
-        found = next(pieces, None)
-        if found is None:
-            return
-        yield found[1]
+        yield pieces.load(spot)
 
 
 def go_on(stop: Stop | None) -> None:

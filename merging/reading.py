@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
 from merging.layout import Input
-from merging.pieces import Piece
+from merging.pieces import Piece, PieceKey
 from merging.plan import KEEP_BYTES, Plan
 from merging.tensor_plan import TensorPlan
 
 
+class Spot(NamedTuple):
+    """Where a piece lies: some rows of a tensor."""
+
+    tensor: TensorPlan
+    start: int
+    stop: int
+
+    @property
+    def elements(self) -> int:
+        info = self.tensor.info
+        return info.elements // max(1, info.rows) * (self.stop - self.start)
+
+
 class Reader:
-    """Reads pieces onto a device in float32, rounded to the plan's work dtype first, and counts the bytes."""
+    """Reads pieces onto a device in float32, rounded to the plan's work dtype first, and counts the bytes; several
+    threads may use it at once."""
 
     def __init__(self, plan: Plan, device: torch.device):
         self.plan = plan
         self.device = device
         self.bytes_read = 0
-
-    def read(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, Piece]]:
-        for tensor in tensors:
-            for start, stop in tensor.row_blocks:
-                yield tensor, self._piece(tensor, start, stop)
+        self._lock = threading.Lock()
 
     def pieces(self, tensors: Sequence[TensorPlan], *, again: bool) -> Pieces:
         """The pieces of some tensors; if they will be read again and fit, they are kept from the first time on."""
         size = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in tensors)
-        return Kept(self.read(tensors)) if again and size <= KEEP_BYTES else Reread(self, tensors)
+        return Pieces(self, tensors, keep=again and size <= KEEP_BYTES)
 
     def rows(self, one: Input, start: int, stop: int) -> torch.Tensor:
         """Rows of one model's tensor as they are stored."""
         values = one.source.read(one.name, start, stop)
-        self.bytes_read += values.nbytes
+        with self._lock:
+            self.bytes_read += values.nbytes
         return values
 
-    def _piece(self, tensor: TensorPlan, start: int, stop: int) -> Piece:
-        base = self._values(tensor.base, start, stop) if tensor.base is not None else None
-        models = torch.stack([self._values(expert, start, stop) for expert in tensor.experts])
+    def piece(self, spot: Spot) -> Piece:
+        tensor, start, stop = spot
+        base = self._values([tensor.base], start, stop)[0] if tensor.base is not None else None
+        models = self._values(tensor.experts, start, stop)
         saliency = self._saliency(tensor, start, stop)
         return Piece(tensor.info.name, start, base, models, weights(tensor).to(self.device), saliency)
 
@@ -49,11 +62,18 @@ class Reader:
         sources = self.plan.saliency
         return torch.stack([source.read(tensor.info.name, start, stop) for source in sources]).to(self.device)
 
-    def _values(self, one: Input, start: int, stop: int) -> torch.Tensor:
-        values = self.rows(one, start, stop).to(self.device)
-        if self.plan.work_dtype is not None:
-            values = values.to(self.plan.work_dtype)
-        return values.to(torch.float32)
+    def _values(self, inputs: Sequence[Input], start: int, stop: int) -> torch.Tensor:
+        """Rows of several models: float32 [models, rows, ...]."""
+        found = None
+        for number, one in enumerate(inputs):
+            rows = self.rows(one, start, stop).to(self.device)
+            if self.plan.work_dtype is not None:
+                rows = rows.to(self.plan.work_dtype)
+            if found is None:
+                found = torch.empty((len(inputs), *rows.shape), dtype=torch.float32, device=self.device)
+            found[number].copy_(rows)
+        assert found is not None
+        return found
 
 
 def weights(tensor: TensorPlan) -> torch.Tensor:
@@ -64,38 +84,33 @@ def weights(tensor: TensorPlan) -> torch.Tensor:
     return torch.tensor(tensor.method.for_experts("weight", experts), dtype=torch.float32)
 
 
-class Kept:
-    """Pieces that are read once and kept for the next scan."""
+class Pieces:
+    """The pieces of some tensors. Where they are kept they are read once; else every scan reads them anew, so that memory
+    does not grow with the scope."""
 
-    def __init__(self, pieces: Iterable[tuple[TensorPlan, Piece]]):
-        self._pieces = iter(pieces)
-        self._seen: list[tuple[TensorPlan, Piece]] = []
+    def __init__(self, reader: Reader, tensors: Sequence[TensorPlan], *, keep: bool):
+        self.reader, self.tensors = reader, tensors
+        self._kept: dict[PieceKey, Piece] | None = {} if keep else None
 
-    def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
-        yield from self._seen
-        for item in self._pieces:
-            self._seen.append(item)
-            yield item
+    def __iter__(self) -> Iterator[Spot]:
+        for tensor in self.tensors:
+            for start, stop in tensor.row_blocks:
+                yield Spot(tensor, start, stop)
 
-    def of(self, tensors: Sequence[TensorPlan]) -> Kept:
-        """The pieces of some of the tensors."""
-        names = {tensor.info.name for tensor in tensors}
-        return Kept(item for item in self if item[1].name in names)
-
-
-@dataclass(frozen=True)
-class Reread:
-    """Pieces that are read anew by every scan, so that memory does not grow with the scope."""
-
-    reader: Reader
-    tensors: Sequence[TensorPlan]
-
-    def __iter__(self) -> Iterator[tuple[TensorPlan, Piece]]:
-        return self.reader.read(self.tensors)
+    def load(self, spot: Spot) -> Piece:
+        """The piece that lies there."""
+        if self._kept is None:
+            return self.reader.piece(spot)
+        key = spot.tensor.info.name, spot.start
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = self.reader.piece(spot)
+        return found
 
     def of(self, tensors: Sequence[TensorPlan]) -> Pieces:
         """The pieces of some of the tensors, kept if these fit."""
-        return self.reader.pieces(tensors, again=True)
-
-
-Pieces = Kept | Reread
+        if self._kept is None:
+            return self.reader.pieces(tensors, again=True)
+        part = Pieces(self.reader, tensors, keep=True)
+        part._kept = self._kept
+        return part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from math import sqrt
 
@@ -19,28 +20,44 @@ SIMILAR_WEIGHTS = 0.5
 """A cosine of weights below this is not that of a model and its fine-tune."""
 
 
-class Relations:
-    """Inner products of θ0 and the task vectors, summed over all pieces that were merged."""
+@dataclass(frozen=True)
+class Products:
+    """Inner products of θ0 and the task vectors of one piece, float64 [1 + experts, 1 + experts], and which pairs of
+    experts are equal there."""
 
-    def __init__(self, experts: int):
-        self.products = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
-        self.equal = set(combinations(range(experts), 2))
+    values: torch.Tensor
+    equal: frozenset[tuple[int, int]]
 
-    def update(self, piece: Piece) -> bool:
-        """Add a piece; False where its inner products are not finite, so that its values are to be looked at."""
-        products = torch.zeros_like(self.products)
-        products[1:, 1:] = piece.gram
+    @classmethod
+    def of(cls, piece: Piece) -> Products:
+        values = torch.zeros(1 + piece.experts, 1 + piece.experts, dtype=torch.float64)
+        values[1:, 1:] = piece.gram
         if piece.base is not None:
             base, deltas = piece.base.reshape(1, -1), ops.flat(piece.deltas)
             mixed = ops.inner(base, deltas)
             if not bool(mixed.isfinite().all()):
                 mixed = ops.inner(base.double(), deltas.double())
-            products[0, 0] = piece.base_square
-            products[0, 1:] = products[1:, 0] = mixed[0]
-        finite = bool(products.isfinite().all())
-        self.products += products.nan_to_num(0.0, 0.0, 0.0)
-        self.equal = {pair for pair in self.equal if torch.equal(*(piece.models[expert] for expert in pair))}
-        return finite
+            values[0, 0] = piece.base_square
+            values[0, 1:] = values[1:, 0] = mixed[0]
+        pairs = combinations(range(piece.experts), 2)
+        return cls(values, frozenset(pair for pair in pairs if _equal(piece, *pair)))
+
+    @property
+    def finite(self) -> bool:
+        """Where they are not, the piece's values are to be looked at."""
+        return bool(self.values.isfinite().all())
+
+
+class Relations:
+    """`Products`, summed over all pieces that were merged."""
+
+    def __init__(self, experts: int):
+        self.products = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
+        self.equal = set(combinations(range(experts), 2))
+
+    def add(self, found: Products) -> None:
+        self.products += found.values.nan_to_num(0.0, 0.0, 0.0)
+        self.equal &= found.equal
 
     @property
     def changes(self) -> list[float]:
@@ -94,3 +111,9 @@ class Relations:
         )
         length = sqrt(max(0.0, base + 2 * mixed + change))
         return (base + mixed) / (sqrt(base) * length) if base and length else 0.0
+
+
+def _equal(piece: Piece, a: int, b: int) -> bool:
+    """Whether two experts are the same in a piece; most differ in their first row already."""
+    one, two = piece.models[a], piece.models[b]
+    return torch.equal(one[:1], two[:1]) and torch.equal(one, two) if one.ndim else torch.equal(one, two)

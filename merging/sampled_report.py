@@ -11,11 +11,11 @@ from typing import Any
 from merging.changes import TensorStatistics
 from merging.errors import MergingError
 from merging.events import Progress
+from merging.executors import quietly
 from merging.fate import FateWatch
 from merging.inspection import PieceWatch, TrimWatch, origin_of, preview_of, require_one_family, trim_of
 from merging.methods import METHODS, Scope
 from merging.plan import Plan
-from merging.quiet import quietly
 from merging.replay import RecordWatch, merged, show
 from merging.report import Preview, Report, Sample, Trim
 from merging.resident import family_bytes, family_key, sources_of

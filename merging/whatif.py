@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from merging.checkpoint import TensorSource
 from merging.events import Progress
+from merging.executors import quietly
 from merging.fate import FateWatch
 from merging.inspection import (
     TrimWatch,
@@ -23,7 +24,6 @@ from merging.inspection import (
 )
 from merging.methods import Scope
 from merging.plan import Plan
-from merging.quiet import quietly
 from merging.replay import replay
 from merging.report import Preview, Trim
 from merging.resident import Family, family_bytes, family_key, sources_of

@@ -1,0 +1,93 @@
+"""Where pieces are worked on: in the caller's thread, or in several threads at once.
+
+A worker's operations are not split over cores: several pieces at a time keep all cores busy, where splitting a small
+operation over cores that something else keeps busy makes it wait for the slowest of them, tens of times longer than one
+core alone would take.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
+from typing import ParamSpec, Protocol, TypeVar
+
+import torch
+
+AT_ONCE = 2
+"""Short calls that are worked on at the same time, by `quietly`."""
+AHEAD = 2
+"""Pieces that are under way for each worker, so that none waits for the caller."""
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Works on things, up to `workers` at a time; results come in the order of the things."""
+
+    workers: int
+
+    def map(self, work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]: ...
+
+
+class Inline:
+    """One thing after another, in the caller's thread."""
+
+    workers = 1
+
+    def map(self, work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
+        return map(work, things)
+
+
+class Threads:
+    """Several things at once, in threads that all runs of this process share."""
+
+    def __init__(self, workers: int):
+        self.workers = workers
+
+    def map(self, work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
+        """Closing the iterator waits for what is under way and begins nothing more; so does an error in the work."""
+        pool, pending = _threads(self.workers, "piece"), deque[Future[T]]()
+        try:
+            for thing in things:
+                pending.append(pool.submit(work, thing))
+                if len(pending) >= AHEAD * self.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            wait(pending)
+
+
+def executor_for(device: torch.device, elements: int) -> Executor:
+    """All cores for a CPU, unless there is so little to do that waking them takes longer."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Threads(workers) if device.type == "cpu" and elements >= WORTH_WAKING and workers > 1 else Inline()
+
+
+WORTH_WAKING = 1 << 18
+"""Elements of all experts below which one thread is enough."""
+
+
+def quietly(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """The result of `work`, done in a worker's thread: short work that must not keep others from their cores."""
+    return _threads(AT_ONCE, "quiet").submit(work, *arguments, **named).result()
+
+
+@cache
+def _threads(count: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, name, initializer=_one_thread)
+
+
+def _one_thread() -> None:
+    """`set_num_threads` holds for the calling thread, and for all that are started later: these get their number back."""
+    everywhere = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if everywhere > 1:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(torch.set_num_threads, everywhere).result()
