@@ -24,7 +24,6 @@ from merging.plan import Plan
 from merging.reading import Pieces, Reader, Spot
 from merging.relations import Products, Relations
 from merging.statistics import Accumulator, Attained
-from merging.sums import Record
 from merging.tensor_plan import TensorPlan
 
 
@@ -176,7 +175,7 @@ class _Run:
             self.relations.setdefault(tensor.models, Relations(len(tensor.models))).add(merged.products)
             self.bytes_written += merged.nbytes
             if merged.totals is not None:
-                totals += merged.totals
+                totals.add(merged.totals)
                 if spot.stop == tensor.info.rows:
                     self.results.append(totals.result(tensor.info, has_base=tensor.base is not None))
                     totals = _Totals()
@@ -287,14 +286,14 @@ class _Run:
 
     def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, sink: Sink) -> _Merged:
         """Merge one piece, show it to the watches and write it."""
-        products = Products.of(piece)
+        products = Products.of(piece, exact=bool(self.watches))
         if not products.finite:
             require_finite(self.plan, tensor, piece)
         outcome = outcome_of(self.plan, tensor, piece, known, explain=bool(self.watches))
         for watch in self.watches:
             watch.update(outcome)
         sink.write(tensor.info.name, outcome.rows, piece.start)
-        totals = _Totals.of(piece, outcome) if self.totals else None
+        totals = _Totals.of(outcome) if self.totals else None
         return _Merged(outcome.rows.nbytes, products, totals)
 
 
@@ -306,9 +305,10 @@ def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, expl
     """
     method, dtype = tensor.method, tensor.info.torch_dtype
     assert method is not None
-    if explain and method.elementwise:
-        explained = method.explain(piece, known)
-        change = method.change(explained.coefficients, piece)
+    if method.elementwise:
+        explained = method.explain(piece, known) if explain else None
+        coefficients = explained.coefficients if explained else method.coefficients(piece, known)
+        change = method.change(coefficients, piece)
         merged = piece.apply(change)
         outcome = Outcome(piece, merged, merged.to(dtype), change, explained)
     else:
@@ -319,8 +319,8 @@ def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, expl
     return outcome
 
 
-@dataclass(frozen=True)
-class _Totals(Record):
+@dataclass
+class _Totals:
     """Sums over the pieces of one tensor, for its `TensorResult`."""
 
     base: float = 0.0
@@ -330,19 +330,22 @@ class _Totals(Record):
     lost: int = 0
 
     @classmethod
-    def of(cls, piece: Piece, outcome: Outcome) -> _Totals:
-        merged, rows = outcome.merged, outcome.rows
-        error = _square(rows.to(torch.float32) - merged)
+    def of(cls, outcome: Outcome) -> _Totals:
+        piece, merged, rows = outcome.piece, outcome.merged, outcome.rows
+        error = _square(rows.to(torch.float32).sub_(merged))
         if piece.base is None:
             return cls(error=error)
-        changed = merged != piece.base
-        return cls(
-            base=_square(piece.base),
-            change=_square(merged - piece.base),
-            error=error,
-            changed=int(changed.sum()),
-            lost=int((changed & (rows == piece.base.to(rows.dtype))).sum()),
-        )
+        change = merged - piece.base if outcome.change is None else outcome.change
+        changed = int(change.count_nonzero())
+        written = int(ops.differ(rows, piece.base.to(rows.dtype)).count_nonzero())
+        return cls(piece.base_square, _square(change), error, changed, changed - written)
+
+    def add(self, other: _Totals) -> None:
+        self.base += other.base
+        self.change += other.change
+        self.error += other.error
+        self.changed += other.changed
+        self.lost += other.lost
 
     def result(self, info: TensorInfo, *, has_base: bool) -> TensorResult:
         return TensorResult(

@@ -92,6 +92,14 @@ def all_finite(values: torch.Tensor) -> bool:
     return int((values.contiguous().view(integer) & exponent).amax()) < exponent
 
 
+def differ(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Where two tensors of a dtype differ: bool [n]. Of 16 bits, several times as fast as comparing the numbers."""
+    if one.dtype.itemsize != 2:
+        return one != two
+    first, second = one.view(torch.int16), two.view(torch.int16)
+    return (first ^ second).bool() & ((first | second) << 1).bool()  # 0 and −0 are equal
+
+
 def per_expert(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Numbers [experts] shaped [experts, 1, ...] to broadcast against `like` [experts, *shape]."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -29,11 +29,13 @@ class Products:
     equal: frozenset[tuple[int, int]]
 
     @classmethod
-    def of(cls, piece: Piece) -> Products:
+    def of(cls, piece: Piece, *, exact: bool) -> Products:
+        """`exact`: in float64 throughout, as watches need some of them; for the remarks alone float32 does."""
         values = torch.zeros(1 + piece.experts, 1 + piece.experts, dtype=torch.float64)
-        values[1:, 1:] = piece.gram
+        deltas = ops.flat(piece.deltas)
+        values[1:, 1:] = piece.gram if exact else ops.inner(deltas, deltas)
         if piece.base is not None:
-            base, deltas = piece.base.reshape(1, -1), ops.flat(piece.deltas)
+            base = piece.base.reshape(1, -1)
             mixed = ops.inner(base, deltas)
             if not bool(mixed.isfinite().all()):
                 mixed = ops.inner(base.double(), deltas.double())

@@ -15,7 +15,7 @@ from merging.methods import Method, Scope
 from merging.recipe import Recipe
 from merging.settings import Settings
 
-PIECE_BYTES = 2 << 20
+PIECE_BYTES = 8 << 20
 """Float32 bytes of one piece over base and experts: what fits a cache fixes the grid, never the number of workers."""
 NAME_OF_WORD = {word: name for name, word in DTYPE_WORDS.items()}
 
