@@ -174,7 +174,8 @@ class LargestCut:
         found = []
         for cut, (chosen, keys) in enumerate(zip(self.bins, self.ranking.of(piece), strict=True)):
             row = keys.flatten()
-            self.zeros[cut] += row.numel() - int(row.count_nonzero())
+            if chosen is None or chosen <= 0:  # above the lowest bin nothing that is kept is 0
+                self.zeros[cut] += row.numel() - int(row.count_nonzero())
             if self.kept[cut] in self.trivial:
                 row = row[:0]
             elif chosen is not None:
