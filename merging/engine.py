@@ -332,7 +332,7 @@ class _Totals:
     @classmethod
     def of(cls, outcome: Outcome) -> _Totals:
         piece, merged, rows = outcome.piece, outcome.merged, outcome.rows
-        error = _square(rows.to(torch.float32).sub_(merged))
+        error = _square(rows.to(torch.float32) - merged)
         if piece.base is None:
             return cls(error=error)
         change = merged - piece.base if outcome.change is None else outcome.change

@@ -61,13 +61,20 @@ class Threads:
             for thing in things:
                 pending.append(pool.submit(work, thing))
                 if len(pending) >= AHEAD * self.workers:
-                    yield pending.popleft().result()
+                    yield _first(pending)
             while pending:
-                yield pending.popleft().result()
+                yield _first(pending)
         finally:
             for future in pending:
                 future.cancel()
             wait(pending)
+
+
+def _first(pending: deque[Future[T]]) -> T:
+    """Its result, and it is no longer pending: only then, so that it is waited for where this wait is interrupted."""
+    result = pending[0].result()
+    pending.popleft()
+    return result
 
 
 def executor_for(device: torch.device, elements: int) -> Executor:

@@ -167,7 +167,7 @@ def fate_chart(preview: Preview, names: Sequence[str], key: str, *, everything: 
         trace.text = hover_lines(panel.grid, cells, None if key == NOBODY else expert)
         trace.hovertemplate = trace.hovertemplate.replace("<extra>", "<br>%{text}<extra>")
     if key == PRESENCE:
-        fix_scale(chart.figure, -1, 1, "RdBu", ".1f", (-1, -0.5, 0, 0.5, 1))
+        fix_scale(chart.figure, -1, 1, "RdBu_r", ".1f", (-1, -0.5, 0, 0.5, 1))
         _write(chart.figure, ".2f")
     else:
         fix_scale(chart.figure, 0, 1, "Cividis", ".0%", (0, 0.25, 0.5, 0.75, 1))
