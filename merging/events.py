@@ -32,8 +32,9 @@ class Progress:
 class TensorResult:
     """One merged tensor: norms of base and of the change in float32, and what the final cast did to the change.
 
-    `changed` elements differ from the base before the cast; `lost` of them equal the cast base after it. `cast_error`
-    is ‖cast(θ) − θ‖ over the tensor. Without a base all of these are None or 0.
+    `changed` elements have a merged change that is not 0; `lost` of them equal the cast base after the cast, be it that
+    float32 itself has no room for the change. `cast_error` is ‖cast(θ) − θ‖ over the tensor. Without a base the others
+    are None or 0.
     """
 
     name: str

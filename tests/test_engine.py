@@ -59,6 +59,33 @@ def test_what_the_cast_loses_is_counted(family, tmp_path, write_recipe):
     assert 0.5 < last.lost_share < 1
 
 
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "slerp"])
+def test_every_tensor_is_measured_as_it_was_written(family, tmp_path, write_recipe, method, out_dtype):
+    tune(family / "base", tmp_path / "f" / "one", seed=4, scale=1e-5)
+    (tmp_path / "f" / "base").symlink_to(family / "base")
+    parameters = {"t": 0.5} if method == "slerp" else {"weight": 0.5}
+    recipe = write_recipe(tmp_path / "f", method, ["one"], parameters=parameters, dtype="float32")
+    exact = weights(merging.merge(recipe, tmp_path / "exact"))
+    *_, last = merging.run(
+        write_recipe(
+            tmp_path / "f", method, ["one"], parameters=parameters, dtype="float32", out_dtype=out_dtype
+        ),
+        tmp_path / "out",
+    )
+    base, written = weights(family / "base"), weights(tmp_path / "out")
+    for found in last.tensors:
+        before, merged, after = base[found.name], exact[found.name], written[found.name]
+        differs = merged != before
+        lost = int((differs & (after == before.to(after.dtype))).sum())
+        vanished = found.changed - int(differs.sum())  # changes too small for float32 itself
+        assert 0 <= vanished <= 0.1 * found.elements
+        assert found.lost == lost + vanished
+        assert found.base_norm == pytest.approx(float(before.norm()))
+        assert found.change_norm == pytest.approx(float((merged - before).norm()), rel=1e-2)
+        assert found.cast_error == pytest.approx(float((after.float() - merged).norm()), rel=1e-5)
+
+
 @pytest.mark.parametrize("keys", [{}, {"dtype": "float16"}, {"dtype": "float32", "out_dtype": "bfloat16"}])
 def test_work_and_output_dtypes_of_the_mergekit_profile(family, write_recipe, tmp_path, keys):
     parameters = {"weight": 0.5}
