@@ -152,7 +152,7 @@ class Names:
             self.words[place.name] = word
 
     def pattern(self, tensors: Iterable[str]) -> str:
-        """`layers 0-3 q, k, v; model.norm.weight`."""
+        """`blocks 0-3 q, k, v; model.norm.weight`."""
         inside: dict[int, set[str]] = {}
         outside = []
         for name in tensors:
@@ -168,7 +168,7 @@ class Names:
         for words, numbers in by_words.items():
             every = all(words == self.blocks[number] for number in numbers)
             chosen = "" if every else " " + ", ".join(sorted(words, key=self._rank))
-            parts.append(f"layer{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}{chosen}")
+            parts.append(f"block{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}{chosen}")
         return "; ".join([*parts, *outside])
 
     def _rank(self, word: str) -> tuple[int, str]:

@@ -300,7 +300,7 @@ def test_an_override_of_all_experts_hides_those_of_one_and_not_the_other_way_rou
     assert values(recipe, "weight")[block[0]] == (0.1, 0.5)
     recipe, sentence = apply(recipe, block, names, SetParameter("weight", 0.3))
     assert [(o.model, o.parameters) for o in recipe.overrides] == [(None, {"weight": 0.3})]
-    assert sentence == "weight is 0.3 for all experts in 9 tensors (layer 3)."
+    assert sentence == "weight is 0.3 for all experts in 9 tensors (block 3)."
 
 
 def test_back_splits_a_glob_that_covers_more(many):
@@ -314,14 +314,14 @@ def test_back_splits_a_glob_that_covers_more(many):
         ],
     )
     changed, sentence = apply(recipe, ["model.layers.3.mlp.up_proj.weight"], names, BackToRecipe())
-    assert sentence == "The recipe's own values hold again in 1 tensor (layer 3 up)."
+    assert sentence == "The recipe's own values hold again in 1 tensor (block 3 up)."
     assert changed.overrides[-1] == recipe.overrides[1]
     before, after = values(recipe, "weight"), values(changed, "weight")
     assert {name for name in names if before[name] != after[name]} == {"model.layers.3.mlp.up_proj.weight"}
     assert after["model.layers.3.mlp.up_proj.weight"] == (1.0, 1.0)
     again, sentence = apply(changed, ["model.layers.3.mlp.up_proj.weight"], names, BackToRecipe())
     assert again == changed
-    assert sentence == "The recipe's own values hold already in 1 tensor (layer 3 up)."
+    assert sentence == "The recipe's own values hold already in 1 tensor (block 3 up)."
 
 
 def test_what_cannot_be_split_into_few_is_left_to_the_yaml(tmp_path):
@@ -347,7 +347,7 @@ def test_keep_the_base_copies_its_bytes(family, tmp_path):
     names = [tensor.info.name for tensor in make_plan(recipe).tensors]
     chosen = tensors_of([(1, "q"), (1, "k"), (2, "q"), (2, "k")], names)
     kept, sentence = apply(recipe, chosen, names, KeepBase())
-    assert sentence == "The base is kept in 4 tensors (layers 1-2 q, k)."
+    assert sentence == "The base is kept in 4 tensors (blocks 1-2 q, k)."
     assert copied(kept) == {*chosen, "lm_head.weight"}
     out = merging.merge(kept, tmp_path / "out")
     merged, base = load_file(out / "model.safetensors"), load_file(family / "base" / "model.safetensors")

@@ -193,7 +193,7 @@ def test_set_hands_on_the_changed_recipe_and_leaves_alone_one_that_stays(source,
     said, shown = on_set(taken, recipe, source, chosen, "weight", "", 0.25, None, "more")
     assert (
         said
-        == '<p class="brush-said" role="status">weight is 0.25 for all experts in 1 tensor (layer 1 up).</p>'
+        == '<p class="brush-said" role="status">weight is 0.25 for all experts in 1 tensor (block 1 up).</p>'
     )
     [(changed, more)] = handed
     assert (shown, more) == ("shown", "more")

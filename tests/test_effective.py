@@ -76,18 +76,18 @@ def test_people_get_groups_of_tensors(varied):
     expected = [
         "everywhere: scope tensor, count floor, rescale none, zero_divisor one, sign total, elect_on weighted, "
         "zero_sum plus",
-        "layer 0 k, v, o; model.embed_tokens.weight: weight 1, density one=0.2 two=1, lambda 1, normalize true",
+        "block 0 k, v, o; model.embed_tokens.weight: weight 1, density one=0.2 two=1, lambda 1, normalize true",
         "lm_head.weight: weight 1, density one=0.2 two=1, lambda 1, normalize false",
-        "layers 0-2 attention norm, mlp norm; model.norm.weight: copied",
+        "blocks 0-2 attention norm, mlp norm; model.norm.weight: copied",
     ]
     for block, one in enumerate((0.2, 0.5, 0.8)):
         density = f"density one={one} two=1"
-        expected.append(f"layer {block} q: weight 1, {density}, lambda 0.5, normalize true")
+        expected.append(f"block {block} q: weight 1, {density}, lambda 0.5, normalize true")
         expected.append(
-            f"layer {block} gate, up, down: weight one=1 two=0.3, {density}, lambda 1, normalize true"
+            f"block {block} gate, up, down: weight one=1 two=0.3, {density}, lambda 1, normalize true"
         )
         if block:
-            expected.append(f"layer {block} k, v, o: weight 1, {density}, lambda 1, normalize true")
+            expected.append(f"block {block} k, v, o: weight 1, {density}, lambda 1, normalize true")
     assert lines[2] == expected[0]
     assert lines[-1] == expected[3]
     assert sorted(lines[2:]) == sorted(expected)
@@ -113,9 +113,9 @@ def test_slices_show_whose_tensors_are_merged(family, tmp_path):
     (tmp_path / "r.yaml").write_text(json.dumps(content))
     found = merging.check(tmp_path / "r.yaml").effective()
     assert summary(found) == [
-        "layers 0-1; model.embed_tokens.weight (one): scale 1",
-        "layers 2-3 attention norm, mlp norm, q, k, v, gate, up, down; lm_head.weight; model.norm.weight (two): scale 1",
-        "layers 2-3 o (two): scale 0",
+        "blocks 0-1; model.embed_tokens.weight (one): scale 1",
+        "blocks 2-3 attention norm, mlp norm, q, k, v, gate, up, down; lm_head.weight; model.norm.weight (two): scale 1",
+        "blocks 2-3 o (two): scale 0",
     ]
     inputs = {one.tensor: one.inputs for one in found}
     assert inputs["model.layers.3.mlp.up_proj.weight"] == ("model.layers.2.mlp.up_proj.weight",)
@@ -124,6 +124,6 @@ def test_slices_show_whose_tensors_are_merged(family, tmp_path):
 def test_modules_of_one_kind_keep_their_own_names():
     names = [f"model.layers.{block}.experts.{expert}.w1.weight" for block in (0, 1) for expert in (0, 1)]
     words = Names(names)
-    assert words.pattern(names) == "layers 0-1"
-    assert words.pattern(names[::2]) == "layers 0-1 experts.0.w1.weight"
-    assert words.pattern([names[0], names[3]]) == "layer 0 experts.0.w1.weight; layer 1 experts.1.w1.weight"
+    assert words.pattern(names) == "blocks 0-1"
+    assert words.pattern(names[::2]) == "blocks 0-1 experts.0.w1.weight"
+    assert words.pattern([names[0], names[3]]) == "block 0 experts.0.w1.weight; block 1 experts.1.w1.weight"
