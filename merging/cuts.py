@@ -91,7 +91,9 @@ class KeyHistogram:
         self.counts = torch.zeros(rows, COARSE_BINS + self.below, dtype=torch.int64)
 
     def update(self, piece: Piece) -> None:
-        bins = (self.keys(piece) >> COARSE_SHIFT) + self.below
+        bins = self.keys(piece) >> COARSE_SHIFT
+        if self.below:
+            bins += self.below
         for row, values in enumerate(bins):
             self.counts[row] += torch.bincount(values.flatten(), minlength=self.counts.shape[1]).cpu()
 
