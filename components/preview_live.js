@@ -45,9 +45,15 @@ const NUMBERS = 'input[type="range"], input[type="number"]';
 let resting = null;
 let moved = false;
 
+function rest() {
+  clearTimeout(resting);
+  moved = false;
+  trigger('rest');
+}
+
 function restIn(time) {
   clearTimeout(resting);
-  resting = setTimeout(() => { moved = false; trigger('rest'); }, time);
+  resting = setTimeout(rest, time);
 }
 
 function fieldOf(event) {
@@ -60,7 +66,8 @@ function onMove(event) {
   if (!key) return;
   moved = true;
   clearTimeout(resting);
-  if (!field.matches(':active') || field.type !== 'range') restIn(REST);
+  // a slider that is held tells by a change when it is let go; some browsers call it active even then
+  if (event.type === 'change' || field.type !== 'range' || !field.matches(':active')) restIn(REST);
   if (event.type !== 'input' || field.value === '' || !map() || !map().offsetParent) return;
   next = [key, Number(field.value)];
   send();
@@ -72,6 +79,8 @@ for (const end of ['pointerup', 'pointercancel']) {
   document.addEventListener(end, () => { if (moved) restIn(AT_ONCE); }, true);
 }
 document.addEventListener('focusout', (event) => { if (moved && fieldOf(event)) restIn(AT_ONCE); }, true);
+// what a click does, such as to merge, comes after the number: a tap, or a key, clicks as soon as the field is left
+document.addEventListener('click', (event) => { if (moved && !fieldOf(event)) rest(); }, true);
 
 // what is drawn belongs to an older recipe; said only where that lasts
 const PATIENCE = 250;

@@ -82,16 +82,16 @@ def coin_flips(piece: Piece, count: int, seed: int) -> torch.Tensor:
 
     They repeat after `FLIPS` elements of a tensor, so that they are drawn once.
     """
-    elements = piece.models[0].numel()
-    flips, begin = _flips(count, seed, piece.models.device), _first_element(piece) % FLIPS
-    if begin + elements > FLIPS:
-        flips = flips.repeat(1, 1 + (begin + elements) // FLIPS)
+    elements, begin = piece.models[0].numel(), _first_element(piece) % FLIPS
+    flips = _flips(count, seed, piece.models.device, 1 + (begin + elements) // FLIPS)
     return flips[:, begin : begin + elements]
 
 
-@lru_cache(maxsize=4)
-def _flips(count: int, seed: int, device: torch.device) -> torch.Tensor:
-    """Each element has one u for every `COINS` experts; its bits are their coins."""
+@lru_cache(maxsize=8)
+def _flips(count: int, seed: int, device: torch.device, times: int) -> torch.Tensor:
+    """Each element has one u for every `COINS` experts, whose bits are their coins; all of it so many times."""
+    if times > 1:
+        return _flips(count, seed, device, 1).repeat(1, times)
     words = [uniform(seed, first, "coins", 0, FLIPS, device) for first in range(0, count, COINS)]
     return torch.stack([1.0 - 2.0 * ((words[t // COINS] >> t % COINS) & 1) for t in range(count)])
 

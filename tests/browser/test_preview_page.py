@@ -149,6 +149,24 @@ def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(page, console_errors):
     assert console_errors == []
 
 
+TYPE_AND_MERGE = """() => {
+  const number = document.querySelector('#merge-density-1 input[type=number]');
+  number.focus();
+  number.value = 0.37;
+  number.dispatchEvent(new Event('input', {bubbles: true}));
+  document.querySelector('#merge-button').click();
+}"""
+
+
+def test_a_typed_number_counts_though_merge_is_pressed_at_once(page, console_errors):
+    """A tap leaves the field and clicks in the same moment."""
+    at_preview(page)
+    page.evaluate(TYPE_AND_MERGE)
+    expect(page.locator("#merge-result h3")).to_be_visible()
+    expect(page.locator("#merge-result")).to_contain_text("37")
+    assert console_errors == []
+
+
 MARKS = """() => {
   window.marks = [];
   const part = document.querySelector('#preview');
