@@ -28,7 +28,15 @@ def make_family(folder: Path, *, width: int, blocks: int, vocabulary: int, exper
     shapes = llama_shapes(width, blocks, vocabulary)
     generator = torch.Generator().manual_seed(0)
     base = {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in shapes.items()}
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "num_hidden_layers": blocks,
+        "hidden_size": width,
+        "vocab_size": vocabulary,
+        "torch_dtype": "bfloat16",
+    }
     for number in range(experts + 1):
         tensors = base
         if number:

@@ -3,7 +3,8 @@
     python -m benchmarks.run [--width 768 --blocks 12 --vocabulary 16000] [--repeat 3] [--device auto] [--save NAME]
 
 "Copying" reads base and experts and writes one model through our own reader and writer: the floor of any merge. Each
-measurement runs in a process of its own and is repeated; medians are shown, with the peak resident memory.
+measurement runs in a process of its own and is repeated; medians are shown, with the peak of the process's own memory.
+Where `make oracle` installed mergekit, it merges the same recipes in turn, and deterministic results are compared.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import yaml
 
 import merging
 from benchmarks.family import make_family
+from benchmarks.memory import PeakMemory
 from benchmarks.what_if import previews
 from merging import METHODS, noise
 from merging.checkpoint import Checkpoint
@@ -43,15 +46,41 @@ INSPECTED = "task_arithmetic"
 INSPECT, PREVIEW = "inspect", "inspect, preview"
 MOST_TIMES = 2.0
 """Inspecting should take at most so many times as long as that merge."""
+PEER_PYTHON = Path(__file__).resolve().parent.parent / ".venv-mergekit" / "bin" / "python"
+PEERS: dict[str, tuple[dict[str, float], float]] = {
+    "linear": ({}, 4),
+    "task_arithmetic": ({}, 4),
+    "dare_ties": ({"density": 0.5}, 4),
+    "ties": ({"density": 0.5}, 10),
+    "della": ({"density": 0.5, "epsilon": 0.1}, 6),
+}
+"""mergekit's methods with their parameters, and how many times as long as we mergekit should take at least."""
+DETERMINISTIC = ("linear", "task_arithmetic", "ties")
+OURS, THEIRS = "as mergekit: ", "mergekit: "
 MEASURES = ["copy", "check", INSPECT, PREVIEW, *CASES]
 
 
 def recipe_of(family: Path, case: dict[str, object]) -> merging.Recipe:
-    experts = sorted(family.glob("expert-*"))[: case.get("experts")]  # type: ignore[misc]
+    experts = experts_of(family)[: case.get("experts")]  # type: ignore[misc]
     base = str(family / "base") if METHODS[str(case["merge_method"])].needs_base else None
     keys = {"base_model": base, "profile": "paper", **case}
     keys.pop("experts", None)
     return merging.Recipe(models=tuple({"model": str(expert)} for expert in experts), **keys)  # type: ignore[arg-type]
+
+
+def peer_recipe(family: Path, method: str) -> str:
+    """A recipe that both read: float32 arithmetic, written as the models are stored."""
+    parameters = PEERS[method][0]
+    experts = [
+        {"model": str(folder), "parameters": {"weight": 1.0, **parameters}} for folder in experts_of(family)
+    ]
+    base = {} if method == "linear" else {"base_model": str(family / "base")}
+    content = {"merge_method": method, **base, "models": experts, "dtype": "float32", "out_dtype": "bfloat16"}
+    return yaml.safe_dump(content)
+
+
+def experts_of(family: Path) -> list[Path]:
+    return sorted(family.glob("expert-*"))
 
 
 def copy(family: Path, out: Path) -> None:
@@ -65,24 +94,28 @@ def copy(family: Path, out: Path) -> None:
             writer.write(name, base.read(name))
 
 
-def measure(name: str, family: Path, device: str) -> None:
-    """Run one measurement in this process; prints seconds and peak resident bytes as JSON."""
+def measure(name: str, family: Path, device: str, out: Path) -> None:
+    """Run one measurement in this process, writing to `out`; prints seconds and peak bytes of memory as JSON."""
     if device != "cpu" and torch.cuda.is_available():
         torch.zeros(1, device="cuda")
-    with tempfile.TemporaryDirectory(dir=family.parent) as folder:
+    with PeakMemory() as peak:
         started = time.perf_counter()
         if name == "copy":
-            copy(family, Path(folder) / "out")
+            copy(family, out)
         elif name == "check":
             merging.check(recipe_of(family, CASES["ties"]))
         elif name in (INSPECT, PREVIEW):
             look = inspect_plan if name == INSPECT else inspect_recipe
             for _ in look(merging.check(recipe_of(family, CASES[INSPECTED])), device=device):
                 pass
+        elif name.startswith(OURS):
+            merging.merge(
+                merging.Recipe.from_yaml(peer_recipe(family, name.removeprefix(OURS))), out, device=device
+            )
         else:
-            merging.merge(recipe_of(family, CASES[name]), Path(folder) / "out", device=device)
+            merging.merge(recipe_of(family, CASES[name]), out, device=device)
         seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
+    print(json.dumps({"seconds": seconds, "peak": peak.bytes}))
 
 
 def noise_speed(repeat: int = 20) -> tuple[float, float]:
@@ -101,13 +134,6 @@ def noise_speed(repeat: int = 20) -> tuple[float, float]:
     return best(lambda: noise.uniform(0, 0, "tensor", 0, count)), best(lambda: a + b)
 
 
-def peak_memory() -> int:
-    """Peak resident bytes of this process; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=768)
@@ -118,18 +144,24 @@ def main() -> None:
     parser.add_argument("--save", help="write benchmarks/results/NAME.json")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--family", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--peer-only", action="store_true", help="only copying and what mergekit does, too")
     options = parser.parse_args()
     if options.measure:
-        measure(options.measure, options.family, options.device)
+        with tempfile.TemporaryDirectory(dir=options.family.parent) as folder:
+            measure(options.measure, options.family, options.device, options.out or Path(folder) / "out")
         return
     with tempfile.TemporaryDirectory() as folder:
         family = Path(folder) / "family"
         parameters = make_family(
             family, width=options.width, blocks=options.blocks, vocabulary=options.vocabulary
         )
-        results = run_all(family, options.repeat, options.device)
+        measures = ["copy"] if options.peer_only else MEASURES
+        results = run_all(family, options.repeat, options.device, measures)
         report(options, parameters, results)
-        previews(family, options.repeat)
+        if not options.peer_only:
+            print_inspection(results)
+            previews(family, options.repeat)
 
 
 def report(options: argparse.Namespace, parameters: int, results: dict[str, dict[str, float]]) -> None:
@@ -141,7 +173,7 @@ def report(options: argparse.Namespace, parameters: int, results: dict[str, dict
     print(f"{'':22}{'seconds':>9}{'x copy':>8}{'peak MB':>9}")
     for name, result in results.items():
         print(f"{name:22}{result['seconds']:9.2f}{result['ratio']:8.2f}{result['peak'] / 1e6:9.0f}")
-    print_inspection(results)
+    print_peer(results)
     numbers, addition = noise_speed()
     print(f"random numbers: {numbers:.2f} ns a value; one addition: {addition:.2f} ns")
     if options.save:
@@ -157,23 +189,79 @@ def report(options: argparse.Namespace, parameters: int, results: dict[str, dict
         target.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def run_all(family: Path, repeat: int, device: str) -> dict[str, dict[str, float]]:
+def run_all(family: Path, repeat: int, device: str, measures: Sequence[str]) -> dict[str, dict[str, float]]:
     """Medians of every measure, interleaved, so that noise of the machine meets all of them alike."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in MEASURES}
+    peers = [*PEERS] if PEER_PYTHON.exists() else []
+    found: dict[str, list[dict[str, float]]] = {
+        name: [] for name in (*measures, *(who + peer for peer in peers for who in (OURS, THEIRS)))
+    }
     for _ in range(repeat):
-        for name in MEASURES:
-            arguments = ["--measure", name, "--family", str(family), "--device", device]
-            command = [sys.executable, "-m", "benchmarks.run", *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-            print(".", end="", flush=True)
+        for name in measures:
+            found[name].append(measured(name, family, device))
+        for method in peers:
+            ours, theirs = side_by_side(method, family, device)
+            found[OURS + method].append(ours)
+            found[THEIRS + method].append(theirs)
     medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak")}
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for name, runs in found.items()
     }
     return {
         name: {**run, "ratio": run["seconds"] / medians["copy"]["seconds"]} for name, run in medians.items()
     }
+
+
+def measured(name: str, family: Path, device: str, out: Path | None = None) -> dict[str, float]:
+    """One measurement in a process of its own."""
+    arguments = ["--measure", name, "--family", str(family), "--device", device]
+    arguments += ["--out", str(out)] if out else []
+    return answer_of([sys.executable, "-m", "benchmarks.run", *arguments])
+
+
+def side_by_side(method: str, family: Path, device: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Ours and mergekit's merge of the same recipe; where it is deterministic, with the share of weights that differ."""
+    with tempfile.TemporaryDirectory(dir=family.parent) as folder:
+        recipe, ours, theirs = (Path(folder) / name for name in ("recipe.yaml", "ours", "theirs"))
+        recipe.write_text(peer_recipe(family, method))
+        script = str(Path(__file__).with_name("peer.py"))
+        found = (
+            measured(OURS + method, family, device, ours),
+            answer_of([str(PEER_PYTHON), script, str(recipe), str(theirs)]),
+        )
+        if method in DETERMINISTIC:
+            found[0]["differ"] = differing(Checkpoint.open(ours), Checkpoint.open(theirs))
+    return found
+
+
+def differing(one: Checkpoint, other: Checkpoint) -> float:
+    """The share of weights that differ."""
+    apart = sum(int((one.read(name) != other.read(name)).sum()) for name in one.tensors)
+    return apart / one.parameters
+
+
+def answer_of(command: Sequence[str]) -> dict[str, float]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    print(".", end="", flush=True)
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def print_peer(results: dict[str, dict[str, float]]) -> None:
+    """How many times as long as we mergekit takes for the same recipe, and with how much more memory."""
+    for method, (_, least) in PEERS.items():
+        if OURS + method not in results:
+            print("mergekit is not installed beside us (make oracle), so there is no comparison with it")
+            return
+        ours, theirs = results[OURS + method], results[THEIRS + method]
+        times = theirs["seconds"] / ours["seconds"]
+        verdict = "reaches" if times >= least else "BELOW"
+        differ = f"; {ours['differ']:.2e} of the weights differ" if "differ" in ours else ""
+        print(
+            f"mergekit / ours, {method}: {times:.1f} ({verdict} the target of {least:g}); memory "
+            f"{theirs['peak'] / 1e6:.0f} MB against {ours['peak'] / 1e6:.0f} MB{differ}"
+        )
 
 
 def print_inspection(results: dict[str, dict[str, float]]) -> None:

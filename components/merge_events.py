@@ -158,6 +158,13 @@ def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
     return start(settings, one_click_recipe(family), family, stored)
 
 
+def start_shown(
+    form: MergeForm, settings: Settings, recipe: Recipe, family: Family, stored: Any, *values: Any
+) -> list[Any]:
+    """Queue a merge of what the form shows: its last change may still be on its way to the recipe."""
+    return start(settings, settled(to_recipe(recipe, family, form.read(values, recipe)))[0], family, stored)
+
+
 def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> list[Any]:
     """Queue a merge: watched job, timer, progress, cancel, merge and default buttons, result and its buttons."""
     store, owner = job_store(settings), owner_id(settings, stored)

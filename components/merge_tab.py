@@ -240,7 +240,10 @@ def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared
         partial(events.start_default, settings), [shared.family, shared.owner], started, **PRIVATE
     )
     tab.merge.click(
-        partial(events.start, settings), [tab.recipe, shared.family, shared.owner], started, **PRIVATE
+        partial(events.start_shown, tab.form, settings),
+        [tab.recipe, shared.family, shared.owner, *tab.form.inputs.values()],
+        started,
+        **PRIVATE,
     ).success(None, None, None, js=TO_PROGRESS, api_visibility="private")
     tab.cancel.click(partial(events.cancel, settings), [tab.watched, shared.owner], tab.cancel, **PRIVATE)
     tab.timer.tick(

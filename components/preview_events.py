@@ -48,15 +48,15 @@ def choice_of(number: Any, which: Any, everything: Any, cell: Any) -> Choice:
 
 
 def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
-    """The numbers of map and bars for a slider on its way, from the browser's {token, key, value}; None where there is
-    nothing to draw: large models, a recipe that cannot run, a page nobody knows."""
+    """The numbers of map and bars for a slider on its way, from the browser's {token, key, value}, an empty field's value
+    being None; None where there is nothing to draw: large models, a recipe that cannot run, a page nobody knows."""
     if not isinstance(asked, dict) or (desk := pages.desk(asked.get("token"))) is None:
         return None
     key, value = asked.get("key"), asked.get("value")
     form, fixed = to_form(desk.recipe, desk.family)
     if not isinstance(key, str) or key not in form or key in fixed:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if value is not None and not _is_number(value):
         return None
     recipe = to_recipe(desk.recipe, desk.family, {**form, key: value})
     try:
@@ -74,6 +74,10 @@ def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
         "map": views.live_map(preview, names, choice),
         "bars": views.live_bars(preview, names, choice),
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def follow(

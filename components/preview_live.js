@@ -68,8 +68,8 @@ function onMove(event) {
   clearTimeout(resting);
   // a slider that is held tells by a change when it is let go; some browsers call it active even then
   if (event.type === 'change' || field.type !== 'range' || !field.matches(':active')) restIn(REST);
-  if (event.type !== 'input' || field.value === '' || !map() || !map().offsetParent) return;
-  next = [key, Number(field.value)];
+  if (event.type !== 'input' || !map() || !map().offsetParent) return;
+  next = [key, field.value === '' ? null : Number(field.value)]; // nothing stands for the value left alone
   send();
 }
 

@@ -368,6 +368,18 @@ def test_a_recipe_that_cannot_run_is_not_queued(settings, models):
     assert job_store(settings).list(ADA) == []
 
 
+def test_what_the_form_shows_is_merged_before_the_recipe_has_followed(settings, models, form):
+    recipe = default_recipe(models)
+    shown, _ = to_form(recipe, models)
+    wide = {slot.partition("/")[0]: slot for slot in form.fields.wide}
+    values = [shown.get(key, shown.get(key.partition("/")[0])) for key in form.inputs]
+    values[list(form.inputs).index(wide["lambda"])] = 0.25
+    id = events.start_shown(form, settings, recipe, models, ADA, *values)[0]
+    written = Recipe.from_yaml(job_store(settings).get(ADA, id).recipe)
+    assert written == edited(recipe, models, **{"lambda": 0.25})
+    assert written.parameters["lambda"] == 0.25
+
+
 def test_nobody_reaches_another_owners_merge(settings, models, form):
     id = events.start_default(settings, models, ADA)[0]
     job_store(settings).wait(ADA, id, 60)

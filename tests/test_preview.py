@@ -309,9 +309,10 @@ def test_parameters_of_the_whole_merge_move_as_well(previews, pages, models):
     look(previews, pages, recipe, models, choice=("presence", None, False, (1, "q")))
     grids = [
         move(previews, pages, {"token": "t", "key": "lambda", "value": value})["map"]["update"]["z"][0][1][0]
-        for value in (0.5, 1.0)
+        for value in (0.5, 1.0, 0.4, None)
     ]
     assert grids[1] == pytest.approx(2 * grids[0], rel=1e-3)
+    assert grids[3] == grids[2], "a cleared field leaves the paper's value"
 
 
 @pytest.mark.parametrize(

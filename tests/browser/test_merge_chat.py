@@ -331,6 +331,16 @@ def test_a_number_beyond_its_slider_is_shown_and_merged_alike(at_merge, console_
     assert console_errors == []
 
 
+def test_a_merge_started_at_once_takes_the_number_just_typed(at_merge, console_errors):
+    page = at_merge
+    choose(page, "ties")
+    page.locator("#merge-lambda input").fill("0.375")
+    page.locator("#merge-button").click()
+    page.locator("#merge-result h3", has_text="lambda 0.375").wait_for()
+    wait_for_recipe(page, "lambda: 0.375")
+    assert console_errors == []
+
+
 def test_profile_presets_and_advice(at_merge):
     page = at_merge
     choose(page, "dare_ties")

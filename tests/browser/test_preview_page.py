@@ -62,6 +62,21 @@ def test_a_slider_changes_the_map_and_writes_nothing(page, app_url, requests_see
     assert console_errors == []
 
 
+def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, console_errors):
+    at_preview(page)
+    before = values(page)
+    page.locator("#preview-number label", has_text="Presence").click()
+    before = wait_for_other(page, before)
+    field = page.locator("#merge-lambda input")
+    with page.expect_response("**/component_server/**"):
+        field.fill("7")
+    with page.expect_response("**/component_server/**"):
+        field.fill("")
+    page.wait_for_timeout(1200)
+    assert values(page) == before
+    assert console_errors == []
+
+
 def test_form_and_map_are_seen_together(page):
     at_preview(page)
     page.locator("#merge-density-1").evaluate("field => field.scrollIntoView({block: 'center'})")
@@ -163,7 +178,7 @@ def test_a_typed_number_counts_though_merge_is_pressed_at_once(page, console_err
     at_preview(page)
     page.evaluate(TYPE_AND_MERGE)
     expect(page.locator("#merge-result h3")).to_be_visible()
-    expect(page.locator("#merge-result")).to_contain_text("37")
+    expect(page.locator("#merge-result .mg-kept tr", has_text="code")).to_contain_text("37.0 %")
     assert console_errors == []
 
 
