@@ -183,7 +183,7 @@ def elect_sign(votes: torch.Tensor, how: Literal["total", "frequency"], if_zero:
 
 def agreement(votes: torch.Tensor, elected: torch.Tensor) -> torch.Tensor:
     """1 where a vote [experts, *shape] has the elected sign (+1 or −1), else 0; what is 0 has no vote."""
-    return (votes.sign() * elected).clamp_(min=0)
+    return votes.sign().mul_(elected).clamp_(min=0)
 
 
 def disjoint_coefficients(agree: torch.Tensor, weight: torch.Tensor, normalize: bool) -> torch.Tensor:

@@ -129,7 +129,7 @@ class Elected(Combined):
         votes = self._weighted(piece, factors * piece.deltas)
         elected = ops.elect_sign(votes, self.sign, known.if_draw)
         agreed = ops.disjoint_coefficients(ops.agreement(votes, elected), piece.weight, self.normalize)
-        return Explained(factors * agreed, factors)
+        return Explained(agreed.mul_(factors), factors)
 
     def _votes(self, piece: Piece, known: Sparsity) -> torch.Tensor:
         return self._weighted(piece, self.factors(piece, known) * piece.deltas)
