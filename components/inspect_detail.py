@@ -41,6 +41,7 @@ MOST_UNASKED = 1 << 25
 """Bytes of one tensor in base and experts that are read without being asked to."""
 NO_HEADS = "This tensor has no attention heads."
 NO_ROWS = "No weights here."
+NOT_READ = {"empty": "Not read: the line above says why."}
 NO_SPECTRUM = "Press “Spectrum” to see in how many directions each change lies."
 WAITS = {"empty": "Press “Read heads and rows”."}
 HIDDEN = gr.update(visible=False)
@@ -162,7 +163,8 @@ def show_inside(
         problem = str(error)
     except OSError as error:
         problem = f"The models could not be read: {error.strerror}."
-    return [shown, views.error_status(problem), HIDDEN, gr.update(interactive=False), *nothing]
+    unread = [NOT_READ, NOT_READ, "", "", None, ""]
+    return [shown, views.error_status(problem), HIDDEN, gr.update(interactive=False), *unread]
 
 
 def _inside(plan: Plan, name: str, device: str, cell: Cell | None) -> list[Any]:

@@ -68,7 +68,7 @@ def numbers(preview: Preview | None) -> list[tuple[str, str]]:
     """Label and key of what the map can show for a preview's method."""
     if preview is None:
         return NUMBERS
-    known = [*fate.available(preview), ROUNDING, PARAMETERS]
+    known = [*fate.available(preview), ROUNDING, *([PARAMETERS] if effective.parameters(preview) else [])]
     return [(label, key) for label, key in NUMBERS if key in known]
 
 

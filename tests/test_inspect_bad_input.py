@@ -124,6 +124,16 @@ def test_names_never_seen_and_empty_tensors_have_cells(tmp_path):
     assert "No weights here" in str(inside)
 
 
+def test_a_cell_of_a_model_that_is_gone_is_said_to_be_unread_not_empty(tmp_path):
+    base = llama(2)
+    seen = look(saved(tmp_path, base, [tuned(base, 1), tuned(base, 2)]))
+    Path(seen.family.experts[1]).rename(tmp_path / "elsewhere")
+    inside = show_inside(seen.reports, SETTINGS, seen.family, seen.key, (0, "q"))
+    assert "there is no such folder" in inside[1]
+    assert inside[4] == inside[5] == {"empty": "Not read: the line above says why."}
+    assert "No weights here" not in str(inside)
+
+
 def test_experts_equal_to_the_base_show_zeros_and_gaps(tmp_path):
     base = llama(2)
     seen = look(saved(tmp_path, base, [base, base]))

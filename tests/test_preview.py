@@ -156,6 +156,14 @@ def test_methods_without_fates_offer_what_they_have(previews, pages, models):
     assert views.NO_FATES in seen[FACTS]
 
 
+def test_a_method_without_parameters_offers_no_map_of_them(previews, pages, models):
+    recipe = default_recipe(models, "arcee_fusion")
+    seen = look(previews, pages, recipe, models, choice=("parameters", "weight", False, None))
+    assert "parameters" not in [key for _, key in seen[NUMBER]["choices"]]
+    assert (seen[NUMBER]["value"], seen[WHICH]["visible"]) == ("kept", False)
+    assert 0 < seen[MAP]["data"][0]["z"][0][0] <= 1
+
+
 @pytest.mark.parametrize("key", [key for _, key in views.NUMBERS])
 def test_every_number_has_map_words_and_table(previews, pages, models, key):
     seen = look(previews, pages, default_recipe(models), models, choice=(key, None, False, None), listed=True)
