@@ -158,8 +158,12 @@ def on_names(source: BrushSource | None, blocks: Any, kinds: Any) -> list[Any]:
 def read_names(source: BrushSource | None, blocks: Any, kinds: Any) -> tuple[list[int | None], list[str]]:
     """Blocks and kinds as the two dropdowns name them; what the map does not have is left out."""
     rows = {row_name(block): block for block in (source.rows if source else ())}
-    chosen = [rows[name] for name in blocks or [] if isinstance(name, str) and name in rows]
-    return chosen, [name for name in kinds or [] if isinstance(name, str)]
+    return [rows[name] for name in _texts(blocks) if name in rows], _texts(kinds)
+
+
+def _texts(values: Any) -> list[str]:
+    """The texts in what a dropdown of the browser sent."""
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list | tuple) else []
 
 
 def on_clear(source: BrushSource | None) -> list[Any]:

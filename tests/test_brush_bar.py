@@ -129,6 +129,8 @@ def test_names_from_the_browser_that_are_none(source):
     assert on_names(source, ["9", None, 3, ["0"]], [{"q": 1}])[0] == NOTHING
     assert on_names(source, None, None)[0] == NOTHING
     assert on_names(source, ["outside"], ["<b>"])[0] == NOTHING
+    for odd in (5, 1.5, True, {"0": 1}, "0"):
+        assert on_names(source, odd, odd)[0] == NOTHING
 
 
 def test_another_map_keeps_what_it_still_has(source):
