@@ -122,8 +122,7 @@ def wire_detail(
     detail.stop.click(stops.stop, detail.token, None, **quiet)
     detail.read.click(partial(show, True), [detail.seen, *chosen], detail.inside, **quiet)
     others = [cell.change, shared.family.change]
-    gr.on(others, stops.stop, detail.token, None, **quiet)
-    gr.on(others, idle, None, [detail.stop, detail.token], **quiet)
+    gr.on(others, partial(end, stops), detail.token, [detail.stop, detail.token], **quiet)
     gr.on(
         [cell.change, report.change],
         partial(show, False),
@@ -134,8 +133,9 @@ def wire_detail(
     )
 
 
-def idle() -> list[Any]:
-    """No spectrum is being computed."""
+def end(stops: Stops, token: str) -> list[Any]:
+    """Stop the spectrum that is being computed, if one is; its button and its token go with it."""
+    stops.stop(token)
     return [HIDDEN, ""]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import gradio as gr
 import pytest
 import torch
@@ -10,12 +12,13 @@ from safetensors.torch import load_file
 import components.inspect_events as events
 from components.family import Family
 from components.figures.metrics import METRICS, panels, worded
-from components.inspect_detail import show_inside, show_spectrum
+from components.inspect_detail import build_detail, end, show_inside, show_spectrum, wire_detail
 from components.inspect_maps import choose_map
 from components.inspect_trim import TrimmedReports, accept, plain_key, trim, trim_key
 from components.inspect_views import TRIMMED
 from components.reports import Reports, Stops
 from components.settings import Settings
+from components.shared import build_shared
 from components.tables import map_table
 
 EXPERTS = ("one", "two", "three")
@@ -204,6 +207,31 @@ def test_a_spectrum_is_stopped_for_that_visitor(kept, chosen):
     assert "Stopped" in ended[0]
     assert ended[1]["interactive"]
     stops.stop(token)
+
+
+def test_another_cell_stops_the_spectrum(kept, chosen):
+    reports, key = kept
+    stops = Stops()
+    running = show_spectrum(reports, stops, SETTINGS, chosen, key, (1, "q"))
+    button, token = end(stops, next(running)[3])
+    assert (button["visible"], token) == (False, "")
+    *_, ended = running
+    assert "Stopped" in ended[0]
+
+
+def test_what_stops_a_spectrum_is_never_forgotten_before_it_is_read(kept):
+    """Events of one trigger run in any order, so none may write a state that another reads."""
+    with gr.Blocks() as page:
+        detail, shared = build_detail(), build_shared(SETTINGS)
+        wire_detail(detail, gr.State(""), gr.State(None), SETTINGS, shared, kept[0])
+    readers, writers = defaultdict(set), defaultdict(set)
+    for event in page.fns.values():
+        for target in event.targets:
+            readers[target] |= {event._id} if detail.token in event.inputs else set()
+            writers[target] |= {event._id} if detail.token in event.outputs else set()
+    shared_triggers = [target for target in readers if readers[target] and writers[target]]
+    assert len(shared_triggers) == 2, "another cell and another family"
+    assert all(readers[target] == writers[target] for target in shared_triggers)
 
 
 def test_special_tokens_are_marked(kept, chosen):
