@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
+from threading import Barrier, Lock
 from typing import ParamSpec, Protocol, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ KEPT_BYTES, LARGEST_KEPT = 256 << 20, 32 << 20
 """Freed memory that each heap keeps, and the largest request that is served from a heap: glibc allows no more."""
 AHEAD = 2
 """Pieces that are under way for each worker, so that none waits for the caller."""
+_starting = Lock()
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -77,10 +79,15 @@ def _first(pending: deque[Future[T]]) -> T:
     return result
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def executor_for(device: torch.device, elements: int) -> Executor:
     """All cores for a CPU, unless there is so little to do that waking them takes longer."""
     _keep_freed_memory()
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores()
     return Threads(workers) if device.type == "cpu" and elements >= WORTH_WAKING and workers > 1 else Inline()
 
 
@@ -103,13 +110,16 @@ def quietly(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
 
 @cache
 def _threads(count: int, name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, name, initializer=_one_thread)
+    """Workers that have all started: `set_num_threads` holds for the calling thread, and for all that are started later,
+    which get their number back before anything else goes on."""
+    with _starting:
+        everywhere, started = torch.get_num_threads(), Barrier(count)
+        pool = ThreadPoolExecutor(count, name, initializer=_one_thread)
+        wait([pool.submit(started.wait) for _ in range(count)])
+        torch.set_num_threads(everywhere)
+    return pool
 
 
 def _one_thread() -> None:
-    """`set_num_threads` holds for the calling thread, and for all that are started later: these get their number back."""
-    everywhere = torch.get_num_threads()
+    torch.get_num_threads()  # the first call of a thread takes everybody's number, even after `set_num_threads`
     torch.set_num_threads(1)
-    if everywhere > 1:
-        with ThreadPoolExecutor(1) as other:
-            other.submit(torch.set_num_threads, everywhere).result()

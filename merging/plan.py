@@ -16,6 +16,7 @@ from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
 from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
+from merging.executors import cores
 from merging.header import DTYPES
 from merging.layout import Slot, layout
 from merging.methods import Method, get_method
@@ -86,7 +87,8 @@ class Plan:
         ]
         largest = max(pieces, default=0)
         everything = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in self.tensors)
-        return SCRATCH * largest + 2 * min(KEEP_BYTES, everything)
+        at_once = min(cores(), len(pieces))
+        return SCRATCH * largest * at_once + 2 * min(KEEP_BYTES, everything)
 
     @property
     def bytes_to_write(self) -> int:

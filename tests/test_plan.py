@@ -182,9 +182,14 @@ def test_the_memory_is_too_small(family, write_recipe, monkeypatch):
     assert any("GB of memory" in text for text in problems(write_recipe(family, "ties")))
 
 
-def test_the_estimate_holds_the_largest_piece(family, write_recipe):
+def test_the_estimate_holds_the_largest_piece_of_every_core(family, write_recipe, monkeypatch):
     plan = merging.check(write_recipe(family, "ties"))
-    assert plan.memory > 3 * 4 * max(tensor.info.elements for tensor in plan.tensors)
+    largest = 3 * 4 * max(tensor.info.elements for tensor in plan.tensors)
+    assert plan.memory > largest
+    monkeypatch.setattr("merging.plan.cores", lambda: 1)
+    alone = plan.memory
+    monkeypatch.setattr("merging.plan.cores", lambda: 8)
+    assert plan.memory - alone == 7 * merging.plan.SCRATCH * largest, "every core works on a piece"
 
 
 @pytest.mark.parametrize("source", ["union", "one"])
