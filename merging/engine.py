@@ -167,10 +167,10 @@ class _Run:
         self.remarks.update(dict.fromkeys(method.remarks(known, models)))
         totals = _Totals()
 
-        def merge(spot: Spot) -> _Merged:
-            return self._merged(spot.tensor, pieces.load(spot), known, sink)
+        def merge(spot: Spot) -> tuple[Spot, _Merged]:
+            return spot, self._merged(spot.tensor, pieces.load(spot), known, sink)
 
-        for spot, merged in zip(pieces, self.executor.map(merge, pieces), strict=True):
+        for spot, merged in self.executor.map(merge, pieces):
             tensor = spot.tensor
             self.relations.setdefault(tensor.models, Relations(len(tensor.models))).add(merged.products)
             self.bytes_written += merged.nbytes

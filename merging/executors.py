@@ -22,6 +22,8 @@ AT_ONCE = 2
 """Short calls that are worked on at the same time, by `quietly`."""
 WORTH_WAKING = 1 << 18
 """Elements of all experts below which one thread is enough."""
+MOST_WORKERS = 8
+"""Every worker has a piece with all that is made of it; more of them wait for memory and for the interpreter's lock."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, LARGEST_KEPT = 256 << 20, 32 << 20
 """Freed memory that each heap keeps, and the largest request that is served from a heap: glibc allows no more."""
@@ -79,15 +81,16 @@ def _first(pending: deque[Future[T]]) -> T:
     return result
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def workers_here() -> int:
+    """Pieces that are worked on at once: one for every core that this process may use, up to `MOST_WORKERS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 def executor_for(device: torch.device, elements: int) -> Executor:
-    """All cores for a CPU, unless there is so little to do that waking them takes longer."""
+    """Threads on a CPU, unless there is so little to do that waking them takes longer."""
     _keep_freed_memory()
-    workers = cores()
+    workers = workers_here()
     return Threads(workers) if device.type == "cpu" and elements >= WORTH_WAKING and workers > 1 else Inline()
 
 

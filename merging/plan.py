@@ -16,7 +16,7 @@ from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
 from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
-from merging.executors import cores
+from merging.executors import workers_here
 from merging.header import DTYPES
 from merging.layout import Slot, layout
 from merging.methods import Method, get_method
@@ -87,7 +87,7 @@ class Plan:
         ]
         largest = max(pieces, default=0)
         everything = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in self.tensors)
-        at_once = min(cores(), len(pieces))
+        at_once = min(workers_here(), len(pieces))
         return SCRATCH * largest * at_once + 2 * min(KEEP_BYTES, everything)
 
     @property

@@ -186,9 +186,9 @@ def test_the_estimate_holds_the_largest_piece_of_every_core(family, write_recipe
     plan = merging.check(write_recipe(family, "ties"))
     largest = 3 * 4 * max(tensor.info.elements for tensor in plan.tensors)
     assert plan.memory > largest
-    monkeypatch.setattr("merging.plan.cores", lambda: 1)
+    monkeypatch.setattr("merging.plan.workers_here", lambda: 1)
     alone = plan.memory
-    monkeypatch.setattr("merging.plan.cores", lambda: 8)
+    monkeypatch.setattr("merging.plan.workers_here", lambda: 8)
     assert plan.memory - alone == 7 * merging.plan.SCRATCH * largest, "every core works on a piece"
 
 
