@@ -186,6 +186,9 @@ save.addEventListener('click', () => {
   layout.paper_bgcolor = variable('--background-fill-primary');
   layout.margin = Object.assign({}, layout.margin, {t: layout.margin.t + 56, l: 24, r: 24, b: layout.margin.b + 16});
   layout.height += 72;
+  if (layout.legend && layout.legend.yref === 'container') {
+    layout.legend = Object.assign({}, layout.legend, {y: layout.legend.y - 56 / layout.height}); // below the title
+  }
   layout.title = {text: value.title.replace(/</g, '&lt;'), x: 0, xref: 'paper', y: 1, yref: 'container',
     yanchor: 'top', pad: {t: 24}, font: {size: 15, weight: 600}};
   Plotly.downloadImage({data: value.data, layout}, {

@@ -117,7 +117,9 @@ def _mark_copied(figure: go.Figure, preview: Preview, shown: Sequence[Panel]) ->
                 ygap=1,
                 hoverongaps=False,
                 customdata=trace.customdata,
-                texttemplate=BASE if trace.texttemplate else None,
+                # a plain template would be written over the other trace's numbers, too
+                text=[["" if mark is None else BASE for mark in line] for line in marks],
+                texttemplate="%{text}" if trace.texttemplate else None,
                 textfont=trace.textfont,
                 hovertemplate="%{customdata}<br><b>copied from the base</b><extra></extra>",
             )
