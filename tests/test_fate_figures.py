@@ -190,7 +190,10 @@ def test_copied_tensors_are_marked_as_the_base_s(family):
     values, *_, marks = drawn(chart)
     assert values["z"][0] == [None] * len(KINDS)
     assert marks["z"] == [[0.0] * len(KINDS), [None] * len(KINDS), [None] * len(KINDS)]
-    assert marks["texttemplate"] == "base"
+    assert marks["texttemplate"] == "%{text}"
+    assert marks["text"] == [["base"] * len(KINDS), [""] * len(KINDS), [""] * len(KINDS)], (
+        "numbers stay readable"
+    )
     kept = drawn(fate.fate_chart(preview, NAMES, "kept"))[0]
     assert kept["z"][0] == [None] * len(KINDS), "nothing is merged there"
     assert kept["y"] == ["0", "1", "2"], "copied blocks keep their row"

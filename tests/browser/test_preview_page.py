@@ -112,6 +112,16 @@ def test_a_clicked_cell_shows_its_bars_and_the_way_back(page, console_errors):
     assert console_errors == []
 
 
+def test_the_saved_bars_have_their_legend_below_their_title(page, console_errors):
+    at_preview(page)
+    page.evaluate("() => { Plotly.downloadImage = (figure) => { window.saved = figure.layout; }; }")
+    page.locator("#preview-bars").get_by_role("button", name="Save as PNG").click()
+    title, legend, height = page.evaluate("[saved.title, saved.legend, saved.height]")
+    assert (title["yanchor"], legend["yref"], legend["yanchor"]) == ("top", "container", "top")
+    assert (1 - legend["y"]) * height >= title["pad"]["t"] + 2 * title["font"]["size"]
+    assert console_errors == []
+
+
 def named(page, field: str, name: str) -> None:
     """Add a name to one of the two dropdowns by keyboard."""
     page.locator(f"#preview-brush-{field} input").focus()
