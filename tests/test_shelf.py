@@ -14,9 +14,12 @@ from merging.shelf import Shelf
 SCANS = """
 import sys
 import torch
+import merging.engine
 import merging.reading
+import merging.tensor_plan
 from merging.checkpoint import StateDict
 from merging.engine import run_plan
+from merging.executors import Inline
 from merging.plan import plan_sources
 from merging.recipe import ModelEntry, Recipe
 
@@ -30,6 +33,8 @@ def resident():
 
 torch.set_num_threads(1)
 merging.reading.KEEP_BYTES = 0
+merging.tensor_plan.PIECE_BYTES = 2 << 20
+merging.engine.executor_for = lambda device, elements: Inline()
 generator = torch.Generator().manual_seed(0)
 names = [f"model.layers.{number}.mlp.up_proj.weight" for number in range(25)]
 models = [{name: torch.randn(1024, 1024, generator=generator).bfloat16() for name in names[:1]} for _ in range(3)]

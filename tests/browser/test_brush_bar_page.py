@@ -101,7 +101,7 @@ def test_a_rectangle_is_outlined_on_every_map_and_set_in_the_recipe(open_map, co
     line(page, "9 cells chosen: blocks 1–3 × q, k, v")
     page.get_by_label("weight (w): any number").fill("0.3")
     take(page, "For which expert", "code")
-    set_it(page, "weight is 0.3 for code in 9 tensors (layers 1-3 q, k, v).")
+    set_it(page, "weight is 0.3 for code in 9 tensors (blocks 1-3 q, k, v).")
     [override] = recipe(page)["overrides"]
     assert override.pop("model").endswith("examples/demo/code")
     assert override == {
@@ -116,7 +116,7 @@ def test_a_rectangle_is_outlined_on_every_map_and_set_in_the_recipe(open_map, co
     page.get_by_label("density (k): 0 to 1").fill("0.9")
     set_it(
         page,
-        "density is 0.9 for all experts in 9 tensors (layers 1-3 q, k, v). scope is now tensor: with scope model, "
+        "density is 0.9 for all experts in 9 tensors (blocks 1-3 q, k, v). scope is now tensor: with scope model, "
         "tensors are ranked together and cannot differ in this.",
     )
     assert recipe(page)["scope"] == "tensor"
@@ -143,7 +143,7 @@ def test_rows_columns_clicks_and_escape(open_map, console_errors):
     line(page, "6 cells chosen: all blocks × down")
     assert outlined(page) == on_all_maps("0 5 6 6")
     take(page, "What to set", "keep the base here")
-    set_it(page, "The base is kept in 6 tensors (layers 0-5 down).")
+    set_it(page, "The base is kept in 6 tensors (blocks 0-5 down).")
     assert recipe(page)["exclude"] == ["*.mlp.down_proj.weight"]
     page.locator("#map .chart-title").click()
     page.keyboard.press("Escape")

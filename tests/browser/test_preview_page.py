@@ -10,7 +10,10 @@ from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
-VALUES = "() => JSON.stringify(document.querySelector('#preview-map .chart-plot').data.map(trace => trace.z))"
+VALUES = """() => {
+  const plot = document.querySelector('#preview-map .chart-plot');
+  return plot?.data ? JSON.stringify(plot.data.map(trace => trace.z)) : null;
+}"""
 RECIPE = "(document.querySelector('#recipe-yaml .cm-content')?.innerText ?? '')"
 
 
@@ -22,13 +25,15 @@ def at_preview(page):
     return page
 
 
-def values(page) -> str:
+def values(page) -> str | None:
+    """The numbers of the map; None while there is none."""
     return page.evaluate(VALUES)
 
 
-def wait_for_other(page, before: str) -> str:
-    page.wait_for_function(f"before => ({VALUES})() !== before", arg=before)
-    return values(page)
+def wait_for_other(page, before: str | None) -> str:
+    return page.wait_for_function(
+        f"before => {{ const now = ({VALUES})(); return now !== before && now; }}", arg=before
+    ).json_value()
 
 
 def slide(page, field: str, value: float) -> None:
