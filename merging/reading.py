@@ -40,7 +40,7 @@ class Reader:
     def pieces(self, tensors: Sequence[TensorPlan], *, again: bool) -> Pieces:
         """The pieces of some tensors; if they will be read again and fit, they are kept from the first time on."""
         size = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in tensors)
-        return Pieces(self, tensors, keep=again and size <= KEEP_BYTES)
+        return Pieces(self, tensors, {} if again and size <= KEEP_BYTES else None)
 
     def rows(self, one: Input, start: int, stop: int) -> torch.Tensor:
         """Rows of one model's tensor as they are stored."""
@@ -88,9 +88,10 @@ class Pieces:
     """The pieces of some tensors. Where they are kept they are read once; else every scan reads them anew, so that memory
     does not grow with the scope."""
 
-    def __init__(self, reader: Reader, tensors: Sequence[TensorPlan], *, keep: bool):
-        self.reader, self.tensors = reader, tensors
-        self._kept: dict[PieceKey, Piece] | None = {} if keep else None
+    def __init__(
+        self, reader: Reader, tensors: Sequence[TensorPlan], kept: dict[PieceKey, Piece] | None = None
+    ):
+        self.reader, self.tensors, self._kept = reader, tensors, kept
 
     def __iter__(self) -> Iterator[Spot]:
         for tensor in self.tensors:
@@ -111,6 +112,4 @@ class Pieces:
         """The pieces of some of the tensors, kept if these fit."""
         if self._kept is None:
             return self.reader.pieces(tensors, again=True)
-        part = Pieces(self.reader, tensors, keep=True)
-        part._kept = self._kept
-        return part
+        return Pieces(self.reader, tensors, self._kept)

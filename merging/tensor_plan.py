@@ -16,7 +16,8 @@ from merging.recipe import Recipe
 from merging.settings import Settings
 
 PIECE_BYTES = 8 << 20
-"""Float32 bytes of one piece over base and experts: what fits a cache fixes the grid, never the number of workers."""
+"""Float32 bytes of one piece over base and experts, which fix the grid whatever the number of workers. Smaller pieces fit a
+cache, but workers then wait for the interpreter's lock after every operation."""
 NAME_OF_WORD = {word: name for name, word in DTYPE_WORDS.items()}
 
 GroupKey = tuple[Scope, str]
