@@ -22,6 +22,9 @@ from components.settings import Settings
 from components.shared import build_shared, owner_id
 from components.theme import CSS, HEAD, HEADER, HEADER_SCRIPT, build_theme
 
+MOST_WAITING = 256
+"""Events of all visitors together that may wait; Gradio refuses more. Opening the page alone is ten of them."""
+
 
 def build_app(settings: Settings) -> gr.Blocks:
     """The page: header, numbered tabs, and their events."""
@@ -51,7 +54,8 @@ def build_app(settings: Settings) -> gr.Blocks:
         for button, tab in steps:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")
     tell_hidden_progress(app, header)
-    return app.queue(max_size=16, default_concurrency_limit=4)
+    keep_states_outside(app)
+    return app.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
 
 
 def tell_hidden_progress(app: gr.Blocks, where: gr.HTML) -> None:
@@ -63,6 +67,18 @@ def tell_hidden_progress(app: gr.Blocks, where: gr.HTML) -> None:
     for event in app.fns.values():
         if event.show_progress == "hidden":
             event.show_progress_on = [where]
+
+
+def keep_states_outside(app: gr.Blocks) -> None:
+    """Move every state to the root of the page.
+
+    One in a tab that was not drawn yet has no part of the page that knows its value: the page takes the first null it hears of
+    it for a change, and runs everything that follows one once more than the server asks for.
+    """
+    for block in app.blocks.values():
+        if isinstance(block, gr.State) and block.parent is not None:
+            block.parent.children.remove(block)
+            app.add_child(block)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from components.brush_choice import (
     rectangles,
     tensors_chosen,
 )
-from components.clickable_plot import brushed_cells, outlined
+from components.clickable_plot import EVERY, brushed_cells, outlined
 from components.figures.metrics import row_name
 from components.forms import Shape, default_of, for_each_expert, label_of, shape_of
 from components.late_choice import LateDropdown
@@ -40,9 +40,10 @@ PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private
 
 @dataclass(frozen=True)
 class BrushBar:
-    """The components of the bar; `chosen` holds a `Chosen`."""
+    """The components of the bar; `chosen` holds a `Chosen`, `offered` what the fields beside `what` are for."""
 
     chosen: gr.State
+    offered: gr.State
     line: gr.HTML
     blocks: gr.Dropdown
     kinds: gr.Dropdown
@@ -66,7 +67,7 @@ class Taken:
 
 def build_brush_bar(prefix: str) -> BrushBar:
     """Build the bar; it fills itself once its source is known. Element ids begin with `prefix`."""
-    parts: dict[str, Any] = {"chosen": gr.State(NOTHING)}
+    parts: dict[str, Any] = {"chosen": gr.State(NOTHING), "offered": gr.State(None)}
     with gr.Column(elem_classes="brush-bar", elem_id=f"{prefix}-brush"):
         parts["line"] = gr.HTML(_line(EMPTY), elem_id=f"{prefix}-brush-line")
         with gr.Row(elem_classes="brush-fields"):
@@ -121,19 +122,20 @@ def wire_brush_bar(bar: BrushBar, plot: gr.HTML, source: gr.State, recipe: gr.St
     """
     view = [bar.chosen, bar.line, bar.set, bar.clear, plot]
     fields = [bar.blocks, bar.kinds]
-    offer = [bar.expert, bar.number, bar.option]
+    offer = [bar.offered, bar.expert, bar.number, bar.option]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
     def brush(event: gr.EventData, source: BrushSource | None) -> list[Any]:
         return on_brush(event, source)
 
-    plot.brush(brush, source, [*view, *fields], **latest)
+    plot.brush(brush, source, [*view, *fields], concurrency_limit=1, **PRIVATE, **EVERY)
     gr.on([bar.blocks.input, bar.kinds.input], on_names, [source, *fields], view, **latest)
     bar.clear.click(on_clear, source, [*view, *fields, bar.said], **PRIVATE)
     source.change(
         on_source, [source, bar.chosen, bar.what], [*view, *fields, bar.what, *offer, bar.said], **latest
     )
-    bar.what.input(on_what, [source, bar.what], offer, **latest)
+    # the second of its two events must see what the first one offered
+    bar.what.input(on_what, [source, bar.what, bar.offered], offer, concurrency_limit=1, **latest)
     inputs = [recipe, source, bar.chosen, bar.what, bar.expert, bar.number, bar.option, *taken.inputs]
     return gr.on(
         [bar.set.click, bar.number.submit],
@@ -180,12 +182,21 @@ def on_source(source: BrushSource | None, chosen: Chosen, what: Any) -> list[Any
         *_view(source, kept),
         *_fields(source, kept, choices=True),
         gr.update(choices=choices, value=what, interactive=source is not None),
-        *on_what(source, what),
+        what,
+        *_offer(source, what),
         "",
     ]
 
 
-def on_what(source: BrushSource | None, what: Any) -> list[Any]:
+def on_what(source: BrushSource | None, what: Any, offered: Any) -> list[Any]:
+    """What is to be set, and its fields; nothing where they are offered already: Gradio tells of one choice twice, and
+    again when the dropdown is left, and a number may have been typed since."""
+    if what == offered:
+        return [gr.skip() for _ in range(4)]
+    return [what, *_offer(source, what)]
+
+
+def _offer(source: BrushSource | None, what: Any) -> list[Any]:
     """The fields that belong to what is to be set: which expert, a number, or one of some choices."""
     hidden = gr.update(visible=False)
     if source is None or what not in source.parameters:

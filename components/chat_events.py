@@ -184,7 +184,12 @@ def _said_to(key: str, column: int, talk: Talk, before: Sequence[str]) -> list[d
 
 
 def choose(column: int, session: str, key: str, talk: Talk, before: Sequence[str]) -> list[Any]:
-    """Another model in one column: its chat, its note, the conversations, the chosen keys."""
+    """Another model in one column: its chat, its note, the conversations, the chosen keys.
+
+    A dropdown that is only left sends its choice as well; then there is nothing to do.
+    """
+    if key == before[column]:
+        return [gr.skip()] * 4
     talk = [[] if number == column else said for number, said in enumerate(talk)]
     chosen = [key if number == column else other for number, other in enumerate(before)]
     _leave(session, before, chosen)

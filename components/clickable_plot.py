@@ -22,6 +22,9 @@ Rectangle = tuple[int, int, int, int]
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 HEAD = f'<script src="gradio_api/file={PLOTLY_JS}"></script>'
 """Give it to the page's head as well: then the script is there before the first chart."""
+EVERY: dict[str, Any] = {"trigger_mode": "multiple"}
+"""How to listen to `select` and `brush`, with a concurrency limit of 1: every one is answered, in order. Gradio's
+"always_last" would repeat the first click of a quick pair and forget the second: it keeps the data of the first."""
 _HERE = Path(__file__).parent
 _SCRIPT = (_HERE / "clickable_plot.js").read_text(encoding="utf-8")
 

@@ -116,7 +116,8 @@ def wire_detail(
     def show(asked: bool, seen: object, family: Family, key: str, cell: Cell | None) -> list[Any]:
         if not asked and seen == (plain_key(key), cell):
             return [gr.skip()] * len(detail.inside)
-        return [*show_inside(reports, settings, family, key, cell, asked), (plain_key(key), cell)]
+        inside = show_inside(reports, settings, family, key, cell, asked)
+        return [*inside, None if inside[0] is HIDDEN else (plain_key(key), cell)]
 
     detail.spectrum.click(partial(show_spectrum, reports, stops, settings), chosen, detail.computed, **quiet)
     detail.stop.click(stops.stop, detail.token, None, **quiet)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import inspect_views as views
-from components.clickable_plot import clickable_plot
+from components.clickable_plot import EVERY, clickable_plot
 from components.family import Family
 from components.importance_tab import (
     ImportanceSection,
@@ -154,6 +154,8 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     map_views = [tab.map, tab.explanation, tab.table]
 
     latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
+    # one at a time: what is drawn for the cell of before must not end after, and over, what a click asked for
+    view = {"concurrency_id": "inspect view", "concurrency_limit": 1}
     look = partial(measure, reports.plain, stops, settings)
     gr.on([app.load, shared.family.change], look, shared.family, measured, **latest)
     tab.measure.click(partial(look, asked=True), shared.family, measured, **quiet)
@@ -164,18 +166,18 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
         return pick_cell(reports, event, key, everything, metric, cell)
 
     whole = [tab.totals, tab.kinship, tab.csv, *map_views, *cell]
-    tab.report.change(partial(show_report, reports), choice, whole, **quiet)
-    tab.everything.input(partial(show_report, reports), choice, whole, **latest)
+    tab.report.change(partial(show_report, reports), choice, whole, **quiet, **view)
+    tab.everything.input(partial(show_report, reports), choice, whole, **latest, **view)
     advised = [shared.family, tab.report]
     tab.report.change(partial(show_advice, reports), advised, tab.advice, **quiet)
     trimmed = [tab.trim_status, tab.stop, tab.token]
     wire_choice(tab.choice, Shown(tab.metric, tab.report, trimmed), settings, shared, reports, stops)
     tab.metric.change(partial(show_metric, reports), choice, map_views, **latest)
-    tab.map.select(pick, [tab.report, tab.everything, tab.metric, tab.cell], cell, **latest)
+    tab.map.select(pick, [tab.report, tab.everything, tab.metric, tab.cell], cell, **quiet, **EVERY, **view)
     # each dropdown goes without the other's value: that may be off its list by the time it arrives
     for field, choose in ((tab.block, choose_block), (tab.module, choose_module)):
         named = [tab.report, tab.metric, tab.everything, field, tab.cell, found]
-        field.input(partial(choose, reports), named, [tab.map, *cell], **latest)
+        field.input(partial(choose, reports), named, [tab.map, *cell], **latest, **view)
     wire_detail(tab.detail, tab.report, tab.cell, settings, shared, reports)
     wire_importance(app, tab.importance, settings, shared)
     found.change(partial(show_metric, reports), choice, map_views, **latest)

@@ -109,8 +109,17 @@ def preset(
     form: MergeForm, recipe: Recipe, family: Family, watched: str, published: str | None = None
 ) -> list[Any]:
     """All parameters back to the paper's values, or to other published ones."""
-    chosen = with_preset(recipe, published if isinstance(published, str) else None)
+    chosen = with_preset(recipe, published)
     return refill(form, chosen, family, watched, preset_note(chosen, published))
+
+
+def take_published(
+    form: MergeForm, recipe: Recipe, family: Family, watched: str, published: Any
+) -> list[Any]:
+    """Other published values; nothing for a dropdown that was left without a choice, which Gradio calls input as well."""
+    if not isinstance(published, str):
+        return [gr.skip() for _ in range(7 + len(form.outputs))]
+    return preset(form, recipe, family, watched, published)
 
 
 def new_seed(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:

@@ -210,7 +210,7 @@ def wire_merge_tab(
         **LATEST,
     ).then(None, None, None, js=CHANGED, api_visibility="private")
     form.preset.click(partial(events.preset, form), state, filled, **PRIVATE)
-    form.published.input(partial(events.preset, form), [*state, form.published], filled, **LATEST)
+    form.published.input(partial(events.take_published, form), [*state, form.published], filled, **LATEST)
     form.new_seed.click(partial(events.new_seed, form), state, filled, **PRIVATE)
     tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.plan, tab.ready, tab.merge], **LATEST)
     tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE)

@@ -12,7 +12,7 @@ import gradio as gr
 from components import preview_events as events
 from components import preview_views as views
 from components.brush_bar import BrushBar, build_brush_bar
-from components.clickable_plot import clickable_plot, clicked_cell
+from components.clickable_plot import EVERY, clickable_plot, clicked_cell
 from components.late_choice import LateDropdown, LateRadio
 from components.merge_fields import slot_id
 from components.merge_form import MergeForm
@@ -194,7 +194,7 @@ def wire_preview(
     looked = [tab.recipe, part.shown, *part.choice]
     picked = [part.cell, part.bars, part.figures, part.whole, part.map]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
-    part.map.select(pick, looked, picked, **latest)
+    part.map.select(pick, looked, picked, concurrency_limit=1, **PRIVATE, **EVERY)
     fields = [part.brush.blocks, part.brush.kinds]
     gr.on([field.input for field in fields], name, [part.source, *fields, *looked], picked, **latest)
     part.whole.click(lambda: None, None, part.cell, **PRIVATE).then(again, state, part.all, **PRIVATE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from components.brush import NOTHING_CHOSEN, BackToRecipe, KeepBase, SetParameter
@@ -152,20 +153,25 @@ def test_only_the_methods_parameters_are_offered(source):
     baseless = replace(source, method="linear", has_base=False)
     assert [value for _, value in what_choices(baseless)] == ["weight", "normalize", BACK]
     assert what_choices(None) == []
-    expert, number, option = on_what(source, "density")
+    offered, expert, number, option = on_what(source, "density", "weight")
+    assert offered == "density"
     assert [label for label, _ in expert["choices"]] == ["all experts", "one", "two"]
     assert (expert["visible"], number["visible"], option["visible"]) == (True, True, False)
     assert (number["label"], number["value"]) == ("density (k): 0 to 1", 0.2)
-    expert, number, option = on_what(source, "rescale")
+    _, expert, number, option = on_what(source, "rescale", "density")
     assert (expert["visible"], number["visible"], option["visible"]) == (False, False, True)
-    assert all(not update["visible"] for update in on_what(source, KEEP))
+    assert all(not update["visible"] for update in on_what(source, KEEP, "rescale")[1:])
+
+
+def test_what_is_offered_already_is_not_offered_over_what_was_typed(source):
+    assert on_what(source, "density", "density") == [gr.skip()] * 4
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_parameter_of_every_method_has_its_field(source, method):
     shown = replace(source, method=method)
     for name in shown.parameters:
-        _, number, option = on_what(shown, name)
+        _, _, number, option = on_what(shown, name, None)
         assert number["visible"] != option["visible"], name
         usual = number["value"] if number["visible"] else option["value"]
         action = action_of(shown, name, "", usual, usual)

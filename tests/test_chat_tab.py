@@ -455,6 +455,11 @@ def test_choosing_another_model_clears_its_column_only(models, said):
     assert chosen == [*before[:2], "other", before[3]]
 
 
+def test_leaving_the_list_of_models_keeps_what_was_said(models, said):
+    before = keys_of(models, ["base", "one", "two", "three"])
+    assert events.choose(2, "s", before[2], said, before) == [SKIP] * 4
+
+
 # the demo's questions
 
 

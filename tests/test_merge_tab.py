@@ -243,7 +243,9 @@ def test_presets_and_seeds_are_one_click(form, models):
     updates = events.preset(form, recipe, models, "", title)
     assert updates[0].parameters == {"ratio": 0.05}
     assert "ratio 0.05" in updates[7:][form.outputs.index(form.note)]
-    assert events.preset(form, recipe, models, "", {"odd": 1})[0] == default_recipe(models, "pcb")
+    assert events.take_published(form, recipe, models, "", title) == updates
+    for left in (None, {"odd": 1}):
+        assert events.take_published(form, recipe, models, "", left) == [gr.skip()] * len(updates)
     assert "back at its paper&#x27;s value" in preset_note(default_recipe(models, "pcb"), None)
     seeds = {events.new_seed(form, default_recipe(models, "dare_ties"), models, "")[0].seed for _ in range(8)}
     assert len(seeds) > 1

@@ -10,9 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +161,27 @@ def open_page(new_window, app_url):
 def page(open_page):
     """The app at 1280 pixels, light."""
     return open_page()
+
+
+@contextmanager
+def unanswered(page) -> Iterator[Callable[[], None]]:
+    """The server hears the page and starts to work, but its answers wait until what this yields is called."""
+    waiting: list[Any] | None = []
+
+    def hold(stream: Any) -> None:
+        if waiting is None:
+            stream.continue_()
+        else:
+            waiting.append(stream)
+
+    def answer() -> None:
+        nonlocal waiting
+        held, waiting = waiting or [], None
+        for stream in held:
+            stream.continue_()
+
+    page.route("**/queue/data*", hold)
+    yield answer
 
 
 @pytest.fixture

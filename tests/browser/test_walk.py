@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.conftest import unanswered
+
 pytestmark = pytest.mark.browser
 
 
@@ -206,6 +208,33 @@ def test_inside_a_cell_are_heads_rows_and_spectra(page, console_errors):
     page.mouse.click(*cell_centre(page, panel=0, row=2, column=6))
     wait_for_story(page, "Block 2, down")
     expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
+    assert console_errors == []
+
+
+def click_row(page, row: int) -> None:
+    """A click on the first cell of a row, as soon as plotly knows which cell is under the pointer."""
+    place = cell_centre(page, panel=0, row=row, column=0)
+    page.mouse.move(*place)
+    under = "document.querySelector('#map .chart-plot')._hoverdata?.[0].pointIndex[0]"
+    page.wait_for_function(f"row => {under} === row", arg=row)
+    page.mouse.click(*place)
+
+
+def test_the_last_of_some_quick_clicks_is_shown(page, console_errors):
+    open_tab(page, "2 Inspect")
+    page.locator("#map .heatmaplayer").first.wait_for()
+    page.locator("#story h2").filter(has_text="Block").wait_for()
+    wait_for_trim(page)
+    with unanswered(page) as answer:
+        with page.expect_response("**/queue/join*"):
+            click_row(page, 1)
+        click_row(page, 4)
+        click_row(page, 3)
+        assert shapes(page) == {(3, 0)}
+        answer()
+    wait_for_story(page, "Block 3, q")
+    page.wait_for_timeout(1000)
+    wait_for_story(page, "Block 3, q")
     assert console_errors == []
 
 

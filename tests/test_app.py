@@ -1,0 +1,27 @@
+"""The page as a whole, before a browser sees it."""
+
+from __future__ import annotations
+
+import gradio as gr
+import pytest
+
+from app import build_app
+from components.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory) -> gr.Blocks:
+    return build_app(Settings(runs=tmp_path_factory.mktemp("runs")))
+
+
+def test_every_state_stands_at_the_root(app):
+    states = {block._id for block in app.blocks.values() if isinstance(block, gr.State)}
+    assert len(states) > 10
+    assert states <= {child["id"] for child in app.config["layout"]["children"]}
+
+
+def test_clicks_on_maps_are_answered_one_by_one(app):
+    clicks = [fn for fn in app.fns.values() if any(name in ("select", "brush") for _, name in fn.targets)]
+    maps = [fn for fn in clicks if any(isinstance(app.blocks.get(id), gr.HTML) for id, _ in fn.targets)]
+    assert len(maps) == 3
+    assert {(fn.trigger_mode, fn.concurrency_limit) for fn in maps} == {("multiple", 1)}
