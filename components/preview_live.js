@@ -23,18 +23,18 @@ async function send() {
   const [key, value] = next;
   next = null;
   busy = true;
+  let answer = null;
   try {
-    const answer = await server.move({token: (props.value || {}).token || '', key, value});
-    // an older answer is worth showing while the slider still moves
-    if (answer && answer.map) {
-      draw(map(), answer.map);
-      draw(bars(), answer.bars);
-    }
+    answer = await server.move({token: (props.value || {}).token || '', key, value});
   } catch (error) {
     // the page's own event follows and says what is wrong
-  } finally {
-    busy = false;
-    send();
+  }
+  busy = false;
+  send(); // the server works on the next one while this one is drawn
+  // an older answer is worth showing while the slider still moves
+  if (answer && answer.map) {
+    draw(map(), answer.map);
+    draw(bars(), answer.bars);
   }
 }
 
@@ -46,9 +46,20 @@ let resting = null;
 let moved = false;
 
 function rest() {
+  forget();
+  trigger('rest');
+}
+
+// a button that reads the form itself, or puts other numbers in it: a number that came after it would undo it
+const TAKING = '#merge-preset, #merge-new-seed, #apply-yaml-button, #merge-reuse';
+
+function takesForm(target) {
+  return Boolean(target && target.closest && target.closest(TAKING));
+}
+
+function forget() {
   clearTimeout(resting);
   moved = false;
-  trigger('rest');
 }
 
 function restIn(time) {
@@ -80,7 +91,11 @@ for (const end of ['pointerup', 'pointercancel']) {
 }
 document.addEventListener('focusout', (event) => { if (moved && fieldOf(event)) restIn(AT_ONCE); }, true);
 // what a click does, such as to merge, comes after the number: a tap, or a key, clicks as soon as the field is left
-document.addEventListener('click', (event) => { if (moved && !fieldOf(event)) rest(); }, true);
+document.addEventListener('click', (event) => {
+  if (!moved || fieldOf(event)) return;
+  if (takesForm(event.target)) forget();
+  else rest();
+}, true);
 
 // what is drawn belongs to an older recipe; said only where that lasts
 const PATIENCE = 250;

@@ -75,6 +75,8 @@ class Settings:
         own = self.method.per_model()
         values: dict[str, Any] = {}
         for parameter in self.method.parameters():
+            if parameter not in self._given:
+                continue
             if parameter in own:
                 given = [
                     self._first(parameter, slot, overrides, (member, one))
@@ -125,6 +127,11 @@ class Settings:
             if value is not None:
                 return value
         return None
+
+    @cached_property
+    def _given(self) -> set[str]:
+        """Parameters that something in the recipe sets somewhere."""
+        return {name for _, _, parameters in self._levels() for name in parameters}
 
     @cached_property
     def _stepwise(self) -> set[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -118,9 +120,10 @@ class Method(BaseModel):
             raise ParameterError("; ".join(dict.fromkeys(cls._sentences(error)))) from None
 
     @classmethod
-    def parameters(cls) -> dict[str, Any]:
+    @cache
+    def parameters(cls) -> Mapping[str, Any]:
         """YAML name -> pydantic field."""
-        return {field.alias or name: field for name, field in cls.model_fields.items()}
+        return MappingProxyType({field.alias or name: field for name, field in cls.model_fields.items()})
 
     @classmethod
     def defaults(cls, profile: Profile) -> dict[str, Any]:
