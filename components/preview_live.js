@@ -51,7 +51,7 @@ function rest() {
 }
 
 // a button that reads the form itself, or puts other numbers in it: a number that came after it would undo it
-const TAKING = '#merge-preset, #merge-new-seed, #apply-yaml-button, #merge-reuse';
+const TAKING = '#merge-preset, #merge-seed .custom-button, #apply-yaml-button, #merge-reuse';
 
 function takesForm(target) {
   return Boolean(target && target.closest && target.closest(TAKING));
@@ -102,6 +102,7 @@ const PATIENCE = 250;
 const UNCHANGED = 600;
 let waiting = null;
 let followed = false;
+let changes = 0;
 
 function mark(stale) {
   const part = document.querySelector('#preview');
@@ -121,8 +122,11 @@ function settle() {
   mark(false);
 }
 
-window.addEventListener('mergescope-changing', wait);
+window.addEventListener('mergescope-changing', () => { changes += 1; wait(); });
 window.addEventListener('mergescope-followed', () => { followed = true; wait(); });
 // a change that left the recipe as it was has no picture to wait for
-window.addEventListener('mergescope-changed', () => setTimeout(() => { if (!followed) settle(); }, UNCHANGED));
+window.addEventListener('mergescope-changed', () => {
+  const last = changes;
+  setTimeout(() => { if (!followed && changes === last) settle(); }, UNCHANGED);
+});
 watch('value', settle);
