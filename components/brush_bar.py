@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,13 @@ class BrushBar:
 
 @dataclass(frozen=True)
 class Taken:
-    """What becomes of the changed recipe: `handler(recipe, *inputs)` gives the values of `outputs`."""
+    """What becomes of the changed recipe: `handler(recipe, *inputs)` gives the values of `outputs`; `options` go to the
+    event."""
 
     handler: Callable[..., Sequence[Any]]
     inputs: Sequence[gr.components.Component] = ()
     outputs: Sequence[gr.components.Component] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_brush_bar(prefix: str) -> BrushBar:
@@ -143,6 +145,7 @@ def wire_brush_bar(bar: BrushBar, plot: gr.HTML, source: gr.State, recipe: gr.St
         inputs,
         [bar.said, *taken.outputs],
         **PRIVATE,
+        **taken.options,
     )
 
 

@@ -15,7 +15,7 @@ from components.importance_job import Found, load
 from components.importance_tab import PRIVATE, ImportanceSection
 from components.importance_views import UNITS, recommendation, told
 from components.merge_events import refill
-from components.merge_form import MergeForm
+from components.merge_form import IN_TURN, MergeForm
 from components.merge_recipe import at_root, reference
 from components.settings import Settings
 from components.shared import Shared
@@ -65,7 +65,7 @@ def wire_importance_notice(
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
     # Gradio cannot tell whether a state that holds a recipe changed; its YAML always changes with it
     for change, newest in ((merge.yaml.change, False), (shared.importance.change, True)):
-        change(partial(settle, settings, merge.form, newest), state, filled, **latest)
+        change(partial(settle, settings, merge.form, newest), state, filled, **latest, **IN_TURN)
     notice.compute.click(
         partial(events.start_default, settings), [shared.family, shared.owner], section.running, **PRIVATE
     )

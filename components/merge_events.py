@@ -122,10 +122,11 @@ def take_published(
     return preset(form, recipe, family, watched, published)
 
 
-def new_seed(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:
-    """Another random seed, small enough to be read."""
-    seed = secrets.randbelow(NEW_SEEDS)
-    return refill(form, recipe.model_copy(update={"seed": seed}), family, watched)
+def new_seed(form: MergeForm, recipe: Recipe, family: Family, watched: str, *values: Any) -> list[Any]:
+    """Another random seed, small enough to be read, and all else as the form shows it: its last change may still be on
+    its way to the recipe."""
+    now = to_recipe(recipe, family, form.read(values, recipe))
+    return refill(form, now.model_copy(update={"seed": secrets.randbelow(NEW_SEEDS)}), family, watched)
 
 
 def take(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:

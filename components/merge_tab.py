@@ -14,7 +14,7 @@ from components.brush_bar import CSS as BRUSH_CSS
 from components.brush_bar import Taken, wire_brush_bar
 from components.family import Family
 from components.importance_merge import ImportanceNotice, build_importance_notice
-from components.merge_form import MergeForm, build_merge_form
+from components.merge_form import IN_TURN, MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
 from components.merge_picker import build_picker
 from components.merge_recipe import check, default_recipe
@@ -27,6 +27,7 @@ TICK = 0.4
 """Seconds between two looks at a running job."""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
+EACH: dict[str, Any] = {"trigger_mode": "multiple", **PRIVATE}
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#merge-file')?.click(), 250)"
 TO_PROGRESS = (
     "() => document.querySelector('#merge-progress, #merge-result')?.scrollIntoView({block: 'center'})"
@@ -197,10 +198,11 @@ def wire_merge_tab(
     state = [tab.recipe, shared.family, tab.watched]
 
     edit = partial(events.edit, form), [*state, *widgets], judged
-    gr.on([c.input for c in form.details], *edit, **LATEST)
-    tab.preview.live.rest(*edit, **LATEST)
+    # none of these waits in the page for the one before: it would come after a click that was made later
+    gr.on([c.input for c in form.details], *edit, **EACH, **IN_TURN)
+    tab.preview.live.rest(*edit, **EACH, **IN_TURN)
     for name, text in form.lists.items():
-        text.change(partial(events.edit_list, form, name), [*state, text], judged, **LATEST)
+        text.change(partial(events.edit_list, form, name), [*state, text], judged, **LATEST, **IN_TURN)
     gr.on(
         [c.input for c in form.structure],
         partial(events.restructure, form),
@@ -208,14 +210,16 @@ def wire_merge_tab(
         filled,
         js=CHANGING,
         **LATEST,
+        **IN_TURN,
     ).then(None, None, None, js=CHANGED, api_visibility="private")
-    form.preset.click(partial(events.preset, form), state, filled, **PRIVATE)
-    form.published.input(partial(events.take_published, form), [*state, form.published], filled, **LATEST)
-    form.new_seed.click(partial(events.new_seed, form), state, filled, **PRIVATE)
+    form.preset.click(partial(events.preset, form), state, filled, **PRIVATE, **IN_TURN)
+    published = [*state, form.published]
+    form.published.input(partial(events.take_published, form), published, filled, **LATEST, **IN_TURN)
+    form.new_seed.click(partial(events.new_seed, form), [*state, *widgets], filled, **PRIVATE, **IN_TURN)
     tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.plan, tab.ready, tab.merge], **LATEST)
-    tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE)
+    tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE, **IN_TURN)
     shared.family.change(
-        partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE
+        partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE, **IN_TURN
     )
     gr.on(
         [event for event in (opened, app.load) if event is not None],
@@ -225,7 +229,7 @@ def wire_merge_tab(
         **PRIVATE,
     )
     wire_preview(app, tab.preview, tab, settings, shared, opened)
-    taken = Taken(partial(events.take, form), state[1:], filled)
+    taken = Taken(partial(events.take, form), state[1:], filled, IN_TURN)
     wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, taken)
     _wire_jobs(app, tab, settings, shared)
     _wire_results(tab, settings, shared, filled, state)
@@ -271,7 +275,11 @@ def _wire_results(
     tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **LATEST)
     tab.delete.click(partial(events.delete, settings), [tab.shown, shared.owner], card, **PRIVATE)
     tab.reuse.click(
-        partial(events.reuse, tab.form, settings), [tab.shown, shared.owner, *state], filled, **PRIVATE
+        partial(events.reuse, tab.form, settings),
+        [tab.shown, shared.owner, *state],
+        filled,
+        **PRIVATE,
+        **IN_TURN,
     )
     # not an output of the timer: calls that bypass the queue do not trigger a state's change
     tab.result.change(partial(events.newest, settings), shared.owner, tab.fresh, **PRIVATE)

@@ -247,8 +247,23 @@ def test_presets_and_seeds_are_one_click(form, models):
     for left in (None, {"odd": 1}):
         assert events.take_published(form, recipe, models, "", left) == [gr.skip()] * len(updates)
     assert "back at its paper&#x27;s value" in preset_note(default_recipe(models, "pcb"), None)
-    seeds = {events.new_seed(form, default_recipe(models, "dare_ties"), models, "")[0].seed for _ in range(8)}
-    assert len(seeds) > 1
+
+
+def test_a_new_seed_takes_what_the_form_shows(form, models):
+    recipe = default_recipe(models, "dare_ties")
+    shown = named(form, form.show(recipe, models))
+    values = [shown[key].get("value") for key in form.inputs]
+    values[list(form.inputs).index("density.1")] = 0.37
+    found = [events.new_seed(form, recipe, models, "", *values)[0] for _ in range(8)]
+    assert len({one.seed for one in found}) > 1
+    assert all(one.models[1].parameters == {"density": 0.37} for one in found)
+
+    drawn = {**recipe.parameters, "density": [0.2, 0.9]}
+    fixed = events.new_seed(
+        form, recipe.model_copy(update={"parameters": drawn, "seed": 2**60}), models, "", *values
+    )[0]
+    assert fixed.parameters == {"density": [0.2, 0.9]}
+    assert fixed.seed < events.NEW_SEEDS
 
 
 # the list of methods

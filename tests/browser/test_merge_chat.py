@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from components.forms import for_each_expert, is_rare, merge_wide
 from merging import METHODS
+from tests.browser.conftest import unanswered
 
 pytestmark = pytest.mark.browser
 
@@ -338,6 +339,69 @@ def test_a_merge_started_at_once_takes_the_number_just_typed(at_merge, console_e
     page.locator("#merge-button").click()
     page.locator("#merge-result h3", has_text="lambda 0.375").wait_for()
     wait_for_recipe(page, "lambda: 0.375")
+    assert console_errors == []
+
+
+def press(page, button, held: int) -> None:
+    """Press a button without waiting for anything, and hold it for so many milliseconds."""
+    button.scroll_into_view_if_needed()
+    box = button.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.wait_for_timeout(held)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("held", [0, 120])
+def test_a_new_seed_keeps_the_number_just_typed(at_merge, console_errors, held):
+    page = at_merge
+    choose(page, "dare_ties")
+    button, seed = page.get_by_role("button", name="New seed"), page.locator("#merge-seed input")
+    button.scroll_into_view_if_needed()
+    before = seed.input_value()
+    page.locator("#merge-density-0 input[type=number]").fill("0.37")
+    press(page, button, held)
+    expect(seed).not_to_have_value(before)
+    wait_for_recipe(page, f"seed: {seed.input_value()}")
+    wait_for_recipe(page, "density: 0.37")
+    page.wait_for_timeout(1000)
+    assert f"seed: {seed.input_value()}" in recipe(page), "nothing older comes after it"
+    assert "density: 0.37" in recipe(page)
+    expect(page.locator("#merge-density-0 input[type=number]")).to_have_value("0.37")
+    assert console_errors == []
+
+
+@pytest.mark.parametrize("held", [0, 120])
+def test_a_preset_is_not_undone_by_the_number_just_typed(at_merge, console_errors, held):
+    page = at_merge
+    choose(page, "ties")
+    preset = page.locator("#merge-preset")
+    preset.scroll_into_view_if_needed()
+    page.locator("#merge-lambda input").fill("0.375")
+    press(page, preset, held)
+    page.locator("#merge-note", has_text="back at its paper's value").wait_for()
+    expect(page.locator("#merge-lambda input")).to_have_value("1")
+    page.wait_for_timeout(1000)
+    assert "0.375" not in recipe(page)
+    expect(page.locator("#merge-lambda input")).to_have_value("1")
+    assert console_errors == []
+
+
+def test_numbers_typed_while_the_server_is_slow_keep_their_place(at_merge, console_errors):
+    page = at_merge
+    choose(page, "dare_ties")
+    density, preset = page.locator("#merge-density-0 input[type=number]"), page.locator("#merge-preset")
+    preset.scroll_into_view_if_needed()
+    with unanswered(page) as answer:
+        for typed in ("0.31", "0.32", "0.33"):
+            density.fill(typed)
+            page.wait_for_timeout(450)
+        press(page, preset, 0)
+        page.wait_for_timeout(500)
+        answer()
+    expect(density).to_have_value("0.8")
+    page.wait_for_timeout(1000)
+    assert "density" not in recipe(page)
     assert console_errors == []
 
 
