@@ -46,10 +46,10 @@ def build_app(settings: Settings) -> gr.Blocks:
 
         app.load(remember_owner, shared.owner, shared.owner, show_progress="hidden", api_visibility="private")
         wire_models_tab(app, models, settings, shared)
-        wire_inspect_tab(app, inspect, settings, shared)
+        wire_inspect_tab(inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared, merge_page.select)
         wire_importance_notice(merge.importance, merge, inspect.importance, settings, shared)
-        wire_chat_tab(app, chat, settings, shared, merge.fresh, merge.shown, merge.next)
+        wire_chat_tab(chat, settings, shared, merge.fresh, merge.shown, merge.next)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")

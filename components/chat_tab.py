@@ -155,7 +155,6 @@ def _build_sampling() -> tuple[gr.components.Component, ...]:
 
 
 def wire_chat_tab(
-    app: gr.Blocks,
     tab: ChatTab,
     settings: Settings,
     shared: Shared,
@@ -180,7 +179,8 @@ def wire_chat_tab(
     known = [shared.family, shared.owner, tab.talk, tab.chosen]
     page = [*tab.models, *told, tab.chosen, tab.intro, *tab.examples]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
-    gr.on([app.load, shared.owner.change], _of_page(partial(events.refresh, settings)), known, page, **latest)
+    looked = [shared.opened.change, shared.owner.change]
+    gr.on(looked, _of_page(partial(events.refresh, settings)), known, page, **latest)
     shared.family.change(_of_page(partial(events.take_family, settings)), known, page, **latest)
     fresh.change(_of_page(partial(events.take_fresh, settings)), [*known, fresh], page, **latest)
     open.click(_of_page(partial(events.take_merge, settings)), [*known, shown], page, **PRIVATE)

@@ -216,9 +216,9 @@ def build_importance_story() -> ImportanceStory:
     return ImportanceStory(whole, table, heads, rows)
 
 
-def wire_importance(app: gr.Blocks, section: ImportanceSection, settings: Settings, shared: Shared) -> None:
+def wire_importance(section: ImportanceSection, settings: Settings, shared: Shared) -> None:
     """Connect the section's events; `shared.importance` changes when there is something else to show."""
-    _wire_rows(app, section, settings, shared)
+    _wire_rows(section, settings, shared)
     who = [shared.family, shared.owner]
     said = [section.how, section.at, section.unit, section.samples, section.details, section.elements]
     said += [row.source for row in section.rows] + [row.text for row in section.rows]
@@ -236,7 +236,7 @@ def wire_importance(app: gr.Blocks, section: ImportanceSection, settings: Settin
         **PRIVATE,
     )
     gr.on(
-        [app.load, shared.owner.change, shared.family.change],
+        [shared.opened.change, shared.owner.change, shared.family.change],
         partial(events.attach, settings),
         who,
         section.running,
@@ -249,12 +249,16 @@ def wire_importance(app: gr.Blocks, section: ImportanceSection, settings: Settin
     )
 
 
-def _wire_rows(app: gr.Blocks, section: ImportanceSection, settings: Settings, shared: Shared) -> None:
+def _wire_rows(section: ImportanceSection, settings: Settings, shared: Shared) -> None:
     every = [
         part for row in section.rows for part in (row.row, row.source, row.text, row.upload, row.problem)
     ]
     gr.on(
-        [app.load, shared.family.change], partial(events.fill_rows, settings), shared.family, every, **PRIVATE
+        [shared.opened.change, shared.family.change],
+        partial(events.fill_rows, settings),
+        shared.family,
+        every,
+        **PRIVATE,
     )
     for number, row in enumerate(section.rows):
         row.source.input(events.choose_source, row.source, [row.text, row.upload, row.problem], **PRIVATE)

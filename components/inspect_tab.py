@@ -143,7 +143,7 @@ def can_merge(family: Family) -> dict[str, Any]:
     return gr.update(interactive=bool(family.experts))
 
 
-def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared: Shared) -> None:
+def wire_inspect_tab(tab: InspectTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: a family is measured, its report shown, a cell of it chosen."""
     reports, stops = TrimmedReports(shared_reports(settings), shared_previews().residents), Stops()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -157,10 +157,11 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
     # one at a time: what is drawn for the cell of before must not end after, and over, what a click asked for
     view = {"concurrency_id": "inspect view", "concurrency_limit": 1}
     look = partial(measure, reports.plain, stops, settings)
-    gr.on([app.load, shared.family.change], look, shared.family, measured, **latest)
+    known = [shared.opened.change, shared.family.change]
+    gr.on(known, look, shared.family, measured, **latest)
     tab.measure.click(partial(look, asked=True), shared.family, measured, **quiet)
     gr.on([tab.stop.click, shared.family.change], stops.stop, tab.token, None, **quiet)
-    gr.on([app.load, shared.family.change], can_merge, shared.family, tab.next, **quiet)
+    gr.on(known, can_merge, shared.family, tab.next, **quiet)
 
     def pick(event: gr.EventData, key: str, everything: bool, metric: str, cell: Cell | None) -> list[Any]:
         return pick_cell(reports, event, key, everything, metric, cell)
@@ -179,7 +180,7 @@ def wire_inspect_tab(app: gr.Blocks, tab: InspectTab, settings: Settings, shared
         named = [tab.report, tab.metric, tab.everything, field, tab.cell, found]
         field.input(partial(choose, reports), named, [tab.map, *cell], **latest, **view)
     wire_detail(tab.detail, tab.report, tab.cell, settings, shared, reports)
-    wire_importance(app, tab.importance, settings, shared)
+    wire_importance(tab.importance, settings, shared)
     found.change(partial(show_metric, reports), choice, map_views, **latest)
     found.change(partial(show_csv, reports), [tab.report, tab.everything, found], tab.csv, **latest)
     tab.metric.change(open_importance, [tab.metric, found], tab.importance.accordion, **quiet)

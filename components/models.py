@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,6 +20,8 @@ from merging.header import DTYPE_WORDS
 DEMO = "demo:"
 LONG_EXPERT = "math-long"
 MOST_EXPERTS = 8
+LONGEST = 1000
+"""Letters of what is typed for one model."""
 _README_BYTES = 64 << 10
 
 
@@ -62,6 +65,32 @@ class Choice:
 def demo_rows(settings: Settings) -> tuple[str, list[str]]:
     """The base and the experts of the demo family as a visitor would type them."""
     return DEMO + "base", [DEMO + name for name in DEMO_EXPERTS]
+
+
+def remembered(base: str, experts: Sequence[str]) -> dict[str, Any]:
+    """What a browser keeps of the rows."""
+    return {"base": base, "experts": list(experts)}
+
+
+def kept_rows(stored: object) -> tuple[str, list[str]] | None:
+    """The base and the experts that a browser kept; None where it kept nothing, or what is no list of models."""
+    if not isinstance(stored, dict):
+        return None
+    base, experts = stored.get("base"), stored.get("experts")
+    if (
+        not isinstance(experts, list)
+        or len(experts) > MOST_EXPERTS
+        or not all(map(_is_text, (base, *experts)))
+    ):
+        return None
+    return base, experts
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value can have been typed for a model; half a character cannot be sent back to the browser."""
+    return (
+        isinstance(value, str) and len(value) <= LONGEST and value.encode(errors="ignore").decode() == value
+    )
 
 
 def has_long_expert(settings: Settings) -> bool:

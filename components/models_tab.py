@@ -9,20 +9,27 @@ from typing import Any
 
 import gradio as gr
 
+from components.family import Family
 from components.model_cards import card_html, estimate_html
 from components.models import (
     DEMO,
     LONG_EXPERT,
+    LONGEST,
     MOST_EXPERTS,
     Choice,
     choose,
     demo_rows,
     has_long_expert,
+    kept_rows,
     plan_family,
+    remembered,
 )
 from components.settings import Settings
 from components.shared import Shared
 from merging import MergingError
+
+RESTORED = "() => document.documentElement.classList.remove('restoring')"
+"""Shows the rows that `theme.HEAD` hides until what the browser kept has been put in."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         )
     with gr.Row(elem_classes="actions"):
         add = gr.Button("Add an expert", size="sm", scale=0, min_width=140)
-    estimate = gr.HTML(_estimate(choice))
+    estimate = gr.HTML(_estimate(choice), elem_classes="estimate")
     with gr.Row(elem_classes="actions"):
         following = gr.Button("Inspect these models", variant="primary", size="md", scale=0, min_width=220)
     shown = gr.State(len(typed))
@@ -86,7 +93,7 @@ def _build_row(label: str, value: str, card: str, *, visible: bool, removable: b
                 value,
                 label=label,
                 placeholder="a folder, or demo:math",
-                max_length=1000,
+                max_length=LONGEST,
                 elem_classes="model-field",
             )
         with gr.Column(scale=8, min_width=280):
@@ -103,12 +110,15 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
     """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family."""
     fields = [tab.base.field, *(row.field for row in tab.experts)]
     cards = [tab.base.card, *(row.card for row in tab.experts)]
-    judged = [*cards, tab.estimate, shared.family, tab.add_long, tab.next]
+    judged = [*cards, tab.estimate, shared.family, tab.add_long, tab.next, shared.models]
     rows = [tab.shown, *fields, *(row.frame for row in tab.experts), tab.add]
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     events = [event for field in fields for event in (field.submit, field.blur)]
+    app.load(
+        partial(restore, settings), [shared.models, shared.family], [*rows, *judged, shared.opened], **options
+    ).then(None, None, None, js=RESTORED, api_visibility="private")
     gr.on(
-        [app.load, *events],
+        events,
         partial(judge, settings),
         [tab.shown, *fields],
         judged,
@@ -129,8 +139,22 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
             change(row.remove, partial(remove_expert, number))
 
 
+def restore(settings: Settings, stored: object, family: Family) -> list[Any]:
+    """The rows that this browser kept, or the demo's; what `judge` says of them; and for `Shared.opened` that the family
+    is the one that is there already."""
+    kept = kept_rows(stored)
+    base, experts = kept or demo_rows(settings)
+    arranged = _arranged(base, experts)
+    judged = judge(settings, len(experts), *arranged[1 : 2 + MOST_EXPERTS])
+    if kept is None:
+        arranged = [gr.skip()] * len(arranged)
+        judged[-1] = gr.skip()
+    stays = judged[2 + MOST_EXPERTS] == family
+    return [*arranged, *judged, True if stays else gr.skip()]
+
+
 def judge(settings: Settings, shown: int, *typed: str) -> list[Any]:
-    """Cards of all rows, the estimate, the family, and which buttons make sense."""
+    """Cards of all rows, the estimate, the family, which buttons make sense, and what the browser keeps."""
     experts = list(typed[1 : 1 + _rows(shown)])
     choice = choose(settings, typed[0] or "", [text or "" for text in experts])
     cards = [card_html(card, is_base=False) for card in choice.experts]
@@ -149,6 +173,7 @@ def judge(settings: Settings, shown: int, *typed: str) -> list[Any]:
         choice.family,
         gr.update(visible=offer_long),
         gr.update(interactive=ready),
+        remembered(typed[0] or "", [text or "" for text in experts]),
     ]
 
 

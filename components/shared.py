@@ -12,6 +12,7 @@ from components.family import Family
 from components.settings import Settings
 
 LOCAL_OWNER = "local"
+MODELS_KEY = "mergescope-models"
 _OWNER_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -19,20 +20,28 @@ _OWNER_ID = re.compile(r"[0-9a-f]{32}")
 class Shared:
     """`family` holds a `Family` (one without experts when nothing fits yet), `owner` the owner id that the browser
     keeps; pass what `owner` gives a handler through `owner_id` before using it. `importance` holds what this visitor
-    measured on the family (`importance_job.Found`), or None."""
+    measured on the family (`importance_job.Found`), or None. `models` is what was typed on the Models tab, as the browser
+    keeps it.
+
+    Once a page is open, exactly one of `family` and `opened` changes: the family where the browser kept another than the
+    demo, else `opened`. Who shows the family waits for either instead of `app.load`, and shows it once."""
 
     family: gr.State
     owner: gr.BrowserState
     importance: gr.State
+    models: gr.BrowserState
+    opened: gr.State
 
 
 def build_shared(settings: Settings) -> Shared:
     """The shared state of one page."""
     return Shared(
         family=gr.State(Family.demo(settings.demo)),
-        # the browser keeps the id under this fixed key, so that it survives a restart of the app
+        # the browser keeps these under fixed keys, so that they survive a restart of the app
         owner=gr.BrowserState(None, storage_key="mergescope-owner", secret="mergescope-owner"),
         importance=gr.State(None),
+        models=gr.BrowserState(None, storage_key=MODELS_KEY, secret=MODELS_KEY),
+        opened=gr.State(False),
     )
 
 

@@ -6,9 +6,21 @@ from pathlib import Path
 
 import gradio as gr
 
+from components.shared import MODELS_KEY
+
 CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
 NUMBER_FIELDS = Path(__file__).with_name("number_fields.js").read_text(encoding="utf-8")
-HEAD = f'<meta name="color-scheme" content="light dark"><script>{NUMBER_FIELDS}</script>'
+RESTORING = f"""
+try {{
+  if (localStorage.getItem('{MODELS_KEY}')) {{
+    const page = document.documentElement.classList;
+    page.add('restoring');
+    setTimeout(() => page.remove('restoring'), 5000);
+  }}
+}} catch {{}}
+"""
+"""Hides the demo's rows from who has chosen other models before, until those are put in or the server seems asleep."""
+HEAD = f'<meta name="color-scheme" content="light dark"><script>{RESTORING}{NUMBER_FIELDS}</script>'
 HEADER = """
 <header class="page-head">
   <div class="brand">

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 
+import gradio as gr
 import pytest
 
 from components.family import Family
 from components.model_cards import card_html, estimate_html
 from components.models import MOST_EXPERTS, choose, plan_family, resolve
-from components.models_tab import add_expert, judge, remove_expert, take_demo
+from components.models_tab import add_expert, judge, remove_expert, restore, take_demo
 from components.numbers import count, size
 from components.settings import Settings
 from merging import MergingError
@@ -26,7 +27,7 @@ def shown(settings, base, *experts):
     """What `judge` returns for these rows: cards, estimate, family, two button updates."""
     padded = [*experts, *[""] * (MOST_EXPERTS - len(experts))]
     result = judge(settings, len(experts), base, *padded)
-    return result[: 1 + len(experts)], result[1 + MOST_EXPERTS], result[2 + MOST_EXPERTS], result[-1]
+    return result[: 1 + len(experts)], result[1 + MOST_EXPERTS], result[2 + MOST_EXPERTS], result[-2]
 
 
 def test_a_family_that_fits(settings, family):
@@ -149,6 +150,56 @@ def test_rows_are_added_and_removed_in_place():
 def test_demo_comes_back_whole(settings):
     after = take_demo(settings, 1, "/gone", *["x"] * 8)
     assert after[0:5] == [3, "demo:base", "demo:math", "demo:code", "demo:words"]
+
+
+def test_what_was_typed_is_kept_and_comes_back(settings, family, tmp_path):
+    copy = shutil.copytree(family / "two", tmp_path / "two")
+    kept = judge(settings, 3, "demo:base", "demo:one", str(copy), "", *[""] * 5)[-1]
+    assert kept == {"base": "demo:base", "experts": ["demo:one", str(copy), ""]}
+    shutil.rmtree(copy)
+    rows = restore(settings, kept, Family.demo(family))
+    assert rows[:5] == [3, "demo:base", "demo:one", str(copy), ""]
+    assert [update["visible"] for update in rows[10:18]] == [True] * 3 + [False] * 5
+    cards, chosen = rows[19:28], rows[29]
+    assert "Fits the base" in cards[1]
+    assert "there is no such folder" in cards[2]
+    assert chosen == Family(str(family / "base"), (str(family / "one"),))
+    assert rows[-1] == gr.skip(), "the family changes, so nobody need be told that the page is open"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        7,
+        [],
+        {},
+        {"base": "x"},
+        {"base": None, "experts": []},
+        {"base": "x", "experts": "demo:one"},
+        {"base": "x", "experts": [3]},
+        {"base": "x", "experts": ["y"] * 9},
+        {"base": "x" * 5000, "experts": []},
+        {"base": "\ud800", "experts": []},
+    ],
+)
+def test_who_has_nothing_kept_or_something_odd_gets_the_demo(stored):
+    settings = Settings()
+    demo = Family.demo(settings.demo)
+    rows = restore(settings, stored, demo)
+    assert rows[:19] == [gr.skip()] * 19, "the rows of the demo are there already"
+    assert rows[29] == demo
+    assert rows[-2] == gr.skip(), "nothing is kept of somebody who chose nothing"
+    assert rows[-1] is True
+
+
+@pytest.mark.parametrize("base", ["", "/gone", "a\0b", "demo:nothing"])
+def test_a_kept_base_that_cannot_be_read_is_told_at_its_field(settings, family, base):
+    rows = restore(settings, {"base": base, "experts": ["demo:one"]}, Family.demo(family))
+    assert rows[1:3] == [base, "demo:one"]
+    assert ("Cannot be read" in rows[19]) == bool(base)
+    assert "before the base can be read" in rows[20]
+    assert rows[29] == Family("", ())
 
 
 def test_estimate_follows_from_the_plan(settings, family):

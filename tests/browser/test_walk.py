@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import unanswered
+from components.shared import MODELS_KEY
+from tests.browser.conftest import ROOT, unanswered
 
 pytestmark = pytest.mark.browser
 
@@ -269,6 +271,43 @@ def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):
     page.get_by_role("button", name="Remove expert 4").click()
     page.get_by_text("base + 3 experts").wait_for()
     assert console_errors == []
+
+
+def test_chosen_models_outlive_a_reload(open_page, app_url, reload, tmp_path, console_errors):
+    mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
+    page = open_page()
+    page.get_by_role("button", name="Remove expert 3").click()
+    page.get_by_text("base + 2 experts").wait_for()
+    page.get_by_label("Expert 2").fill(str(mine))
+    page.get_by_label("Expert 2").press("Enter")
+    page.locator(".card-name", has_text="mine").wait_for()
+    page.add_init_script(
+        """window.seen = [];
+        new MutationObserver(() => document.querySelectorAll('#map .annotation-text')
+          .forEach((name) => window.seen.push(name.textContent))).observe(document, {childList: true, subtree: true});"""
+    )
+    reload(page)
+    page.locator(".card-name", has_text="mine").wait_for()
+    assert page.get_by_label("Expert 1").input_value() == "demo:math"
+    assert page.get_by_label("Expert 2").input_value() == str(mine)
+    expect(page.get_by_label("Expert 3")).to_have_count(0)
+    open_tab(page, "2 Inspect")
+    expect(page.locator("#map .annotation-text")).to_have_text(["math", "mine"])
+    assert set(page.evaluate("window.seen")) == {"math", "mine"}, "the demo was never drawn"
+    open_tab(page, "3 Merge")
+    expect(page.locator("#recipe-yaml")).to_contain_text(str(mine))
+    open_tab(page, "4 Chat")
+    for column, name in enumerate(("base", "math", "mine", "nobody")):
+        expect(page.locator(f"#chat-model-{column} input")).to_have_value(name)
+    shutil.rmtree(mine)
+    reload(page)
+    open_tab(page, "1 Models")
+    page.get_by_text("there is no such folder").wait_for()
+    page.get_by_text("base + 1 of 2 experts").wait_for()
+    page.evaluate(f"localStorage.setItem('{MODELS_KEY}', 'odd')")
+    page.reload()
+    page.get_by_text("base + 3 experts").wait_for()
+    expect(page.get_by_label("Expert 2")).to_have_value("demo:code")
 
 
 @pytest.mark.parametrize("dark", [False, True])
