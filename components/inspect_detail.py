@@ -23,6 +23,7 @@ from components.inspect_events import Kept
 from components.inspect_tables import detail_tables, token_tables
 from components.inspect_trim import plain_key
 from components.inspect_views import Cell
+from components.models import explained
 from components.numbers import clock, size
 from components.reports import Stops
 from components.settings import Settings
@@ -160,10 +161,8 @@ def show_inside(
             return [shown, told, shown, can_decompose, None, WAITS, "", "", None, ""]
         inside = _inside(plan, name, settings.device, cell)
         return [shown, "", HIDDEN, can_decompose, *inside, None, ""]
-    except MergingError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"The models could not be read: {error.strerror}."
+    except (MergingError, OSError) as error:
+        problem = explained(family, error)
     unread = [NOT_READ, NOT_READ, "", "", None, ""]
     return [shown, views.error_status(problem), HIDDEN, gr.update(interactive=False), *unread]
 
@@ -216,11 +215,8 @@ def show_spectrum(
         yield ["", ready, HIDDEN, "", chart, table]
     except Stopped:
         yield ['<p class="quiet">Stopped.</p>', ready, HIDDEN, "", *keep]
-    except MergingError as error:
-        yield [views.error_status(str(error)), ready, HIDDEN, "", *keep]
-    except OSError as error:
-        sentence = f"The models could not be read: {error.strerror}."
-        yield [views.error_status(sentence), ready, HIDDEN, "", *keep]
+    except (MergingError, OSError) as error:
+        yield [views.error_status(explained(family, error)), ready, HIDDEN, "", *keep]
 
 
 def _spectra(plan: Plan, name: str, device: str, ended: threading.Event) -> Iterator[tuple[int, Spectrum]]:

@@ -18,6 +18,7 @@ from components.figures.metrics import row_name
 from components.importance_job import Found
 from components.importance_views import show_importance_story
 from components.inspect_views import Cell
+from components.models import explained
 from components.reports import Reports, Stops, report_key
 from components.settings import Settings
 from merging import MergingError, Plan, Report
@@ -57,10 +58,9 @@ def measure(
                     told = progress.seconds
                     yield [views.progress_status(progress), hidden, shown, token, gr.skip()]
         yield ["", hidden, hidden, "", key]
-    except MergingError as error:
-        yield [views.error_status(str(error)), hidden, hidden, "", ""]
-    except OSError as error:
-        yield [views.error_status(f"The models could not be read: {error.strerror}."), shown, hidden, "", ""]
+    except (MergingError, OSError) as error:
+        again = shown if isinstance(error, OSError) else hidden
+        yield [views.error_status(explained(family, error)), again, hidden, "", ""]
 
 
 def show_report(

@@ -12,6 +12,7 @@ import gradio as gr
 import merging
 from components import inspect_views as views
 from components.family import Family
+from components.models import explained, unreadable
 from components.newest import Newest
 from components.reports import Reports, Stops, report_key
 from components.settings import Settings
@@ -111,14 +112,11 @@ def trim(
                     told = progress.seconds
                     yield [views.progress_status(progress), shown, token, gr.skip()]
         yield ["", hidden, "", name]
-    except MergingError as error:
-        if not asked:  # what is wrong with these models stands in the advice
-            yield ["", hidden, "", gr.skip()]
-            return
-        yield [views.error_status(str(error)), hidden, "", gr.skip()]
-    except OSError as error:
-        sentence = f"The models could not be read: {error.strerror}."
-        yield [views.error_status(sentence), hidden, "", gr.skip()]
+    except (MergingError, OSError) as error:
+        known = isinstance(error, MergingError) and not unreadable(family)
+        # what is wrong with the weights themselves stands in the advice
+        status = "" if known and not asked else views.error_status(explained(family, error))
+        yield [status, hidden, "", gr.skip()]
 
 
 def _is_trim(density: object, scope: object) -> bool:

@@ -15,6 +15,7 @@ from components.settings import Settings
 from merging import Checkpoint, MergingError, Plan
 from merging.anatomy import blocks, locate
 from merging.compatibility import compare
+from merging.errors import PlanError
 from merging.header import DTYPE_WORDS
 
 DEMO = "demo:"
@@ -223,3 +224,32 @@ def plan_family(family: Family) -> Plan:
         MergingError: the family cannot be merged.
     """
     return merging.check(family.recipe())
+
+
+def unreadable(family: Family) -> list[str]:
+    """A sentence for each model of a family that cannot be opened: which one, why, and what to do."""
+    models = [("base", family.base_name, family.base)]
+    models += [("expert", name, folder) for name, folder in zip(family.names, family.experts, strict=True)]
+    sentences = []
+    for role, name, folder in models:
+        try:
+            Checkpoint.open(folder)
+        except (MergingError, OSError) as error:
+            reason = (
+                str(error) if isinstance(error, MergingError) else f"{folder}: {error.strerror or error}."
+            )
+            sentences.append(
+                f"The {role} {name} cannot be read. {reason} Put it back, or choose another {role} on the Models tab."
+            )
+    return sentences
+
+
+def explained(family: Family, error: MergingError | OSError) -> str:
+    """What to tell who only looks at a family, without a recipe, and something went wrong."""
+    if gone := unreadable(family):
+        return " ".join(gone)
+    if isinstance(error, PlanError):
+        return f"These models cannot be read together. {' '.join(error.problems)} The Models tab shows what does not fit."
+    if isinstance(error, OSError):
+        return f"{error.filename or 'A file of these models'} could not be read: {error.strerror or error}. Try again."
+    return str(error)

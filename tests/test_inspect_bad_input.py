@@ -16,6 +16,7 @@ from components.family import Family
 from components.figures.metrics import METRICS
 from components.inspect_detail import show_inside, show_spectrum
 from components.inspect_trim import TrimmedReports, trim
+from components.models import explained
 from components.reports import Reports, Stops
 from components.settings import Settings
 
@@ -129,9 +130,61 @@ def test_a_cell_of_a_model_that_is_gone_is_said_to_be_unread_not_empty(tmp_path)
     seen = look(saved(tmp_path, base, [tuned(base, 1), tuned(base, 2)]))
     Path(seen.family.experts[1]).rename(tmp_path / "elsewhere")
     inside = show_inside(seen.reports, SETTINGS, seen.family, seen.key, (0, "q"))
-    assert "there is no such folder" in inside[1]
+    assert_names_the_model(inside[1], seen.family.experts[1])
+    assert "expert0" not in inside[1]
     assert inside[4] == inside[5] == {"empty": "Not read: the line above says why."}
     assert "No weights here" not in str(inside)
+
+
+def assert_names_the_model(status: str, folder: str) -> None:
+    """One sentence on the model that is gone; nobody wrote a recipe here."""
+    assert 'role="alert"' in status
+    assert f"The expert expert1 cannot be read. {folder}: there is no such folder." in status
+    assert "Put it back, or choose another expert on the Models tab." in status
+    assert "recipe" not in status
+
+
+def test_every_part_of_the_tab_says_which_model_is_gone(tmp_path):
+    base = llama(2)
+    seen = look(saved(tmp_path, base, [tuned(base, 1), tuned(base, 2)]))
+    gone = seen.family.experts[1]
+    Path(gone).rename(tmp_path / "elsewhere")
+    reports, stops = seen.reports, Stops()
+    (measured,) = events.measure(reports.plain, stops, SETTINGS, seen.family, True)
+    (spectrum,) = show_spectrum(reports, stops, SETTINGS, seen.family, seen.key, (0, "q"))
+    trims = [
+        list(trim(reports, stops, SETTINGS, seen.family, (seen.key, 0.5, "tensor"), asked))
+        for asked in (False, True)
+    ]
+    for status in (measured[0], spectrum[0], *(steps[0][0] for steps in trims)):
+        assert_names_the_model(status, gone)
+    Path(seen.family.base).rename(tmp_path / "base gone")
+    (measured,) = events.measure(reports.plain, stops, SETTINGS, seen.family, True)
+    assert "The base base cannot be read." in measured[0]
+    assert_names_the_model(measured[0], gone)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    base = llama(2)
+    family = saved(tmp_path, base, [tuned(base, 1), tuned(base, 2)])
+    damaged = Path(family.experts[0]) / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    (measured,) = events.measure(Reports(), Stops(), SETTINGS, family, True)
+    assert "The expert expert0 cannot be read." in measured[0]
+    assert str(damaged) in measured[0]
+    refused = PermissionError(13, "Permission denied", str(damaged))
+    damaged.write_bytes(damaged.read_bytes() + b"\0" * 4)
+    assert explained(family, refused) == f"{damaged} could not be read: Permission denied. Try again."
+
+
+def test_models_that_do_not_fit_are_told_without_a_recipe(tmp_path):
+    base = llama(2)
+    wide = {**tuned(base, 2), "model.norm.weight": torch.zeros(WIDTH + 1)}
+    family = saved(tmp_path, base, [tuned(base, 1), wide])
+    (measured,) = events.measure(Reports(), Stops(), SETTINGS, family, True)
+    assert "These models cannot be read together." in measured[0]
+    assert "model.norm.weight" in measured[0]
+    assert "recipe" not in measured[0]
 
 
 def test_experts_equal_to_the_base_show_zeros_and_gaps(tmp_path):
