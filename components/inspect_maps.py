@@ -15,7 +15,7 @@ from components.figures.conflict_metrics import CONFLICT_METRICS
 from components.figures.importance_maps import MAPS
 from components.figures.metrics import CHANGE_METRICS
 from components.figures.words import MapWords
-from components.inspect_trim import FIRST_DENSITY, SCOPES, TrimmedReports
+from components.inspect_trim import FIRST_DENSITY, SCOPES, TrimmedReports, has_trim
 from components.inspect_views import TRIMMED
 from components.reports import Stops
 from components.settings import Settings
@@ -110,7 +110,10 @@ class Shown:
 def wire_choice(
     choice: MapChoice, shown: Shown, settings: Settings, shared: Shared, reports: TrimmedReports, stops: Stops
 ) -> None:
-    """The rows of maps follow their group; a trim is made for small models at once, for large ones when asked."""
+    """The rows of maps follow their group; a trim is made for small models at once, for large ones when asked.
+
+    Once one is shown, it follows its slider however that is moved: keys and typed numbers release nothing.
+    """
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
     gr.on(
@@ -126,7 +129,7 @@ def wire_choice(
         yield from trims.trim(reports, stops, settings, family, (key, density, scope), asked)
 
     def trim_if_shown(family: Family, trimmed: str, *wanted: object) -> Iterator[list[Any]]:
-        yield from trim(trimmed == TRIMMED, family, *wanted)
+        yield from trim(trimmed == TRIMMED or has_trim(wanted[0]), family, *wanted)
 
     wanted = [shown.report, choice.density, choice.scope]
     made = gr.State("")
@@ -146,4 +149,4 @@ def wire_choice(
         **latest,
     )
     for event in (asked, unasked):
-        event.success(trims.accept, [shown.report, made], shown.report, **quiet)
+        event.success(trims.accept, [shown.report, made], shown.report, **latest)

@@ -64,6 +64,11 @@ def plain_key(key: str) -> str:
     return key.partition("@")[0]
 
 
+def has_trim(key: object) -> bool:
+    """Whether a key names a trim."""
+    return isinstance(key, str) and "@" in key
+
+
 def trim_key(key: str, density: float, scope: str) -> str:
     """The key of a report with a trim."""
     return f"{plain_key(key)}@{density:g} {scope}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import secrets
-import time
 from typing import Any
 
 import gradio as gr
@@ -16,9 +15,10 @@ import gradio as gr
 import merging
 from components.backend import job_store
 from components.brush import settled
-from components.downloads import forget_zip, model_bytes, zip_model
+from components.downloads import forget_zip, zip_model
 from components.family import Family
 from components.forms import read_numbers, shown
+from components.merge_cards import KIND, card, fits, merges, newest_of
 from components.merge_form import MergeForm, preset_note, profile_note
 from components.merge_html import (
     default_text,
@@ -32,15 +32,12 @@ from components.merge_html import (
 from components.merge_presets import advice, profile_changes, with_preset
 from components.merge_recipe import check, default_recipe, one_click_recipe, title, to_form, to_recipe
 from components.merge_yaml import MAX_YAML, from_yaml
-from components.numbers import size
 from components.reports import shared_reports
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
 from merging.job_records import Job
 
-KIND = "merge"
-SHOWN_JOBS = 30
 NEW_SEEDS = 10_000
 NOT_APPLIED = "Edited. Apply the YAML to use it; a change in the form replaces it."
 
@@ -216,36 +213,42 @@ def tick(settings: Settings, watched: str, ready: bool, family: Family, stored: 
 
 
 def attach(settings: Settings, ready: bool, family: Family, stored: Any, *, shown: str = "") -> list[Any]:
-    """Everything about this owner's jobs as it is now: the running one is watched, `shown` or the newest is shown."""
-    store, owner = job_store(settings), owner_id(settings, stored)
-    jobs = _merges(settings, owner)
-    active = [job for job in jobs if job.active]
+    """Everything about this owner's jobs as it is now: the running one is watched; `shown`, or the newest of the family,
+    is shown."""
+    owner = owner_id(settings, stored)
+    active = [job for job in merges(settings, owner) if job.active]
     watched = active[-1] if active else None
-    ended = [job for job in jobs if not job.active]
-    chosen = store.get(owner, shown) or (ended[0] if ended else None)
+    chosen = job_store(settings).get(owner, shown) or newest_of(settings, owner, family)
     can_default = check(default_recipe(family)).plan is not None
-    return [*_running(watched, ready=ready, can_default=can_default), *_card(settings, owner, chosen)]
+    return [*_running(watched, ready=ready, can_default=can_default), *card(settings, owner, chosen)]
+
+
+def other_family(settings: Settings, shown: str, family: Family, stored: Any) -> list[Any]:
+    """Other models were chosen: a card about others makes room for the newest merge of these, or for none."""
+    owner = owner_id(settings, stored)
+    job = job_store(settings).get(owner, shown)
+    kept = job is not None and (job.active or fits(job, family))
+    return card(settings, owner, job if kept else newest_of(settings, owner, family))
 
 
 def newest(settings: Settings, stored: Any) -> str:
     """The id of this owner's newest finished merge, or nothing."""
-    done = [job.id for job in _merges(settings, owner_id(settings, stored)) if job.state == "done"]
+    done = [job.id for job in merges(settings, owner_id(settings, stored)) if job.state == "done"]
     return done[0] if done else ""
 
 
 def show(settings: Settings, id: str, stored: Any) -> list[Any]:
     """Another of the earlier merges was chosen."""
     owner = owner_id(settings, stored)
-    return _card(settings, owner, job_store(settings).get(owner, id))
+    return card(settings, owner, job_store(settings).get(owner, id))
 
 
-def delete(settings: Settings, shown: str, stored: Any) -> list[Any]:
-    """Forget the job on the card and show the one before it."""
+def delete(settings: Settings, shown: str, family: Family, stored: Any) -> list[Any]:
+    """Forget the job on the card and show the newest one of the family."""
     store, owner = job_store(settings), owner_id(settings, stored)
     if store.delete(owner, shown):
         forget_zip(shown)
-    ended = [job for job in _merges(settings, owner) if not job.active]
-    return _card(settings, owner, ended[0] if ended else None)
+    return card(settings, owner, newest_of(settings, owner, family))
 
 
 def reuse(form: MergeForm, settings: Settings, shown: str, stored: Any, *state: Any) -> list[Any]:
@@ -266,10 +269,6 @@ def download(settings: Settings, shown: str, stored: Any) -> dict[str, Any]:
     return gr.update(value=str(path))
 
 
-def _merges(settings: Settings, owner: str) -> list[Job]:
-    return [job for job in job_store(settings).list(owner) if job.kind == KIND]
-
-
 def _running(job: Job | None, *, ready: bool, can_default: bool) -> list[Any]:
     """Watched job, timer, progress, and the buttons that depend on whether something runs."""
     active = job is not None and job.active
@@ -281,29 +280,3 @@ def _running(job: Job | None, *, ready: bool, can_default: bool) -> list[Any]:
         gr.update(interactive=ready and not active),
         gr.update(interactive=can_default and not active),
     ]
-
-
-def _card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
-    """Shown job, card, its buttons, and the list of merges."""
-    jobs = _merges(settings, owner)
-    has_model = job is not None and job.state == "done"
-    weight = size(model_bytes(job_store(settings), owner, job.id)) if job is not None and has_model else ""
-    choices = [(_line(one), one.id) for one in jobs if not one.active][:SHOWN_JOBS]
-    listed = job is not None and job.id in {id for _, id in choices}
-    return [
-        job.id if job is not None else "",
-        result_html(job),
-        gr.update(visible=has_model),
-        gr.update(visible=has_model, value=f"Download model (zip, {weight})"),
-        gr.update(visible=job is not None and job.recipe is not None and not job.active),
-        gr.update(visible=job is not None and not job.active),
-        gr.update(
-            choices=choices, value=job.id if job is not None and listed else None, visible=bool(choices)
-        ),
-    ]
-
-
-def _line(job: Job) -> str:
-    """A job in the list: name, when, how it ended."""
-    when = time.strftime("%d %b %H:%M:%S", time.localtime(job.created))
-    return f"{job.title}\n{when} · {job.state}"

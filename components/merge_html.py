@@ -86,8 +86,11 @@ def _bar(title: str, done: float, words: str) -> str:
     )
 
 
-def result_html(job: Job | None) -> str:
-    """The card of a job that has ended: what was attained, or why not."""
+def result_html(job: Job | None, *, others: bool = False) -> str:
+    """The card of a job that has ended: what was attained, or why not; without one, whether merges of `others` models
+    are listed."""
+    if job is None and others:
+        return '<div class="mg-empty"><strong>No merge of these models yet</strong> Earlier ones are listed below.</div>'
     if job is None:
         return (
             '<div class="mg-empty"><strong>No merge yet</strong>'

@@ -236,6 +236,17 @@ def number_of(model: str, recipe: Recipe, family: Family) -> int | None:
     return None
 
 
+def is_of(recipe: Recipe, family: Family) -> bool:
+    """Whether a recipe merges models of this family only, as changes from its base if from any."""
+    base = Path(family.base).resolve()
+    if recipe.base_model is not None and place_of(at_root(recipe), recipe.base_model) != base:
+        return False
+    return all(
+        number_of(entry.model, recipe, family) is not None or place_of(recipe, entry.model) == base
+        for entry in recipe.models
+    )
+
+
 def place_of(recipe: Recipe, model: str) -> Path | None:
     """The folder a model reference means; None for a name that cannot be one."""
     try:

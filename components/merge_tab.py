@@ -273,7 +273,9 @@ def _wire_results(
     """What can be done with a finished job."""
     card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
     tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **LATEST)
-    tab.delete.click(partial(events.delete, settings), [tab.shown, shared.owner], card, **PRIVATE)
+    chosen = [tab.shown, shared.family, shared.owner]
+    tab.delete.click(partial(events.delete, settings), chosen, card, **PRIVATE)
+    shared.family.change(partial(events.other_family, settings), chosen, card, **PRIVATE)
     tab.reuse.click(
         partial(events.reuse, tab.form, settings),
         [tab.shown, shared.owner, *state],

@@ -20,6 +20,7 @@ from components.figures.metrics import explanation_html
 from components.inspect_views import error_status, progress_status
 from components.merge_recipe import expert_names, to_form, to_recipe
 from components.preview_store import Desk, Pages, Previews, asked_for, shown_key
+from components.preview_unmoved import unmoved_html
 from components.preview_views import Choice
 from components.settings import Settings
 from merging import METHODS, MergingError, Progress, Recipe
@@ -32,6 +33,8 @@ TOLD = 0.3
 CHANGED = "The models changed on disk while they were read. Move a slider to look again."
 PICTURE, AROUND, PICKED = 5, 10, 5
 """How many outputs `pictured`, `around` and `pick` fill."""
+FACTS = 4
+"""Where the facts stand in `around`."""
 Place = tuple[int, int] | None
 """Row and column of a cell on the map."""
 
@@ -45,6 +48,14 @@ def choice_of(number: Any, which: Any, everything: Any, cell: Any) -> Choice:
         bool(everything),
         (chosen[0], chosen[1]) if chosen is not None else None,
     )
+
+
+def chosen_at(pages: Pages, token: str, choice: tuple[Any, ...]) -> Choice:
+    """What a page's visitor chose. A number that stands in for another one, which the method before did not have, makes
+    room for it again."""
+    chosen, desk = choice_of(*choice), pages.desk(token)
+    stands_in = desk is not None and desk.choice.number == chosen.number
+    return replace(chosen, wanted=desk.choice.wanted) if desk is not None and stands_in else chosen
 
 
 def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
@@ -101,7 +112,8 @@ def follow(
     """
     if not visited:
         return
-    over, chosen = pages.begin(token), choice_of(*choice)
+    over, chosen = pages.begin(token), chosen_at(pages, token, choice)
+    before = previews.get(shown)
     pages.look(token, Desk(recipe, family, chosen))
     told = ""
     try:
@@ -125,7 +137,10 @@ def follow(
                 told = views.sample_html(event, settled)
                 drawn = shown_key(key, event) == shown
                 seen = skipped(PICTURE) if drawn else pictured(event, key, recipe, settled)
-                yield [*seen, *around(event, recipe, settled, token, listed=listed)]
+                rest = around(event, recipe, settled, token, listed=listed)
+                if before is not None:
+                    rest[FACTS] = gr.skip() if drawn else _facts(before, event, recipe, settled)
+                yield [*seen, *rest]
     except (MergingError, OSError) as error:
         yield failed(error, token)
 
@@ -180,6 +195,11 @@ def around(preview: Preview, recipe: Recipe, choice: Choice, token: str, *, list
     ]
 
 
+def _facts(before: Preview, preview: Preview, recipe: Recipe, choice: Choice) -> str:
+    """The facts above the map, and why it is as it was before, where that can be said."""
+    return views.facts_html(preview, choice) + unmoved_html(before, preview, expert_names(recipe), choice)
+
+
 def live_value(token: str) -> dict[str, Any]:
     """The page's token, and when its picture was brought up to date: until then the page marks it as an older one."""
     return {"token": token, "at": now()}
@@ -189,7 +209,7 @@ def pick(
     previews: Previews, pages: Pages, token: str, place: Place, recipe: Recipe, shown: str, *choice: Any
 ) -> list[Any]:
     """Cell, bars, figures, the way back to the whole model, and the map's outline, for one cell of the map."""
-    preview, chosen = previews.get(shown), choice_of(*choice)
+    preview, chosen = previews.get(shown), chosen_at(pages, token, choice)
     cell: Cell | None = None
     if preview is not None and place is not None:
         cell = views.cell_at(preview, chosen.everything, *place)

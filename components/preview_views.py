@@ -42,26 +42,28 @@ NO_FATES = "This method is no sum of scaled changes, so weights have no single f
 
 @dataclass(frozen=True)
 class Choice:
-    """What a visitor wants to see: the number, for rounding and parameters which one, norms and embeddings too, and
-    the cell whose bars are shown (None: the whole model)."""
+    """What a visitor wants to see: the number, for rounding and parameters which one, norms and embeddings too, the
+    cell whose bars are shown (None: the whole model), and the number `wanted` where the method does not have it."""
 
     number: str = FIRST
     which: str | None = None
     everything: bool = False
     cell: Cell | None = None
+    wanted: str | None = None
 
 
 def settle(preview: Preview, choice: Choice) -> Choice:
     """The choice as far as it means something for this preview; the browser may send anything."""
     known = [key for _, key in numbers(preview)]
-    number = choice.number if choice.number in known else known[0]
+    wanted = choice.wanted if choice.wanted in {key for _, key in NUMBERS} else choice.number
+    number = next(one for one in (wanted, choice.number, known[0]) if one in known)
     options = choices(preview, number)
     which = choice.which if choice.which in options else None
     if which is None and options:
         which = (rounding.output_dtype(preview) if number == ROUNDING else None) or options[0]
     cells = {(place.block, place.kind) for place in placed(preview.tensors, everything=True).values()}
     cell = choice.cell if choice.cell in cells else None
-    return Choice(number, which, bool(choice.everything), cell)
+    return Choice(number, which, bool(choice.everything), cell, wanted if wanted != number else None)
 
 
 def numbers(preview: Preview | None) -> list[tuple[str, str]]:

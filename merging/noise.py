@@ -13,8 +13,10 @@ so u is uniform over 24 bits, and an element is kept if u < round(keep·2²⁴).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from merging.pieces import Piece
@@ -25,8 +27,8 @@ MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 SHIFTS = (16, 13, 16)
 HIGH = 0x9E3779B9
 WORD = 1 << 32
-CHUNK = 1 << 18
-"""Elements made at once: what stays in the cache."""
+CHUNK = 1 << 17
+"""Elements made at once on the CPU: what stays in the cache."""
 FLIPS = 1 << 18
 """Elements after which a tensor's coin flips repeat."""
 COINS = 24
@@ -43,21 +45,53 @@ def uniform(
     seed: int, expert: int, tensor: str, start: int, count: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """u of the elements `start` to `start + count` of a tensor: int32 in [0, 2²⁴)."""
-    words = torch.empty(count, dtype=torch.int32, device=device)
-    ramp = torch.arange(min(count, CHUNK), dtype=torch.int32, device=device)
-    shifted = torch.empty_like(ramp)
+    word = _on_cpu if torch.device(device).type == "cpu" else _on_device
     k0, k1 = key(seed, expert, tensor)
+    return word(k0, k1, start, count, torch.device(device))
+
+
+def _on_cpu(k0: int, k1: int, start: int, count: int, device: torch.device) -> torch.Tensor:
+    """`uniform` by NumPy: its unsigned shifts save an operation each, and all of them are faster."""
+    words = np.empty(count, dtype=np.uint32)
+    ramp = np.arange(min(count, CHUNK), dtype=np.uint32)
+    shifted = np.empty_like(ramp)
+    for high, low, place in _runs(start, count, CHUNK):
+        part = words[place]
+        np.add(ramp[: len(part)], np.uint32(low), out=part)
+        for word in (k0 ^ (high * HIGH % WORD), k1):
+            part ^= np.uint32(word)
+            for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
+                part ^= np.right_shift(part, shift, out=shifted[: len(part)])
+                if multiplier is not None:
+                    part *= np.uint32(multiplier)
+        part >>= 8
+    return torch.from_numpy(words.view(np.int32))
+
+
+def _on_device(k0: int, k1: int, start: int, count: int, device: torch.device) -> torch.Tensor:
+    """`uniform` by torch, whose int32 arithmetic wraps as unsigned does."""
+    words = torch.empty(count, dtype=torch.int32, device=device)
+    for high, low, place in _runs(start, count, WORD):
+        part = words[place]
+        torch.add(torch.arange(len(part), dtype=torch.int32, device=device), _signed(low), out=part)
+        for word in (k0 ^ (high * HIGH % WORD), k1):
+            part ^= _signed(word)
+            for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
+                part ^= (part >> shift) & ((1 << (32 - shift)) - 1)
+                if multiplier is not None:
+                    part *= _signed(multiplier)
+        part.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
+    return words
+
+
+def _runs(start: int, count: int, most: int) -> Iterator[tuple[int, int, slice]]:
+    """Elements `start` to `start + count` in runs of `most` with one `high`: that, the first `low`, and the place of the run."""
     done = 0
     while done < count:
         high, low = divmod(start + done, WORD)
-        size = min(CHUNK, count - done, WORD - low)
-        part = words[done : done + size]
-        torch.add(ramp[:size], _signed(low), out=part)
-        _mix(part, k0 ^ (high * HIGH % WORD), shifted[:size])
-        _mix(part, k1, shifted[:size])
-        part.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
+        size = min(most, count - done, WORD - low)
+        yield high, low, slice(done, done + size)
         done += size
-    return words
 
 
 def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
@@ -105,17 +139,6 @@ def _first_element(piece: Piece) -> int:
 def threshold(keep: float) -> int:
     """The whole number that u must be below for an element to be kept with probability `keep`."""
     return round(keep * ONE)
-
-
-def _mix(words: torch.Tensor, word: int, shifted: torch.Tensor) -> None:
-    """XOR a key word in and apply MurmurHash3's finaliser, in place; int32 arithmetic wraps as unsigned does."""
-    words ^= _signed(word)
-    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
-        torch.bitwise_right_shift(words, shift, out=shifted)
-        shifted &= (1 << (32 - shift)) - 1
-        words ^= shifted
-        if multiplier is not None:
-            words *= _signed(multiplier)
 
 
 def _signed(word: int) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 
 TINY_SUM = 1e-8
@@ -213,11 +214,22 @@ def as_rows(deltas: torch.Tensor) -> torch.Tensor:
     return deltas.reshape(experts, rows, math.prod(shape) // rows if rows else 0)
 
 
-def ranks_in_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Each element's rank by |δ| in its row [..., m], 0 for the largest; among equals the lower index ranks first."""
-    order = magnitude_bits(rows).sort(dim=-1, descending=True, stable=True).indices
-    positions = torch.arange(rows.shape[-1], device=rows.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, positions)
+def order_in_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Where in its row the element of each rank by |δ| is, the largest first: int64 [..., m].
+
+    Among equals the lower index ranks first. On the CPU it is the lower half of sorted keys, whose upper half is the
+    inverted magnitude: a quarter of the time of a stable sort that brings indices along.
+    """
+    bits = magnitude_bits(rows)
+    if rows.device.type != "cpu":
+        return bits.sort(dim=-1, descending=True, stable=True).indices
+    order = torch.empty(bits.shape, dtype=torch.int64)
+    for keys, magnitudes in zip(order.numpy().view(np.uint64), bits.numpy(), strict=True):
+        keys[...] = np.invert(magnitudes).view(np.uint32)
+        keys <<= np.uint64(32)
+        keys |= np.arange(rows.shape[-1], dtype=np.uint64)
+        keys.sort(axis=-1)
+    return order.bitwise_and_(0xFFFFFFFF)
 
 
 def rank_probabilities(elements: int, density: float, epsilon: float) -> torch.Tensor:

@@ -402,7 +402,7 @@ def test_nobody_reaches_another_owners_merge(settings, models, form):
     job_store(settings).wait(ADA, id, 60)
     for stored in (BOB, None, "../" + ADA, ADA + "/", {"owner": ADA}):
         assert events.show(settings, id, stored)[0] == ""
-        events.delete(settings, id, stored)
+        events.delete(settings, id, models, stored)
         assert events.newest(settings, stored) == ""
         with pytest.raises(gr.Error, match="no longer there"):
             events.download(settings, id, stored)
@@ -434,7 +434,7 @@ def test_the_download_is_the_whole_folder(settings, models, tmp_path):
         f.name for f in folder.iterdir()
     }
     LoadedModel.load(folder)
-    events.delete(settings, id, ADA)
+    events.delete(settings, id, models, ADA)
     assert not path.exists()
 
 
@@ -445,8 +445,40 @@ def test_deleting_shows_the_merge_before(settings, models):
     job_store(settings).wait(ADA, second, 60)
     card = events.show(settings, second, ADA)
     assert [id for _, id in card[6]["choices"]] == [second, first]
-    assert events.delete(settings, second, ADA)[0] == first
-    assert events.delete(settings, first, ADA)[6]["visible"] is False
+    assert events.delete(settings, second, models, ADA)[0] == first
+    assert events.delete(settings, first, models, ADA)[6]["visible"] is False
+
+
+def test_the_card_is_about_the_chosen_models_and_the_list_about_all(settings, models):
+    pair = Family(models.base, models.experts[:2])
+    three = events.start_default(settings, models, ADA)[0]
+    job_store(settings).wait(ADA, three, 60)
+    names = ("shown", "result", "next", "download", "reuse", "delete", "history")
+
+    def card(updates: list) -> dict:
+        return dict(zip(names, updates[-7:], strict=True))
+
+    away = card(events.other_family(settings, three, pair, ADA))
+    assert (away["shown"], away["next"]["visible"], away["delete"]["visible"]) == ("", False, False)
+    assert "No merge of these models yet" in away["result"]
+    assert [id for _, id in away["history"]["choices"]] == [three]
+    assert away["history"]["value"] is None
+    assert card(events.attach(settings, True, pair, ADA))["shown"] == ""
+    assert card(events.show(settings, three, ADA))["shown"] == three, "the list still leads to it"
+
+    two = events.start(settings, default_recipe(pair, "linear"), pair, ADA)[0]
+    job_store(settings).wait(ADA, two, 60)
+    assert card(events.attach(settings, True, pair, ADA))["shown"] == two
+    assert card(events.other_family(settings, two, models, ADA))["shown"] == two, (
+        "these are models of it, too"
+    )
+    other = Family(models.experts[2], models.experts[:2])
+    task = events.start(settings, default_recipe(pair, "task_arithmetic"), pair, ADA)[0]
+    job_store(settings).wait(ADA, task, 60)
+    assert card(events.other_family(settings, task, other, ADA))["shown"] == two, "from another base"
+    assert card(events.delete(settings, two, other, ADA))["shown"] == ""
+    assert card(events.tick(settings, task, True, other, ADA))["shown"] == task, "it was watched"
+    assert [id for _, id in card(events.show(settings, "", ADA))["history"]["choices"]] == [task, three]
 
 
 def test_an_earlier_recipe_comes_back_into_the_form(settings, models, form):

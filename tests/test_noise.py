@@ -57,6 +57,18 @@ def test_the_tail_of_a_chi_squared():
     assert tail(219.0, 255) == pytest.approx(0.049, abs=0.002)
 
 
+@pytest.mark.parametrize("start", [0, 7, 2**32 - 3, 5 * 2**32 + CHUNK - 1])
+def test_a_device_draws_what_the_cpu_draws(start):
+    words = merging.noise.key(3, 1, "w")
+    count = CHUNK + 5
+    one, other = (
+        draw(*words, start, count, torch.device("cpu"))
+        for draw in (merging.noise._on_cpu, merging.noise._on_device)
+    )
+    assert one.dtype == other.dtype == torch.int32
+    assert torch.equal(one, other)
+
+
 def test_the_test_vectors_of_the_docstring():
     text = merging.noise.__doc__
     numbers = [int(word) for word in re.search(r"is ([\d, ]+)\.", text)[1].split(", ")]

@@ -156,6 +156,85 @@ def test_methods_without_fates_offer_what_they_have(previews, pages, models):
     assert views.NO_FATES in seen[FACTS]
 
 
+def test_what_a_method_lacks_comes_back_with_the_next(previews, pages, models):
+    ties, slerp = default_recipe(models), default_recipe(models, "slerp")
+
+    def chosen(recipe, number: str) -> str:
+        return look(previews, pages, recipe, models, choice=(number, None, False, None))[NUMBER]["value"]
+
+    assert chosen(ties, "outvoted") == "outvoted"
+    assert chosen(slerp, "outvoted") == "presence"
+    assert chosen(default_recipe(models, "karcher"), "presence") == "presence"
+    assert chosen(ties, "presence") == "outvoted", "nobody chose presence"
+    assert chosen(slerp, "outvoted") == "presence"
+    assert chosen(slerp, "nobody") == "nobody"
+    assert chosen(slerp, "presence") == "presence"
+    assert chosen(ties, "presence") == "presence", "now somebody did"
+    assert chosen(slerp, "<b>") == "presence"
+    assert chosen(ties, "presence") == "presence", "what is no number is not what somebody wanted"
+
+
+def test_a_click_keeps_what_is_to_come_back(previews, pages, models):
+    slerp = default_recipe(models, "slerp")
+    seen = look(previews, pages, slerp, models)
+    pick(previews, pages, "t", (1, 2), slerp, seen[KEY], "presence", None, False, None)
+    back = look(previews, pages, default_recipe(models), models, choice=("presence", None, False, None))
+    assert back[NUMBER]["value"] == "kept"
+
+
+def moved(previews, pages, models, before, after, number: str) -> str:
+    """The facts after a change of the recipe, while a map is shown."""
+    choice = (number, None, False, None)
+    seen = look(previews, pages, before, models, choice=choice)
+    assert "pv-unmoved" not in seen[FACTS]
+    return look(previews, pages, after, models, seen[KEY], choice=choice)[FACTS]
+
+
+@pytest.mark.parametrize(
+    ("method", "start", "change", "number", "said"),
+    [
+        ("ties", {}, {"weight__0": 1.6}, "kept", "does not depend on weight: the vote counts"),
+        ("ties", {}, {"weight__0": 1.6}, "presence", ""),
+        ("ties", {}, {"weight__0": 0.0}, "kept", ""),
+        ("ties", {}, {"density__0": 0.3}, "kept", ""),
+        ("ties", {}, {"lambda": 0.5}, "kept", "does not depend on lambda, which scales"),
+        ("ties", {}, {"lambda": 0.5}, "presence", ""),
+        ("ties", {}, {"normalize": False}, "outvoted", "does not depend on normalize: the vote"),
+        ("ties", {"elect_on": "weighted"}, {"weight__0": 1.6}, "kept", ""),
+        ("ties", {"experts": [0]}, {"weight__0": 1.6}, "presence", "same share of the average as before"),
+        ("ties", {"elect_on": "weighted", "experts": [0]}, {"weight__0": 1.6}, "kept", "the same share"),
+        ("ties", {"experts": [0], "normalize": False}, {"weight__0": 1.6}, "presence", ""),
+        ("task_arithmetic", {}, {"weight__0": 1.6}, "kept", ""),
+        ("task_arithmetic", {}, {"lambda": 0.7}, "cancelled", "does not depend on lambda"),
+        ("slerp", {}, {"t": 0.9}, "presence", ""),
+    ],
+)
+def test_a_map_that_stays_as_it_was_says_why(previews, pages, models, method, start, change, number, said):
+    before = edited(default_recipe(models, method), models, **start)
+    found = moved(previews, pages, models, before, edited(before, models, **change), number)
+    assert ("pv-unmoved" in found, said in found) == (bool(said), True)
+
+
+def test_all_weights_alike_leave_an_average_as_it_was(previews, pages, models):
+    before = default_recipe(models)
+    after = edited(before, models, weight__0=0.5, weight__1=0.5, weight__2=0.5)
+    assert "Nothing changes with weight" in moved(previews, pages, models, before, after, "presence")
+    for one, other in zip(exact(before).tensors.values(), exact(after).tensors.values(), strict=True):
+        assert other.energy == one.energy
+        assert other.along == pytest.approx(one.along, rel=1e-5)
+
+
+def test_why_nothing_moved_is_said_until_something_does(previews, pages, models):
+    first = default_recipe(models)
+    second = edited(first, models, weight__0=1.5)
+    seen = look(previews, pages, first, models)
+    seen = look(previews, pages, second, models, seen[KEY])
+    assert "pv-unmoved" in seen[FACTS]
+    assert skipped(look(previews, pages, second, models, seen[KEY])[FACTS]), "it stays"
+    seen = look(previews, pages, edited(second, models, density__0=0.2), models, seen[KEY])
+    assert seen[FACTS] == ""
+
+
 def test_a_method_without_parameters_offers_no_map_of_them(previews, pages, models):
     recipe = default_recipe(models, "arcee_fusion")
     seen = look(previews, pages, recipe, models, choice=("parameters", "weight", False, None))

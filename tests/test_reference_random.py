@@ -18,7 +18,7 @@ from references.family import (
     scopes_of,
 )
 
-from merging import MergingError, merge_state_dicts
+from merging import MergingError, merge_state_dicts, ops
 
 ELECTION = {"sign": "total", "elect_on": "delta", "zero_sum": "majority", "normalize": True}
 DARE = {"density": 0.8, "rescale": "expected", "lambda": 1.0}
@@ -213,3 +213,12 @@ def test_density_0_leaves_the_base_under_mergekit():
     for method in DEFAULTS:
         merged = merge_state_dicts(base, models, method, density=0.0, profile="mergekit")
         assert all(torch.equal(merged[name], base[name]) for name in base)
+
+
+def test_rows_are_ordered_as_a_stable_sort_by_magnitude_orders_them():
+    """Ties, both zeros and infinities included, in rows of one element and of many."""
+    rows = torch.randint(-3, 4, (2, 5, 40), generator=torch.Generator().manual_seed(1)).float()
+    rows[0, 0, :4] = torch.tensor([0.0, -0.0, float("inf"), -float("inf")])
+    for some in (rows, rows[..., :1], rows[:, :0], torch.randn(2, 3, 1000)):
+        expected = np.argsort(-np.abs(some.numpy()), axis=-1, kind="stable")
+        assert np.array_equal(ops.order_in_rows(some).numpy(), expected)

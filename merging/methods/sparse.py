@@ -205,49 +205,30 @@ class MagPrune(Random):
 
         def make() -> torch.Tensor:
             rows = ops.as_rows(piece.deltas)
-            ranks = piece.remember("ranks", None, lambda: ops.ranks_in_rows(rows))
+            order = piece.remember("order", None, lambda: ops.order_in_rows(rows))
             tables = [
                 ops.rank_probabilities(rows.shape[-1], density, epsilon)
                 for density, epsilon in zip(densities, epsilons, strict=True)
             ]
-            chances = Chances.of(torch.stack(tables).to(rows.device)).ranked(ranks)
-            return chances.draw(piece, self.seed, self.rescale)
+            uniform = noise.piece_uniform(piece, self.seed).view(rows.shape).gather(-1, order)
+            ranked = _drawn(uniform, torch.stack(tables)[:, None], self.rescale)
+            return torch.empty_like(ranked).scatter_(-1, order, ranked).view(piece.deltas.shape)
 
         return piece.remember("drop", (densities, epsilons, self.seed, self.rescale), make)
 
 
-@dataclass(frozen=True)
-class Chances:
-    """Probabilities to stay: the `limits` that random numbers must be below, int32, and their `inverse`, float32."""
-
-    limits: torch.Tensor
-    inverse: torch.Tensor
-
-    @classmethod
-    def of(cls, keep: torch.Tensor) -> Chances:
-        """From float64 probabilities."""
-        limits = (keep * noise.ONE).round().to(torch.int32)
-        return cls(limits, torch.where(limits > 0, 1 / keep, 0.0).to(torch.float32))
-
-    def ranked(self, ranks: torch.Tensor) -> Chances:
-        """From chances by rank [experts, m] to those of the elements with these ranks [experts, rows, m]."""
-        wide = [values[:, None].expand(ranks.shape) for values in (self.limits, self.inverse)]
-        return Chances(*(values.gather(-1, ranks) for values in wide))
-
-    def draw(self, piece: Piece, seed: int, rescale: str) -> torch.Tensor:
-        """Factors of a Bernoulli draw: float32 [experts, *shape]."""
-        shape, device = piece.deltas.shape, piece.deltas.device
-        limits, inverse = (
-            values.to(device).view(shape) if values.numel() == piece.deltas.numel() else values.to(device)
-            for values in (self.limits, self.inverse)
-        )
-        drawn = ops.factor(noise.piece_uniform(piece, seed) < limits)
-        return drawn * inverse if rescale == "expected" else drawn
-
-
 def survivors(piece: Piece, keep: torch.Tensor, seed: int, rescale: str) -> torch.Tensor:
     """Factors of a Bernoulli draw with float64 probabilities `keep`, [experts, *shape] or broadcastable to it."""
-    return Chances.of(keep).draw(piece, seed, rescale)
+    return _drawn(noise.piece_uniform(piece, seed), keep, rescale)
+
+
+def _drawn(uniform: torch.Tensor, keep: torch.Tensor, rescale: str) -> torch.Tensor:
+    """float32 factors of the elements with these random numbers, which stay with probability `keep`."""
+    limits = (keep * noise.ONE).round().to(torch.int32)
+    drawn = ops.factor(uniform < limits.to(uniform.device))
+    if rescale != "expected":
+        return drawn
+    return drawn * torch.where(limits > 0, 1 / keep, 0.0).to(drawn)
 
 
 def _gain(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

@@ -216,6 +216,27 @@ def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp
     )
 
 
+def test_a_merge_of_other_models_leaves_the_form_its_place(at_merge, console_errors):
+    page = at_merge
+    page.locator("#merge-default-button").click()
+    wait_for_result(page, "Task arithmetic")
+    page.locator("#merge-next").wait_for()
+    page.get_by_role("tab", name="1 Models").click()
+    field = page.get_by_role("textbox", name="Expert 1", exact=True)
+    field.fill("demo:math-long")
+    field.press("Enter")
+    page.get_by_role("tab", name="3 Merge").click()
+    wait_for_recipe(page, "math-long")
+    expect(page.locator("#merge-result")).to_contain_text("No merge of these models yet")
+    expect(page.locator("#merge-next")).to_be_hidden()
+    assert page.locator("#merge-result").bounding_box()["height"] < 60
+    assert page.locator("#merge-history label.selected").count() == 0
+    page.locator("#merge-history label", has_text="Task arithmetic").first.click()
+    wait_for_result(page, "Task arithmetic")
+    page.locator("#merge-next").wait_for()
+    assert console_errors == []
+
+
 @pytest.fixture(scope="module")
 def all_methods(browser, app_url):
     """One page on which method after method is merged, and the errors it writes."""
