@@ -13,7 +13,7 @@ import components.inspect_events as events
 from components.family import Family
 from components.figures.metrics import METRICS, panels, worded
 from components.inspect_detail import build_detail, end, show_inside, show_spectrum, wire_detail
-from components.inspect_maps import choose_map
+from components.inspect_maps import Shown, build_choice, choose_map, wire_choice
 from components.inspect_trim import TrimmedReports, accept, plain_key, trim, trim_key
 from components.inspect_views import TRIMMED
 from components.reports import Reports, Stops
@@ -252,6 +252,31 @@ def test_a_large_tensor_waits_until_it_is_asked_for(kept, chosen, monkeypatch):
     assert "Read heads and rows" in waiting[5]["empty"]
     asked = show_inside(reports, SETTINGS, chosen, key, (1, "q"), True)
     assert len(asked[4]["data"][0]["x"]) == 4
+
+
+def test_a_shown_trim_of_a_large_family_follows_its_slider(kept, chosen, monkeypatch):
+    """Keys move the slider without releasing it."""
+    monkeypatch.setattr("components.inspect_trim.MOST_UNASKED", 1000)
+    reports, key = kept
+    with gr.Blocks() as page:
+        shared, parts = build_shared(SETTINGS), [gr.State("") for _ in range(4)]
+        choice = build_choice(gr.Radio(["change"]))
+        wire_choice(
+            choice, Shown(parts[0], parts[1], [gr.HTML(), *parts[2:]]), SETTINGS, shared, reports, Stops()
+        )
+    moved = (choice.density._id, "change")
+    (event,) = (one for one in page.fns.values() if moved in one.targets)
+    *_, followed = event.fn(chosen, "", key, 0.35, "tensor")
+    assert followed[3] == f"{plain_key(key)}@0.35 tensor"
+    *_, unasked = event.fn(chosen, "", plain_key(key), 0.36, "tensor")
+    assert unasked == [gr.skip()] * 4, "a large family is not trimmed as long as nobody asked for it"
+    story = events.choose_cell(reports, followed[3], "conflict", False, "1", "q")
+    assert "left by a density of 35 %" in story[6]["note"]
+    assert "Trimmed: the largest 35 % of each expert&#x27;s changes in each tensor." in story[8]
+    assert (
+        "the largest 35 % of each expert&#x27;s"
+        in events.show_report(reports, followed[3], "mass", False, None)[1]
+    )
 
 
 def test_a_trim_that_comes_late_does_not_bring_an_older_report_back():

@@ -188,9 +188,17 @@ def test_conflict_before_and_after_trimming(page, console_errors):
     density.fill("0.5")
     density.press("Tab")
     expect(names).to_have_text(["all changes", "largest 50 %"])
+    expect(page.locator("#histogram .chart-note")).to_contain_text("left by a density of 50 %")
+    expect(page.locator("#cell-pairs")).to_contain_text("Trimmed: the largest 50 %")
     after = page.locator("#map .heatmap-label").all_text_contents()
     assert after[:42] == before[:42]
     assert after[42:] != before[42:]
+    page.locator("#map-trimmed").get_by_label("all changes").check()
+    for _ in range(3):
+        page.locator("#map-density input[type=range]").press("ArrowRight")
+    expect(page.locator("#histogram .chart-note")).to_contain_text("left by a density of 53 %")
+    expect(page.locator("#cell-pairs")).to_contain_text("Trimmed: the largest 53 %")
+    expect(page.locator("#kinship")).to_contain_text("After trimming: the largest 53 %")
     assert console_errors == []
 
 
