@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from merging.job_records import Job
 
 MISSED = 1e-4
 """A share kept that is less than this below what was asked is just rounding."""
+NO_MODEL = "\nNo model was written."
 ENDINGS = {
     "failed": ("The merge failed", "mg-bad"),
     "cancelled": ("Cancelled. Nothing was written.", "mg-quiet"),
@@ -100,7 +102,8 @@ def result_html(job: Job | None, *, others: bool = False) -> str:
         return '<div class="mg-empty"><p>Merging: the result appears here.</p></div>'
     if job.state != "done":
         words, look = ENDINGS[job.state]
-        reason = f"<p>{html.escape(job.error)}</p>" if job.error else ""
+        said = _renamed(job, [job.error])[0] + NO_MODEL if job.error else ""
+        reason = f"<p>{html.escape(said)}</p>" if said else ""
         return f'<div class="mg-result {look}" role="alert"><strong>{words}</strong>{reason}</div>'
     return _card(job, job.result or {})
 
@@ -127,23 +130,21 @@ def _card(job: Job, result: dict[str, Any]) -> str:
     )
     return (
         f'<div class="mg-result" role="status"><h3>{html.escape(job.title)}</h3><div class="mg-facts">{cells}</div>'
-        f"{_kept_table(job, result)}{warnings_html(_named(job, result.get('warnings', ())))}</div>"
+        f"{_kept_table(job, result)}{warnings_html(_renamed(job, result.get('warnings', ())))}</div>"
     )
 
 
-def _named(job: Job, warnings: Sequence[str]) -> list[str]:
-    """Warnings with the experts' short names, which the rest of the page uses."""
+def _renamed(job: Job, texts: Sequence[str]) -> list[str]:
+    """Texts with the experts' short names, which the rest of the page uses, in place of their folders."""
     try:
         recipe = Recipe.from_yaml(job.recipe or "")
     except MergingError:
-        return list(warnings)
-    named = list(warnings)
-    for entry, name in zip(recipe.models, expert_names(recipe), strict=True):
-        named = [
-            name + text.removeprefix(entry.model) if text.startswith(f"{entry.model}: ") else text
-            for text in named
-        ]
-    return named
+        return list(texts)
+    names = {entry.model: name for entry, name in zip(recipe.models, expert_names(recipe), strict=True)}
+    found = "|".join(re.escape(model) for model in sorted(names, key=len, reverse=True))
+    if not found:
+        return list(texts)
+    return [re.sub(rf"(?<![\w/.-])({found})(?=[:\s])", lambda at: names[at[1]], text) for text in texts]
 
 
 def _kept_table(job: Job, result: dict[str, Any]) -> str:

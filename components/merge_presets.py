@@ -55,13 +55,37 @@ def advice(plan: Plan | None, family: Family, report: Report | None) -> list[str
     total = report.total if report is not None else None
     relations = measured(report, [n for n in numbers if n is not None]) if report is not None else None
     changes = relations.changes if relations is not None else [0.0] * len(names)
-    found = relations.remarks(names) if relations is not None else []
+    found = broken(plan, report, [n for n in numbers if n is not None]) if report is not None else []
+    found += relations.remarks(names) if relations is not None else []
     for method in dict.fromkeys(tensor.method for tensor in plan.tensors if tensor.method is not None):
         found += method.cautions(changes, names)
         if total is not None and isinstance(method, Trim):
             shares = [total.changed_share(n) or 0.0 for n in numbers if n is not None]
             found += _unattainable(method, names, shares)
     return list(dict.fromkeys(found))
+
+
+def broken(plan: Plan, report: Report, experts: Sequence[int]) -> list[str]:
+    """Which models hold NaN or infinite values where the plan reads them: each of them ends the merge."""
+    merged = {tensor.info.name for tensor in plan.tensors if tensor.method is not None}
+    read = {tensor.info.name for tensor in plan.tensors}
+    models = [("The base", 0, read)] if plan.recipe.base_model is not None else []
+    models += [(name, 1 + n, merged) for name, n in zip(expert_names(plan.recipe), experts, strict=True)]
+    found = []
+    for model, place, names in models:
+        counts = {
+            name: count[place] for name, count in report.broken.items() if name in names and count[place]
+        }
+        if not counts:
+            continue
+        values, where = sum(counts.values()), next(iter(counts))
+        others = f" and {len(counts) - 1} more tensors" if len(counts) > 1 else ""
+        remedy = ", leave it out, or keep the base in these cells (brush them on the map)" if place else ""
+        found.append(
+            f"{model} holds {values:,} NaN or infinite value{'s' if values > 1 else ''} in {where}{others}, so this merge "
+            f"would fail. Use an intact copy of it{remedy}."
+        )
+    return found
 
 
 def measured(report: Report, experts: Sequence[int]) -> Relations:

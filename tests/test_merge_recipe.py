@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import merging
 from components.family import Family
@@ -343,3 +345,70 @@ def test_twins_and_experts_without_a_change_are_found_in_the_report(models, repo
     only = advised(edited(default_recipe(models), models, experts=[0, 2]), models, odd)
     assert "same model" not in only
     assert "three: equals the base" in only
+
+
+WHERE = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def spoilt(family, tmp_path_factory):
+    """Families with values of a tensor that are no numbers, by the model that holds them."""
+    folder = tmp_path_factory.mktemp("spoilt")
+
+    def spoil(name: str, value: float, count: int) -> str:
+        tensors = load_file(family / name / "model.safetensors")
+        tensors[WHERE].view(-1)[:count] = value
+        made = folder / name
+        shutil.copytree(family / name, made)
+        save_file(tensors, made / "model.safetensors", {"format": "pt"})
+        return str(made)
+
+    base, one, two, three = (str(family / name) for name in ("base", "one", "two", "three"))
+    return {
+        "two": Family(base, (one, spoil("two", float("nan"), 3), three)),
+        "base": Family(spoil("base", float("inf"), 1), (one, two, three)),
+    }
+
+
+def test_values_that_are_no_numbers_are_told_before_a_merge_with_model_and_tensor(spoilt):
+    models = spoilt["two"]
+    report = merging.inspect(models.recipe(), device="cpu")
+    text = advised(default_recipe(models), models, report)
+    assert f"two holds 3 NaN or infinite values in {WHERE}, so this merge would fail." in text
+    assert "leave it out" in text
+    without = edited(default_recipe(models), models, experts=[0, 2])
+    kept = default_recipe(models).model_copy(update={"exclude": (WHERE,)})
+    for recipe in (without, kept):
+        assert "NaN" not in advised(recipe, models, report)
+        assert check(recipe).plan is not None
+    models = spoilt["base"]
+    report = merging.inspect(models.recipe(), device="cpu")
+    text = advised(default_recipe(models), models, report)
+    assert f"The base holds 1 NaN or infinite value in {WHERE}, so this merge would fail." in text
+    assert "leave it out" not in text
+    linear = default_recipe(models, "linear")
+    assert linear.base_model is None
+    assert "NaN" not in advised(linear, models, report), "it reads no base"
+
+
+@pytest.mark.parametrize("whose", ["two", "base"])
+@pytest.mark.parametrize("method", ["ties", "task_arithmetic", "slerp", "dare_ties", "model_stock", "linear"])
+def test_what_is_told_of_values_that_are_no_numbers_is_true(spoilt, whose, method, tmp_path):
+    models = spoilt[whose]
+    recipe = default_recipe(models, method)
+    if method == "slerp":
+        recipe = edited(recipe, models, partner=1)
+    report = merging.inspect(models.recipe(), device="cpu")
+    told = "so this merge would fail" in advised(recipe, models, report)
+    try:
+        for _ in merging.run(recipe, tmp_path / "out", device="cpu"):
+            pass
+        failed = ""
+    except merging.MergingError as error:
+        failed = str(error)
+    assert told == bool(failed)
+    if told:
+        assert WHERE in failed
+        assert "NaN or infinite" in failed
+        assert "Use an intact model" in failed
+        assert not (tmp_path / "out" / "model.safetensors").exists()

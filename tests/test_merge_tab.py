@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 from gradio.utils import get_upload_folder
+from safetensors.torch import load_file, save_file
 
 import merging
 from components import merge_events as events
@@ -579,3 +581,20 @@ def test_a_list_is_taken_from_its_text_alone(form, models):
     wrong = events.edit_list(form, "levels", recipe, models, "", "0.9, ")
     assert wrong[0].parameters == {"levels": [0.9]}
     assert "levels has 1 values and amplify 2" in wrong[3]
+
+
+def test_a_merge_that_fails_names_tensor_and_model_as_the_page_does(settings, models, tmp_path):
+    broken = tmp_path / "two"
+    shutil.copytree(models.experts[1], broken)
+    tensors = load_file(broken / "model.safetensors")
+    where = "model.layers.1.mlp.down_proj.weight"
+    tensors[where].view(-1)[:3] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    spoilt = Family(models.base, (models.experts[0], str(broken), models.experts[2]))
+    page = finish(settings, events.start(settings, default_recipe(spoilt), spoilt, ADA), spoilt)
+    assert "The merge failed" in page["result"]
+    assert f"{where}&#x27;: two holds 3 NaN or infinite values there. Use an intact model." in page["result"]
+    assert str(tmp_path) not in page["result"]
+    assert "No model was written." in page["result"]
+    assert page["next"]["visible"] is False
+    assert page["reuse"]["visible"] is True
