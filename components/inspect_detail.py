@@ -32,7 +32,7 @@ from components.tables import html_table
 from merging import Checkpoint, MergingError, Plan
 from merging.anatomy import locate
 from merging.detail import tensor_detail
-from merging.heartbeats import Stopped, heartbeats
+from merging.heartbeats import heartbeats
 from merging.one_tensor import find_tensor
 from merging.spectra import Spectrum, spectrum
 from merging.tokens import token_changes
@@ -42,6 +42,7 @@ MOST_UNASKED = 1 << 25
 """Bytes of one tensor in base and experts that are read without being asked to."""
 NO_HEADS = "This tensor has no attention heads."
 NO_ROWS = "No weights here."
+STOPPED = '<p class="quiet">Stopped.</p>'
 NOT_READ = {"empty": "Not read: the line above says why."}
 NO_SPECTRUM = "Press “Spectrum” to see in how many directions each change lies."
 WAITS = {"empty": "Press “Read heads and rows”."}
@@ -50,10 +51,14 @@ HIDDEN = gr.update(visible=False)
 
 @dataclass(frozen=True)
 class Detail:
-    """The components of the section; `token` holds what stops a running spectrum, `seen` which cell is shown."""
+    """The components of the section; `token` holds what stops a running spectrum, `seen` which cell is shown.
+
+    `status` is about reading the cell, `progress` about its spectrum; a spectrum that ends late writes only the latter.
+    """
 
     whole: gr.Column
     status: gr.HTML
+    progress: gr.HTML
     read: gr.Button
     spectrum: gr.Button
     stop: gr.Button
@@ -71,13 +76,13 @@ class Detail:
         """What another cell sets."""
         return [
             self.whole, self.status, self.read, self.spectrum, self.heads, self.rows, self.tables, self.tokens,
-            self.spectra, self.ranks, self.seen,
+            self.spectra, self.ranks, self.progress, self.seen,
         ]  # fmt: skip
 
     @property
     def computed(self) -> list[Any]:
         """What a spectrum sets."""
-        return [self.status, self.spectrum, self.stop, self.token, self.spectra, self.ranks]
+        return [self.progress, self.spectrum, self.stop, self.token, self.spectra, self.ranks]
 
 
 def build_detail() -> Detail:
@@ -90,6 +95,7 @@ def build_detail() -> Detail:
             parts["spectrum"] = gr.Button("Spectrum", scale=0, min_width=120, elem_id="detail-spectrum")
             parts["stop"] = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="detail-stop")
         parts["status"] = gr.HTML(elem_classes="status", elem_id="detail-status")
+        parts["progress"] = gr.HTML(elem_classes="status", elem_id="detail-progress")
         with gr.Row(elem_classes="pair"):
             with gr.Column(min_width=320, elem_classes="beside"):
                 parts["heads"] = clickable_plot(
@@ -136,8 +142,8 @@ def wire_detail(
 
 
 def end(stops: Stops, token: str) -> list[Any]:
-    """Stop the spectrum that is being computed, if one is; its button and its token go with it."""
-    stops.stop(token)
+    """Leave the spectrum that is being computed, if one is; its button and its token go with it."""
+    stops.leave(token)
     return [HIDDEN, ""]
 
 
@@ -145,7 +151,7 @@ def show_inside(
     reports: Kept, settings: Settings, family: Family, key: str, cell: Cell | None, asked: bool = False
 ) -> list[Any]:
     """The section with heads, rows, tables and tokens of the first tensor of a cell; hidden without one."""
-    shown, nothing = gr.update(visible=True), [None, None, "", "", None, ""]
+    shown, nothing = gr.update(visible=True), [None, None, "", "", None, "", ""]
     try:
         found = _tensor(reports, family, key, cell)
         if found is None:
@@ -158,12 +164,12 @@ def show_inside(
             told = (
                 f"<p>This tensor has {size(nbytes)} in base and experts; it is read when you ask for it.</p>"
             )
-            return [shown, told, shown, can_decompose, None, WAITS, "", "", None, ""]
+            return [shown, told, shown, can_decompose, None, WAITS, "", "", None, "", ""]
         inside = _inside(plan, name, settings.device, cell)
-        return [shown, "", HIDDEN, can_decompose, *inside, None, ""]
+        return [shown, "", HIDDEN, can_decompose, *inside, None, "", ""]
     except (MergingError, OSError) as error:
         problem = explained(family, error)
-    unread = [NOT_READ, NOT_READ, "", "", None, ""]
+    unread = [NOT_READ, NOT_READ, "", "", None, "", ""]
     return [shown, views.error_status(problem), HIDDEN, gr.update(interactive=False), *unread]
 
 
@@ -207,14 +213,21 @@ def show_spectrum(
                     if beat is not None:
                         spectra[beat[0]] = beat[1]
                     if stop.is_set():
-                        raise Stopped
-                    yield [_progress(names, len(spectra), begun), busy, gr.update(visible=True), token, *keep]
+                        break
+                    yield [
+                        _progress(names, len(spectra), begun),
+                        gr.skip(),
+                        gr.update(visible=True),
+                        token,
+                        *keep,
+                    ]
+            if stop.is_set():
+                yield ["", gr.skip(), HIDDEN, "", *keep] if stop.left else [STOPPED, ready, HIDDEN, "", *keep]
+                return
         headers, rows = spectrum_rows(spectra, names)
         table = html_table(f"Ranks of the changes in {where}", headers, written(rows), wide=True)
         chart = payload(spectrum_chart(spectra, names, where), empty=views.NO_CHANGE)
         yield ["", ready, HIDDEN, "", chart, table]
-    except Stopped:
-        yield ['<p class="quiet">Stopped.</p>', ready, HIDDEN, "", *keep]
     except (MergingError, OSError) as error:
         yield [views.error_status(explained(family, error)), ready, HIDDEN, "", *keep]
 

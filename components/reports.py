@@ -73,16 +73,22 @@ def shared_reports(settings: Settings | None = None) -> Reports:
     return reports
 
 
+class Stop(threading.Event):
+    """Set when a measurement shall end; `left` says that nobody looks at it any more."""
+
+    left = False
+
+
 class Stops:
     """Running measurements that a visitor may stop, by a token each."""
 
     def __init__(self) -> None:
-        self._running: dict[str, threading.Event] = {}
+        self._running: dict[str, Stop] = {}
 
     @contextmanager
-    def running(self) -> Iterator[tuple[str, threading.Event]]:
+    def running(self) -> Iterator[tuple[str, Stop]]:
         """A new token and what `stop` sets for it."""
-        token, event = secrets.token_hex(16), threading.Event()
+        token, event = secrets.token_hex(16), Stop()
         self._running[token] = event
         try:
             yield token, event
@@ -94,6 +100,13 @@ class Stops:
         event = self._running.get(token) if isinstance(token, str) else None
         if event is not None:
             event.set()
+
+    def leave(self, token: object) -> None:
+        """`stop` for a measurement that is not shown any more, so that its end is not told either."""
+        event = self._running.get(token) if isinstance(token, str) else None
+        if event is not None:
+            event.left = True
+        self.stop(token)
 
 
 def report_key(plan: Plan) -> str:

@@ -213,10 +213,24 @@ def test_another_cell_stops_the_spectrum(kept, chosen):
     reports, key = kept
     stops = Stops()
     running = show_spectrum(reports, stops, SETTINGS, chosen, key, (1, "q"))
-    button, token = end(stops, next(running)[3])
+    begun = next(running)
+    assert "spectrum 1 of 3" in begun[0]
+    button, token = end(stops, begun[3])
     assert (button["visible"], token) == (False, "")
     *_, ended = running
-    assert "Stopped" in ended[0]
+    assert ended[0] == "", "what became of it is not told under the name of another cell"
+    assert ended[1] == gr.skip(), "whether the button works is up to the cell that is shown"
+    assert ended[2]["visible"] is False
+    assert ended[3:] == ["", gr.skip(), gr.skip()]
+
+
+def test_what_was_said_of_a_spectrum_goes_when_another_cell_comes(kept, chosen):
+    reports, key = kept
+    with gr.Blocks():
+        detail = build_detail()
+    inside = show_inside(reports, SETTINGS, chosen, key, (2, "down"))
+    assert dict(zip(detail.inside, [*inside, None], strict=True))[detail.progress] == ""
+    assert detail.status not in detail.computed, "a spectrum that ends late says nothing of that cell"
 
 
 def test_what_stops_a_spectrum_is_never_forgotten_before_it_is_read(kept):
@@ -236,7 +250,7 @@ def test_what_stops_a_spectrum_is_never_forgotten_before_it_is_read(kept):
 
 def test_special_tokens_are_marked(kept, chosen):
     reports, key = kept
-    *_, tokens, _, _ = show_inside(reports, SETTINGS, chosen, key, (None, "embedding"))
+    tokens = show_inside(reports, SETTINGS, chosen, key, (None, "embedding"))[7]
     assert "Changed most by three" in tokens
     marked = tokens[tokens.index("Special and chat-template tokens") :]
     assert "&lt;eos&gt;" in marked

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from playwright.sync_api import expect
+from safetensors.torch import save_file
 
 from components.shared import MODELS_KEY
 from tests.browser.conftest import ROOT, unanswered
@@ -218,6 +221,53 @@ def test_inside_a_cell_are_heads_rows_and_spectra(page, console_errors):
     page.mouse.click(*cell_centre(page, panel=0, row=2, column=6))
     wait_for_story(page, "Block 2, down")
     expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
+    assert console_errors == []
+
+
+def wide_family(folder: Path) -> list[str]:
+    """The folders of a base and two experts whose matrices take their time to decompose."""
+    folders = []
+    for seed, name in enumerate(("base", "left", "right")):
+        torch.manual_seed(seed)
+        names = [f"model.layers.{block}.self_attn.{which}_proj.weight" for block in (0, 1) for which in "qk"]
+        (folder / name).mkdir()
+        save_file({one: torch.randn(1500, 1500) for one in names}, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text('{"model_type": "llama"}')
+        folders.append(str(folder / name))
+    return folders
+
+
+def test_a_stopped_spectrum_leaves_no_word_under_the_next_cell(page, tmp_path, console_errors):
+    for number in (3, 2):
+        page.get_by_role("button", name=f"Remove expert {number}").click()
+        page.get_by_text(f"base + {number - 1} expert").wait_for()
+    page.get_by_role("button", name="Add an expert").click()
+    for field, folder in zip(("Base", "Expert 1", "Expert 2"), wide_family(tmp_path), strict=True):
+        page.get_by_label(field, exact=True).fill(folder)
+        page.get_by_label(field, exact=True).press("Enter")
+    page.get_by_text("base + 2 experts").wait_for()
+    open_tab(page, "2 Inspect")
+    expect(page.locator("#map .annotation-text")).to_have_text(["left", "right"])
+    wait_for_trim(page)
+    said, start = page.locator("#detail-progress"), page.locator("#detail-spectrum")
+    expect(page.locator("#detail-rows .scatterlayer").first).to_be_attached()
+    start.click()
+    expect(said).to_contain_text("spectrum 1 of 2")
+    page.locator("#detail-stop").click()
+    expect(said).to_have_text("Stopped.")
+    expect(start).to_be_enabled()
+    for row, column, name in ((1, 0, "Block 1, q"), (0, 1, "Block 0, k")):
+        start.click()
+        expect(said).to_contain_text("spectrum 1 of 2")
+        page.locator("#map .chart-plot").scroll_into_view_if_needed()
+        page.mouse.click(*cell_centre(page, panel=0, row=row, column=column))
+        wait_for_story(page, name)
+        expect(page.locator("#detail-rows .chart-note")).to_be_visible()
+        expect(page.locator("#detail-stop")).to_be_hidden()
+        page.wait_for_timeout(1000)
+        expect(said).to_have_text("")
+        expect(start).to_be_enabled()
+        expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
     assert console_errors == []
 
 
