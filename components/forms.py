@@ -12,6 +12,7 @@ import gradio as gr
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic.fields import FieldInfo
 
+from components.late_choice import LateDropdown, LateRadio
 from merging import Method
 
 STEP = 0.05
@@ -141,7 +142,7 @@ def widget(shape: Shape, value: Any = None, **options: Any) -> gr.components.Com
         return gr.Checkbox(bool(value), **options)
     if shape.kind == "choice":
         few = len(shape.choices) <= RADIO_CHOICES
-        return (gr.Radio if few else gr.Dropdown)(list(shape.choices), value=value, **options)
+        return (LateRadio if few else LateDropdown)(list(shape.choices), value=value, **options)
     if shape.kind == "numbers":
         return gr.Textbox(value, max_lines=1, max_length=200, **options)
     if shape.kind == "slider":

@@ -34,6 +34,7 @@ from merging.room import memory_problem
 
 ROWS = 8
 """Experts there may be."""
+NOT_STARTED = "Importance is not being measured"
 
 
 def toast(text: str, heading: str) -> gr.Error:
@@ -117,7 +118,7 @@ def start(settings: Settings, compare: bool, family: Family, stored: Any, *value
         examples = read_all(settings, family, sources[: len(family.experts)])
         return queue(settings, Request(family, examples, wanted, bool(details)), stored)
     except MergingError as error:
-        raise toast(str(error), "Not started") from None
+        raise toast(str(error), NOT_STARTED) from None
 
 
 def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
@@ -127,7 +128,7 @@ def start_default(settings: Settings, family: Family, stored: Any) -> list[Any]:
         examples = read_all(settings, family, sources)
         return queue(settings, Request(family, examples, Measurement(), True), stored)
     except MergingError as error:
-        raise toast(str(error), "Not started") from None
+        raise toast(str(error), NOT_STARTED) from None
 
 
 def has_defaults(settings: Settings, family: Family) -> bool:

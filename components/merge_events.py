@@ -35,9 +35,10 @@ from components.merge_yaml import MAX_YAML, from_yaml
 from components.reports import shared_reports
 from components.settings import Settings
 from components.shared import owner_id
-from merging import MergingError, Recipe
+from merging import METHODS, MergingError, Recipe
 from merging.job_records import Job
 
+NOT_STARTED = "The merge was not started"
 NEW_SEEDS = 10_000
 NOT_APPLIED = "Edited. Apply the YAML to use it; a change in the form replaces it."
 
@@ -113,8 +114,9 @@ def preset(
 def take_published(
     form: MergeForm, recipe: Recipe, family: Family, watched: str, published: Any
 ) -> list[Any]:
-    """Other published values; nothing for a dropdown that was left without a choice, which Gradio calls input as well."""
-    if not isinstance(published, str):
+    """Other published values; nothing for a choice of an earlier method, or for a dropdown that was left without one,
+    which Gradio calls input as well."""
+    if not isinstance(published, str) or published not in METHODS[recipe.merge_method].presets:
         return [gr.skip() for _ in range(7 + len(form.outputs))]
     return preset(form, recipe, family, watched, published)
 
@@ -147,7 +149,7 @@ def apply_yaml(form: MergeForm, text: str, recipe: Recipe, family: Family, watch
     imported, problems = from_yaml(text or "", family)
     if imported is None:
         unchanged = [gr.skip() for _ in (None, *form.outputs)]
-        words = problems_html("Not applied", problems)
+        words = problems_html("The recipe was not applied", problems)
         return [gr.skip(), gr.skip(), gr.skip(), words, False, gr.update(interactive=False), *unchanged]
     return refill(form, imported, family, watched)
 
@@ -176,10 +178,10 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
     """Queue a merge: watched job, timer, progress, cancel, merge and default buttons, result and its buttons."""
     store, owner = job_store(settings), owner_id(settings, stored)
     if not settings.single_owner and owner != stored:
-        raise toast("This browser has no identity yet. Reload the page.", "Not started")
+        raise toast("This browser has no identity yet. Reload the page.", NOT_STARTED)
     checked = check(recipe)
     if checked.plan is None:
-        raise toast(" ".join(checked.problems), "This cannot be merged yet")
+        raise toast(" ".join(checked.problems), NOT_STARTED)
     try:
         id = store.start(
             owner,
@@ -189,7 +191,7 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
             recipe=recipe.to_yaml(),
         )
     except MergingError as error:
-        raise toast(str(error), "Not started") from None
+        raise toast(str(error), NOT_STARTED) from None
     job = store.get(owner, id)
     if job is not None and not job.active:  # it was quicker than this answer; the timer shows how it ended
         job = job.model_copy(update={"state": "running"})
@@ -256,7 +258,7 @@ def reuse(form: MergeForm, settings: Settings, shown: str, stored: Any, *state: 
     recipe, family, watched = state
     job = job_store(settings).get(owner_id(settings, stored), shown)
     if job is None or job.recipe is None:
-        raise toast("This merge is no longer there.", "Not loaded")
+        raise toast("This merge is no longer there.", "The recipe was not loaded")
     return apply_yaml(form, job.recipe[:MAX_YAML], recipe, family, watched)
 
 
@@ -265,7 +267,7 @@ def download(settings: Settings, shown: str, stored: Any) -> dict[str, Any]:
     try:
         path = zip_model(job_store(settings), owner_id(settings, stored), shown)
     except MergingError as error:
-        raise toast(str(error), "No download") from None
+        raise toast(str(error), "The download was not made") from None
     return gr.update(value=str(path))
 
 

@@ -11,6 +11,7 @@ import gradio as gr
 
 from components.family import Family
 from components.forms import merge_wide, words
+from components.late_choice import LateCheckboxGroup, LateDropdown, LateRadio
 from components.merge_fields import Fields, build_own, build_wide, slot_of
 from components.merge_picker import picked, picker_value
 from components.merge_recipe import AS_STORED, chosen_experts, default_recipe, to_form
@@ -106,7 +107,7 @@ def build_merge_form(family: Family, picker: gr.HTML) -> MergeForm:
             elem_id="merge-profile",
             min_width=200,
         )
-        published = gr.Dropdown(
+        published = LateDropdown(
             [], value=None, label="Also published", visible=False, elem_id="merge-published", min_width=200
         )
         preset = gr.Button("Preset of the paper", size="sm", scale=0, min_width=170, elem_id="merge-preset")
@@ -131,10 +132,10 @@ def _build_experts(
 ) -> None:
     """Who takes part: several experts, or the one of a method that takes one, and whether the base counts."""
     choices = [(name, number) for number, name in enumerate(family.names)]
-    inputs["experts"] = gr.CheckboxGroup(
+    inputs["experts"] = LateCheckboxGroup(
         choices, value=form["experts"], label="Experts that take part", elem_id="merge-experts"
     )
-    inputs["partner"] = gr.Radio(
+    inputs["partner"] = LateRadio(
         choices, value=form["partner"], label="The other model", visible=False, elem_id="merge-partner"
     )
     inputs["with_base"] = gr.Checkbox(

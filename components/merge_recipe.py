@@ -196,7 +196,8 @@ def to_form(recipe: Recipe, family: Family) -> tuple[dict[str, Any], set[str]]:
 
 def chosen_experts(method: type[Method], form: Form, experts: int) -> list[int]:
     """The numbers of the experts that take part; numbers that are none are left out."""
-    wanted = [form["partner"]] if method.experts_wanted == 1 else form["experts"] or []
+    wanted = [form["partner"]] if method.experts_wanted == 1 else form["experts"]
+    wanted = wanted if isinstance(wanted, list) else []
     return sorted({number for number in wanted if isinstance(number, int) and 0 <= number < experts})
 
 

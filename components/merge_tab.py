@@ -14,6 +14,7 @@ from components.brush_bar import CSS as BRUSH_CSS
 from components.brush_bar import Taken, wire_brush_bar
 from components.family import Family
 from components.importance_merge import ImportanceNotice, build_importance_notice
+from components.late_choice import LateRadio
 from components.merge_form import IN_TURN, MergeForm, build_merge_form
 from components.merge_html import default_text, plan_html, result_html
 from components.merge_picker import build_picker
@@ -125,7 +126,7 @@ def _build_outcome(parts: dict[str, Any]) -> None:
         )
     with gr.Column(elem_classes="mg-outcome"):
         _build_card(parts)
-    parts["history"] = gr.Radio(
+    parts["history"] = LateRadio(
         [], label="Your merges", visible=False, elem_id="merge-history", elem_classes="mg-history"
     )
 

@@ -25,6 +25,7 @@ from components.forms import (
     widget,
     write_numbers,
 )
+from components.late_choice import LateDropdown, LateRadio
 from merging import METHODS, Method
 from merging.methods.base import GROUPS, Share, parameter
 from merging.methods.dppa import Dppa
@@ -62,8 +63,8 @@ def made(name: str, **options) -> gr.components.Component:
     ("name", "kind"),
     [
         ("switch", gr.Checkbox),
-        ("few", gr.Radio),
-        ("many", gr.Dropdown),
+        ("few", LateRadio),
+        ("many", LateDropdown),
         ("share", gr.Slider),
         ("free", gr.Number),
         ("above", gr.Slider),

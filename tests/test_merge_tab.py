@@ -18,6 +18,7 @@ from components import merge_events as events
 from components.backend import job_store
 from components.downloads import zip_model
 from components.family import Family
+from components.late_choice import LateCheckboxGroup, LateDropdown, LateRadio
 from components.merge_fields import at_field
 from components.merge_form import MergeForm, about_html, build_merge_form, preset_note, profile_note
 from components.merge_html import kept_words, plan_html, progress_html, result_html, share
@@ -30,6 +31,7 @@ from merging.inference import LoadedModel
 from merging.job_records import Job
 from merging.recipe import Override
 
+LATE = (LateCheckboxGroup, LateDropdown, LateRadio)
 ADA, BOB = "a" * 32, "b" * 32
 
 
@@ -246,7 +248,7 @@ def test_presets_and_seeds_are_one_click(form, models):
     assert updates[0].parameters == {"ratio": 0.05}
     assert "ratio 0.05" in updates[7:][form.outputs.index(form.note)]
     assert events.take_published(form, recipe, models, "", title) == updates
-    for left in (None, {"odd": 1}):
+    for left in (None, {"odd": 1}, "of another method"):
         assert events.take_published(form, recipe, models, "", left) == [gr.skip()] * len(updates)
     assert "back at its paper&#x27;s value" in preset_note(default_recipe(models, "pcb"), None)
 
@@ -266,6 +268,24 @@ def test_a_new_seed_takes_what_the_form_shows(form, models):
     )[0]
     assert fixed.parameters == {"density": [0.2, 0.9]}
     assert fixed.seed < events.NEW_SEEDS
+
+
+def test_no_choice_of_an_older_form_is_an_error_of_gradio_s(form, models, settings):
+    """Gradio's own check answers such a choice with a toast that says nothing but Error."""
+    choices = [one for one in (*form.inputs.values(), form.published) if hasattr(one, "choices")]
+    late = [widget for widget in choices if isinstance(widget, LATE)]
+    assert [widget.label for widget in choices if widget not in late] == ["Values", "out_dtype"]
+    for widget in late:
+        sent = ["gone"] if isinstance(widget, gr.CheckboxGroup) else "gone"
+        assert widget.preprocess(sent) == sent
+    recipe = default_recipe(models)
+    shown = named(form, form.show(recipe, models))
+    values = [shown[key].get("value") for key in form.inputs]
+    values[list(form.inputs).index("experts")] = [0, 7, "gone"]
+    assert [entry.model for entry in events.edit(form, recipe, models, "", *values)[0].models] == [
+        models.experts[0]
+    ]
+    assert events.show(settings, "gone", ADA)[0] == ""
 
 
 # the list of methods
@@ -382,8 +402,9 @@ def test_a_job_that_fails_says_why_and_the_form_keeps_everything(settings, model
 
 def test_a_recipe_that_cannot_run_is_not_queued(settings, models):
     broken = default_recipe(models).model_copy(update={"parameters": {"density": 7}})
-    with pytest.raises(gr.Error, match="density"):
+    with pytest.raises(gr.Error, match="density") as error:
         events.start(settings, broken, models, ADA)
+    assert error.value.title == "The merge was not started"
     assert job_store(settings).list(ADA) == []
 
 
@@ -406,10 +427,12 @@ def test_nobody_reaches_another_owners_merge(settings, models, form):
         assert events.show(settings, id, stored)[0] == ""
         events.delete(settings, id, models, stored)
         assert events.newest(settings, stored) == ""
-        with pytest.raises(gr.Error, match="no longer there"):
+        with pytest.raises(gr.Error, match="no longer there") as error:
             events.download(settings, id, stored)
-        with pytest.raises(gr.Error, match="no longer there"):
+        assert error.value.title == "The download was not made"
+        with pytest.raises(gr.Error, match="no longer there") as error:
             events.reuse(form, settings, id, stored, default_recipe(models), models, "")
+        assert error.value.title == "The recipe was not loaded"
     assert job_store(settings).model(ADA, id) is not None
 
 
