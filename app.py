@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -20,7 +21,7 @@ from components.merge_tab import build_merge_tab, wire_merge_tab
 from components.models_tab import build_models_tab, wire_models_tab
 from components.settings import Settings
 from components.shared import build_shared, owner_id
-from components.theme import CSS, HEAD, HEADER, HEADER_SCRIPT, build_theme
+from components.theme import CSS, HEAD, about, build_header, build_theme
 
 MOST_WAITING = 256
 """Events of all visitors together that may wait; Gradio refuses more. Opening the page alone is ten of them."""
@@ -30,7 +31,7 @@ def build_app(settings: Settings) -> gr.Blocks:
     """The page: header, numbered tabs, and their events."""
     with gr.Blocks(title="Mergescope", analytics_enabled=False) as app:
         shared = build_shared(settings)
-        header = gr.HTML(HEADER, js_on_load=HEADER_SCRIPT)
+        header = build_header(settings)
         with gr.Tabs() as tabs:
             with gr.Tab("1 Models", id="models"):
                 models = build_models_tab(settings)
@@ -44,7 +45,9 @@ def build_app(settings: Settings) -> gr.Blocks:
         def remember_owner(stored: str | None) -> str:
             return owner_id(settings, stored)
 
-        app.load(remember_owner, shared.owner, shared.owner, show_progress="hidden", api_visibility="private")
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        app.load(remember_owner, shared.owner, shared.owner, **quiet)
+        shared.family.change(partial(about, settings), shared.family, header, **quiet)
         wire_models_tab(app, models, settings, shared)
         wire_inspect_tab(inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared, merge_page.select)

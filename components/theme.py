@@ -6,6 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
+from components.chat_models import is_demo
+from components.family import Family
+from components.settings import Settings
 from components.shared import MODELS_KEY
 
 CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
@@ -47,6 +50,10 @@ HEADER = """
 </header>
 """
 HEADER_SCRIPT = """
+const first = element.querySelector('.first');
+const tell = () => { if (first) first.hidden = props.value !== 'demo'; };
+watch('value', tell);
+tell();
 const stored = localStorage.getItem('mergescope-theme');
 if (stored) document.body.classList.toggle('dark', stored === 'dark');
 element.querySelector('button').addEventListener('click', () => {
@@ -144,6 +151,17 @@ COLOURS = {
     "table_text_color": "*body_text_color",
     "table_text_color_dark": "*body_text_color",
 }
+
+
+def build_header(settings: Settings) -> gr.HTML:
+    """What the page is and, while its value is `about(…)` of the demo, what the demo's models cannot do."""
+    value = about(settings, Family.demo(settings.demo))
+    return gr.HTML(value, html_template=HEADER, js_on_load=HEADER_SCRIPT)
+
+
+def about(settings: Settings, family: Family) -> str:
+    """The header's value for a family: `demo` where all of it is the project's own."""
+    return "demo" if is_demo(settings, family) else ""
 
 
 def build_theme() -> gr.themes.Base:

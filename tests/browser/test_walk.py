@@ -58,6 +58,14 @@ def wait_for_trim(page) -> None:
     )
 
 
+def wait_until_quiet(page, requests_seen: list[str]) -> None:
+    """Until nothing has been asked for a second: a page that goes while Gradio answers it leaves an error in its log."""
+    before = -1
+    while before != len(requests_seen):
+        before = len(requests_seen)
+        page.wait_for_timeout(1000)
+
+
 def outside(requests: list[str], app_url: str) -> list[str]:
     return [
         url
@@ -70,6 +78,24 @@ def test_the_page_says_first_what_the_demo_models_cannot_do(page):
     text = page.locator("main").inner_text()
     assert text.index("The demo models are tiny") < text.index("1 Models")
     assert "know nothing else" in text
+
+
+def test_it_says_so_only_while_they_are_chosen(page, reload, tmp_path, requests_seen, console_errors):
+    mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
+    about = page.get_by_text("The demo models are tiny")
+    page.get_by_label("Expert 3").fill(str(mine))
+    page.get_by_label("Expert 3").press("Enter")
+    expect(about).to_be_hidden()
+    expect(page.get_by_text("See where fine-tuned experts changed their base")).to_be_visible()
+    wait_until_quiet(page, requests_seen)
+    reload(page)
+    page.locator(".card-name", has_text="mine").wait_for()
+    expect(about).to_be_hidden()
+    page.get_by_role("button", name="Demo family").click()
+    expect(about).to_be_visible()
+    page.get_by_role("button", name="Switch between light and dark").click()
+    assert page.evaluate("document.body.classList.contains('dark')")
+    assert console_errors == []
 
 
 def test_models_inspect_merge_chat(page, app_url, requests_seen, console_errors):
@@ -331,9 +357,8 @@ def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):
     assert console_errors == []
 
 
-def test_chosen_models_outlive_a_reload(open_page, app_url, reload, tmp_path, console_errors):
+def test_chosen_models_outlive_a_reload(page, reload, tmp_path, requests_seen):
     mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
-    page = open_page()
     page.get_by_role("button", name="Remove expert 3").click()
     page.get_by_text("base + 2 experts").wait_for()
     page.get_by_label("Expert 2").fill(str(mine))
@@ -344,6 +369,7 @@ def test_chosen_models_outlive_a_reload(open_page, app_url, reload, tmp_path, co
         new MutationObserver(() => document.querySelectorAll('#map .annotation-text')
           .forEach((name) => window.seen.push(name.textContent))).observe(document, {childList: true, subtree: true});"""
     )
+    wait_until_quiet(page, requests_seen)
     reload(page)
     page.locator(".card-name", has_text="mine").wait_for()
     assert page.get_by_label("Expert 1").input_value() == "demo:math"
@@ -358,11 +384,13 @@ def test_chosen_models_outlive_a_reload(open_page, app_url, reload, tmp_path, co
     for column, name in enumerate(("base", "math", "mine", "nobody")):
         expect(page.locator(f"#chat-model-{column} input")).to_have_value(name)
     shutil.rmtree(mine)
+    wait_until_quiet(page, requests_seen)
     reload(page)
     open_tab(page, "1 Models")
     page.get_by_text("there is no such folder").wait_for()
     page.get_by_text("base + 1 of 2 experts").wait_for()
     page.evaluate(f"localStorage.setItem('{MODELS_KEY}', 'odd')")
+    wait_until_quiet(page, requests_seen)
     page.reload()
     page.get_by_text("base + 3 experts").wait_for()
     expect(page.get_by_label("Expert 2")).to_have_value("demo:code")
