@@ -64,7 +64,8 @@ def _foreign(facts: Facts) -> Iterator[Advice]:
         if change is not None and change >= FAR and all(cosine < UNRELATED for cosine in others):
             related = f", largest |cosine| with another change {max(others):.2f}" if others else ""
             yield Advice(
-                f"{facts.names[expert]} looks as if it was not tuned from this base: choose its own base, or leave it out.",
+                f"{facts.names[expert]} is so far from this base that it was tuned from another one, or very hard: check "
+                "its base, or leave it out.",
                 f"its change is {change:.0%} of the base's length (fine-tunes: mostly below 10 %){related}",
                 "warning",
             )

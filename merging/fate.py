@@ -147,7 +147,7 @@ class Origin:
         rows = self.source.read(self.names[piece.name], piece.start, piece.stop).to(piece.models.device)
         if self.work_dtype is not None:
             rows = rows.to(self.work_dtype)
-        return replace(piece, base=rows.to(torch.float32))
+        return replace(piece, base=rows.to(torch.float32), memory=None)
 
 
 def fate(outcome: Outcome, *, casts: bool = True) -> TensorFate:

@@ -114,9 +114,11 @@ def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
 def coin_flips(piece: Piece, count: int, seed: int) -> torch.Tensor:
     """+1 or −1 at random for `count` experts at every element of a piece: float32 [count, elements].
 
-    They repeat after `FLIPS` elements of a tensor, so that they are drawn once.
+    They repeat after `FLIPS` elements, so that they are drawn once; every tensor begins at another place, so that many
+    small ones do not all have the same.
     """
-    elements, begin = piece.models[0].numel(), _first_element(piece) % FLIPS
+    elements = piece.models[0].numel()
+    begin = (key(seed, 0, piece.name)[0] + _first_element(piece)) % FLIPS
     flips = _flips(count, seed, piece.models.device, 1 + (begin + elements) // FLIPS)
     return flips[:, begin : begin + elements]
 

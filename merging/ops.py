@@ -20,6 +20,8 @@ EXPONENTS = {
 """The integers that have the bits of floating-point values, and the bits of the exponent."""
 INNER_CHUNK = 1 << 10
 """Inner products are added up in float32 over so many elements, from there on in float64."""
+SUM_CHUNK = 1 << 8
+"""The same for sums of magnitudes."""
 EXACT_CHUNK = 1 << 14
 Counting = Literal["nearest", "floor"]
 
@@ -142,8 +144,13 @@ def exact_inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
 
 
 def l1_norms(values: torch.Tensor) -> torch.Tensor:
-    """Σ|x| of each expert, in float64: [experts]."""
-    return flat(values.abs()).sum(1, dtype=torch.float64)
+    """Σ|x| of each expert: float64 [experts], of float32 sums over `SUM_CHUNK` elements, right to 1e-8."""
+    sizes = flat(values.abs())
+    whole = sizes.shape[1] // SUM_CHUNK * SUM_CHUNK
+    found = sizes[:, whole:].sum(1, dtype=torch.float64)
+    if whole:
+        found += sizes[:, :whole].reshape(len(sizes), -1, SUM_CHUNK).sum(-1).sum(-1, dtype=torch.float64)
+    return found
 
 
 def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ class Piece:
     saliency: torch.Tensor | None = None
     """δ·g of every element [experts, *shape], where a method asks for it."""
     memory: Memory | None = None
-    """What was worked out before, where a piece stays in memory between merges."""
+    """What was worked out before, where a piece stays in memory between scans or merges."""
 
     @property
     def key(self) -> PieceKey:

@@ -27,8 +27,11 @@ from merging.settings import Settings
 from merging.sources import Member, Part, open_parts
 from merging.tensor_plan import NAME_OF_WORD, GroupKey, TensorPlan, plan_tensors
 
-KEEP_BYTES = 256 << 20
-"""A scope whose float32 inputs are smaller than this is read once and kept between its scans."""
+KEEP_BYTES = 128 << 20
+"""A scope whose float32 inputs are smaller than this is read once and kept between its scans, and with it what a scan
+worked out that the next one needs, such as a random mask."""
+KEPT = 4
+"""What is kept takes at most about so many times the float32 inputs."""
 SCRATCH = 4
 """Merging a piece takes at most about so many times its float32 bytes (measured for TIES)."""
 
@@ -88,7 +91,7 @@ class Plan:
         largest = max(pieces, default=0)
         everything = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in self.tensors)
         at_once = min(workers_here(), len(pieces))
-        return SCRATCH * largest * at_once + 2 * min(KEEP_BYTES, everything)
+        return SCRATCH * largest * at_once + KEPT * min(KEEP_BYTES, everything)
 
     @property
     def bytes_to_write(self) -> int:

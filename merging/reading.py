@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from merging.layout import Input
-from merging.pieces import Piece, PieceKey
+from merging.pieces import Memory, Piece, PieceKey
 from merging.plan import KEEP_BYTES, Plan
 from merging.tensor_plan import TensorPlan
 
@@ -105,7 +106,7 @@ class Pieces:
         key = spot.tensor.info.name, spot.start
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = self.reader.piece(spot)
+            found = self._kept[key] = replace(self.reader.piece(spot), memory=Memory())
         return found
 
     def of(self, tensors: Sequence[TensorPlan]) -> Pieces:

@@ -207,12 +207,26 @@ def test_row_blocks_and_order_change_no_count(experts):
         assert getattr(blocks, name) == pytest.approx(getattr(found, name), rel=1e-5, abs=1e-9)
 
 
+def test_many_small_tensors_do_not_share_their_flips():
+    """The chance level of all of them, against its mean and spread over all signs: of ±a ± b the mean is max(a, b)."""
+    found = mean = spread = 0.0
+    for number in range(500):
+        piece = piece_of((16, 16), 2, name=f"layers.{number}.w")
+        a, b = np.abs(changes(piece))
+        found += measure(piece).signs.chance
+        mean += np.where(a * b > 0, np.maximum(a, b), 0).sum()
+        spread += (np.minimum(a, b) ** 2).sum()
+    assert abs(found - mean) < 4 * spread**0.5
+
+
 def test_flips_belong_to_elements(monkeypatch):
     monkeypatch.setattr(noise, "FLIPS", 64)
     noise._flips.cache_clear()
     try:
         whole = piece_of((90, 50), 3)
         flips = noise.coin_flips(whole, 3, 0)
+        other = piece_of((90, 50), 3, name="v")
+        assert not torch.equal(noise.coin_flips(other, 3, 0), flips)
         part = Piece("w", 7, whole.base[7:20], whole.models[:, 7:20], whole.weight)
         assert torch.equal(noise.coin_flips(part, 3, 0), flips[:, 7 * 50 : 20 * 50])
         assert torch.equal(flips[:, 64:128], flips[:, :64])
