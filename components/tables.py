@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from components.figures.metrics import expert_names, pair_names, panels, row_name, sign_records
+from components.figures.metrics import expert_names, pair_names, panels, row_name, sign_records, trim_scope
 from components.figures.words import Metric, Panel
 from merging import Report
 from merging.changes import Conflict, TensorStatistics
@@ -84,7 +84,8 @@ def full_table(report: Report, *, everything: bool = False) -> Table:
     headers += SIGN_COLUMNS
     trimmed = report.by_cell(sign_records(report, True), everything=everything) if report.trim else {}
     if report.trim:
-        headers += [f"{column}, density {report.trim.density:g}" for column in SIGN_COLUMNS]
+        kept = f"density {report.trim.density:g} in {trim_scope(report.trim)}"
+        headers += [f"{column}, {kept}" for column in SIGN_COLUMNS]
     names: dict[Cell, list[str]] = {}
     for name, place in report.places(everything=True).items():
         names.setdefault((place.block, place.kind), []).append(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import defaultdict
 
 import gradio as gr
@@ -19,7 +21,7 @@ from components.inspect_views import TRIMMED
 from components.reports import Reports, Stops
 from components.settings import Settings
 from components.shared import build_shared
-from components.tables import map_table
+from components.tables import csv_text, full_table, map_table
 
 EXPERTS = ("one", "two", "three")
 SETTINGS = Settings(device="cpu")
@@ -77,7 +79,7 @@ def test_maps_before_and_after_share_a_scale_and_a_table(kept, largest):
     reports, key = kept
     report = reports.get(key)
     shown = panels(report, METRICS["split"], trimmed=True)
-    assert [panel.name for panel in shown] == ["all changes", "largest 25 %"]
+    assert [panel.name for panel in shown] == ["all changes", "largest 25 % in each tensor"]
     changed = (largest != 0).sum(0)
     split = ((largest > 0).any(0) & (largest < 0).any(0)).sum() / (changed >= 2).sum()
     assert shown[1].grid.values[1][0] == pytest.approx(float(split))
@@ -88,11 +90,25 @@ def test_maps_before_and_after_share_a_scale_and_a_table(kept, largest):
     assert table.headers[2:] == [
         "all changes",
         "all changes: chance",
-        "largest 25 %",
-        "largest 25 %: chance",
+        "largest 25 % in each tensor",
+        "largest 25 % in each tensor: chance",
     ]
     row = next(row for row in table.rows if row[:2] == [1, "q"])
     assert row[4:] == [pytest.approx(float(split), rel=1e-3), pytest.approx(float(by_chance), rel=1e-3)]
+
+
+@pytest.mark.parametrize(
+    ("scope", "where"), [("tensor", "each tensor"), ("layer", "each block"), ("model", "the whole model")]
+)
+def test_columns_after_a_trim_name_its_scope(kept, chosen, scope, where):
+    reports, key = kept
+    *_, trimmed = trim(reports, Stops(), SETTINGS, chosen, (key, 0.2, scope), True)
+    report = reports.get(trimmed[3] if isinstance(trimmed[3], str) else key)
+    headers, *_ = csv.reader(io.StringIO(csv_text(full_table(report))))
+    columns = ["coverage", "opposite signs", "not unanimous", "not unanimous by chance"]
+    columns += ["mass conflict", "mass conflict by chance"]
+    assert headers[-6:] == [f"{column}, density 0.2 in {where}" for column in columns]
+    assert map_table(report, METRICS["coverage"], trimmed=True).headers[-1] == f"largest 20 % in {where}"
 
 
 def test_words_say_what_is_shown(kept):

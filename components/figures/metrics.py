@@ -13,7 +13,7 @@ from components.figures.conflict_metrics import CONFLICT_METRICS
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
 from merging.changes import Conflict, TensorStatistics
-from merging.report import Cell, Grid
+from merging.report import Cell, Grid, Trim
 from merging.sums import total
 
 MOST_PAIRS = 6
@@ -117,8 +117,12 @@ def worded(report: Report, metric: Metric, trimmed: bool) -> Metric:
 def trim_words(report: Report) -> str:
     """What a report's trim leaves, in words."""
     assert report.trim is not None
-    where = {"tensor": "each tensor", "layer": "each block", "model": "the whole model"}[report.trim.scope]
-    return f"the largest {percent(report.trim.density)} of each expert's changes in {where}"
+    return f"the largest {percent(report.trim.density)} of each expert's changes in {trim_scope(report.trim)}"
+
+
+def trim_scope(trim: Trim) -> str:
+    """Among which weights a trim finds the largest."""
+    return {"tensor": "each tensor", "layer": "each block", "model": "the whole model"}[trim.scope]
 
 
 def row_name(block: int | None) -> str:
@@ -158,7 +162,9 @@ def _before_and_after(
     start = f"{name}: " if name else ""
     return [
         draw(f"{start}all changes", value),
-        draw(f"{start}largest {percent(report.trim.density)}", value, after=True),
+        draw(
+            f"{start}largest {percent(report.trim.density)} in {trim_scope(report.trim)}", value, after=True
+        ),
     ]
 
 

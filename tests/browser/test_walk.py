@@ -208,7 +208,7 @@ def test_conflict_before_and_after_trimming(page, console_errors):
     page.locator("#map-trimmed").get_by_label("before and after trimming").check()
     expect(page.locator("#map .chart-title")).to_contain_text("before and after trimming")
     names = page.locator("#map .annotation-text")
-    expect(names).to_have_text(["all changes", "largest 20 %"])
+    expect(names).to_have_text(["all changes", "largest 20 % in each tensor"])
     expect(page.locator("#histogram .chart-note")).to_contain_text(
         "left by a density of 20 %", timeout=30_000
     )
@@ -216,7 +216,7 @@ def test_conflict_before_and_after_trimming(page, console_errors):
     density = page.locator("#map-density input[type=number]")
     density.fill("0.5")
     density.press("Tab")
-    expect(names).to_have_text(["all changes", "largest 50 %"])
+    expect(names).to_have_text(["all changes", "largest 50 % in each tensor"])
     expect(page.locator("#histogram .chart-note")).to_contain_text("left by a density of 50 %")
     expect(page.locator("#cell-pairs")).to_contain_text("Trimmed: the largest 50 %")
     after = page.locator("#map .heatmap-label").all_text_contents()
