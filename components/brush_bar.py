@@ -75,40 +75,29 @@ def build_brush_bar(prefix: str) -> BrushBar:
         with gr.Row(elem_classes="brush-fields"):
             for name, label in (("blocks", "Blocks"), ("kinds", "Modules")):
                 parts[name] = LateDropdown(
-                    [], label=label, multiselect=True, min_width=180, elem_id=f"{prefix}-brush-{name}"
+                    [], label=label, multiselect=True, min_width=120, elem_id=f"{prefix}-brush-{name}"
                 )
             parts["what"] = LateDropdown(
-                [], label="What to set", min_width=180, elem_id=f"{prefix}-brush-what"
-            )
-            parts["expert"] = LateDropdown(
-                [], label="For which expert", min_width=130, visible=False, elem_id=f"{prefix}-brush-expert"
-            )
-            parts["number"] = gr.Number(
-                label="Value", min_width=90, visible=False, elem_id=f"{prefix}-brush-number"
-            )
-            parts["option"] = LateDropdown(
-                [], label="Value", min_width=110, visible=False, elem_id=f"{prefix}-brush-option"
+                [], label="What to set", min_width=140, elem_id=f"{prefix}-brush-what"
             )
         with gr.Row(elem_classes="brush-buttons"):
-            parts["set"] = gr.Button(
-                "Set",
-                variant="primary",
-                size="sm",
-                scale=0,
-                min_width=110,
-                interactive=False,
-                elem_id=f"{prefix}-brush-set",
-            )
-            parts["clear"] = gr.Button(
-                "Clear selection",
-                size="sm",
-                scale=0,
-                min_width=140,
-                interactive=False,
-                elem_id=f"{prefix}-brush-clear",
-            )
+            _build_set(parts, prefix)
         parts["said"] = gr.HTML(elem_id=f"{prefix}-brush-said")
     return BrushBar(**parts)
+
+
+def _build_set(parts: dict[str, Any], prefix: str) -> None:
+    """For whom, to what value, and the buttons."""
+    parts["expert"] = LateDropdown(
+        [], label="For which expert", min_width=120, visible=False, elem_id=f"{prefix}-brush-expert"
+    )
+    parts["number"] = gr.Number(label="Value", min_width=110, visible=False, elem_id=f"{prefix}-brush-number")
+    parts["option"] = LateDropdown(
+        [], label="Value", min_width=110, visible=False, elem_id=f"{prefix}-brush-option"
+    )
+    usual: dict[str, Any] = {"size": "sm", "scale": 0, "interactive": False}
+    parts["set"] = gr.Button("Set", variant="primary", min_width=60, elem_id=f"{prefix}-brush-set", **usual)
+    parts["clear"] = gr.Button("Clear selection", min_width=100, elem_id=f"{prefix}-brush-clear", **usual)
 
 
 def wire_brush_bar(bar: BrushBar, plot: gr.HTML, source: gr.State, recipe: gr.State, taken: Taken) -> Any:

@@ -14,8 +14,8 @@ from merging.anatomy import locate
 from merging.methods import get_method
 
 EMPTY = (
-    "No cells chosen. Drag over the map, click the name of a block or a module beside it, or choose here; one block and "
-    "one module also show the bars of that cell. Escape clears."
+    "No cells chosen. Drag over the map, click a name beside it, or choose here; one block and one module also show "
+    "the bars of that cell. Escape clears."
 )
 
 

@@ -85,7 +85,7 @@ def build_preview(form: MergeForm) -> PreviewPart:
         with gr.Row(elem_classes="pv-head"):
             gr.HTML('<h2>What this recipe would keep</h2><p class="pv-updating" role="status"></p>')
             parts["everything"] = gr.Checkbox(
-                label="Norms and embeddings", scale=0, min_width=190, elem_id="preview-everything"
+                label="Norms and embeddings", scale=0, min_width=170, elem_id="preview-everything"
             )
             parts["whole"] = gr.Button(
                 "Whole model",

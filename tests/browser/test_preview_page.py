@@ -69,6 +69,37 @@ def test_a_slider_changes_the_map_and_writes_nothing(page, app_url, requests_see
     assert console_errors == []
 
 
+def test_a_map_that_a_weight_leaves_as_it_was_says_why_and_its_view_comes_back(page, console_errors):
+    at_preview(page)
+    chosen = page.locator("#preview-number label.selected")
+    expect(chosen).to_have_text("Kept")
+    before = values(page)
+    slide(page, "#merge-weight-1", 1.5)
+    page.locator(
+        "#preview-facts .pv-unmoved", has_text="does not depend on weight: the vote counts"
+    ).wait_for()
+    assert values(page) == before
+    slide(page, "#merge-density-1", 0.2)
+    wait_for_other(page, before)
+    expect(page.locator("#preview-facts .pv-unmoved")).to_have_count(0)
+    for method, number in (("slerp", "Presence"), ("ties", "Kept")):
+        page.locator(f"#merge-method label:has(input[value='{method}'])").click()
+        page.wait_for_function(f"() => {RECIPE}.includes('merge_method: {method}')")
+        expect(chosen).to_have_text(number)
+    expect(page.locator("#preview-map .chart-title")).to_contain_text("change is kept")
+    assert console_errors == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_map_and_brush_bar_are_in_view_together(open_page, dark):
+    page = at_preview(open_page(1280, dark=dark))
+    page.locator("#preview-brush-number:visible").wait_for()
+    top = page.locator("#preview-number").bounding_box()["y"]
+    bar = page.locator("#preview-brush").bounding_box()
+    room = page.evaluate("() => document.querySelector('.mg-side').clientHeight")
+    assert bar["y"] + bar["height"] - top < room, "the choice of the map, the map and its bar"
+
+
 def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, console_errors):
     at_preview(page)
     before = values(page)
