@@ -26,6 +26,7 @@ import yaml
 import merging
 from benchmarks.family import make_family
 from benchmarks.memory import PeakMemory
+from benchmarks.slider import print_latency
 from benchmarks.what_if import previews
 from merging import METHODS, noise
 from merging.checkpoint import Checkpoint
@@ -162,6 +163,7 @@ def main() -> None:
         if not options.peer_only:
             print_inspection(results)
             previews(family, options.repeat)
+            print_latency()
 
 
 def report(options: argparse.Namespace, parameters: int, results: dict[str, dict[str, float]]) -> None:

@@ -1,9 +1,11 @@
-"""axe-core finds nothing to object to on any tab, light and dark."""
+"""axe-core finds nothing to object to on any tab, as it opens and in use, light and dark."""
 
 from __future__ import annotations
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+
+from tests.browser.test_walk import cell_centre, open_tab, wait_for_story, wait_for_trim
 
 READY = {
     "1 Models": ".card-head:visible",
@@ -21,6 +23,14 @@ def violations(page) -> list[str]:
     ]
 
 
+def open_all(page, selector: str) -> None:
+    closed = page.locator(selector).all()
+    assert len(closed) > 1
+    for one in closed:
+        one.click()
+    page.wait_for_timeout(500)
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_tab(open_page, dark):
     page = open_page(dark=dark)
@@ -31,3 +41,40 @@ def test_every_tab(open_page, dark):
         page.wait_for_timeout(500)
         found[tab] = violations(page)
     assert found == {tab: [] for tab in READY}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_inspect_in_use(open_page, dark):
+    """Conflict after a trim, a cell with its heads and spectra, tables and explanations opened."""
+    page = open_page(dark=dark)
+    open_tab(page, "2 Inspect")
+    page.locator("#map .heatmaplayer").first.wait_for()
+    wait_for_trim(page)
+    page.mouse.click(*cell_centre(page, panel=0, row=1, column=0))
+    wait_for_story(page, "Block 1, q")
+    page.locator("#detail-heads .barlayer .point").first.wait_for()
+    page.locator("#detail-spectrum").click()
+    page.locator("#detail-ranks tbody tr").first.wait_for()
+    page.get_by_role("radio", name="Conflict").check()
+    page.locator("#map .heatmaplayer").first.wait_for()
+    open_all(page, ".explain button:visible")
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_merge_in_use(open_page, dark):
+    """Chosen cells and a brush that is set, another view, the numbers and explanations opened."""
+    page = open_page(dark=dark)
+    open_tab(page, "3 Merge")
+    area = page.locator("#preview-map .nsewdrag").first
+    area.wait_for()
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3, steps=6)
+    page.mouse.up()
+    page.locator("#preview-brush-line", has_text="cells chosen").wait_for()
+    page.locator("#preview-number label", has_text="Presence").click()
+    open_all(page, "#preview .explain button:visible")
+    assert violations(page) == []

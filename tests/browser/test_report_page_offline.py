@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import merging
 from components.figures.page import page_html
 from merging.advice import advice
+from tests.browser.test_axe import violations
 from tests.conftest import tune
 
 pytestmark = pytest.mark.browser
@@ -124,6 +125,15 @@ def test_dark_and_narrow(trimmed_page, open_report):
     ticks = page.locator("figure.chart .xtick text")
     expect(ticks.first).to_have_css("fill", "rgb(71, 85, 105)", timeout=20_000)
     assert (asked, errors) == ([], [])
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_to_object_to(trimmed_page, open_report, dark):
+    page, _, _ = open_report(trimmed_page[0], dark=dark)
+    walk(page)
+    page.locator("figure.chart").first.get_by_text("As a table").click()
+    page.locator("figure.chart").first.get_by_text("What am I looking at?").click()
+    assert violations(page) == []
 
 
 def test_eight_experts_with_hostile_names_and_nan_open(family, tmp_path, open_report):
