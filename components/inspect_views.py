@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import gradio as gr
@@ -39,6 +40,7 @@ NO_PAIRS = "This map compares experts with each other. Add a second expert on th
 NO_CELL = "Click a cell of the map, or choose a block and a module."
 NO_CHANGE = "No expert changed these weights."
 STOPPED = '<p class="quiet">Stopped. Nothing was kept of this measurement.</p>'
+NOT_SHOWN = "Not shown: the line under the name of this cell says which model holds NaN or infinite values."
 NO_COMMON = "No weight here was changed by two experts."
 
 TRIMMED = "+trimmed"
@@ -111,15 +113,19 @@ def show_cell(report: Report | None, everything: bool, cell: Cell | None) -> lis
     kinds = [column for column in columns if (block, column) in cells]
     trimmed = _trimmed(report, cell)
     after = trimmed.signs if trimmed is not None else None
+    damaged = _damaged(statistics, names)
+    unchanged = NOT_SHOWN if damaged else NO_CHANGE
     nothing = NO_COMMON if len(names) > 1 else NO_PAIRS
+    if len(names) - len(damaged) < 2 <= len(names):
+        nothing = NOT_SHOWN
     return [
         cell,
         gr.update(choices=blocks, value=row_name(block)),
         gr.update(choices=kinds, value=kind),
         _heading(report, cell, statistics),
         _figures(statistics, names),
-        payload(change_histogram(statistics, names, where, cuts=_cuts(report, cell)), empty=NO_CHANGE),
-        payload(sign_agreement(statistics.signs, names, where, after=after), empty=nothing),
+        payload(change_histogram(statistics, names, where, cuts=_cuts(report, cell)), empty=unchanged),
+        payload(sign_agreement(statistics.signs, names, where, after=after, damaged=damaged), empty=nothing),
         _pairs(report, statistics, after),
     ]
 
@@ -193,7 +199,24 @@ def _heading(report: Report, cell: Cell, statistics: TensorStatistics) -> str:
     return (
         f"<h2>{html.escape(name[:1].upper() + name[1:])}</h2>"
         f"<p><code>{html.escape(tensors[0])}</code>{more}, {statistics.elements:,} weights</p>"
+        f"{_damage(report, statistics)}"
     )
+
+
+def _damage(report: Report, statistics: TensorStatistics) -> str:
+    """Which models hold NaN in a cell."""
+    models = zip(("the base", *expert_names(report)), statistics.broken, strict=True)
+    told = [f"{model} {count:,}" for model, count in models if count]
+    if not told:
+        return ""
+    sentence = f"Values that are NaN or infinite here: {', '.join(told)}. What needs them is left out below."
+    return f'<p class="problem">{html.escape(sentence)} Use an intact copy.</p>'
+
+
+def _damaged(statistics: TensorStatistics, names: Sequence[str]) -> list[str]:
+    """The experts whose change is unknown in a cell because of NaN in them or in the base."""
+    base, *experts = statistics.broken
+    return [name for name, count in zip(names, experts, strict=True) if base or count]
 
 
 def _figures(statistics: TensorStatistics, names: Sequence[str]) -> str:
@@ -222,20 +245,23 @@ def _pairs(report: Report, statistics: TensorStatistics, after: Conflict | None)
     headers += ["opposite signs, trimmed", "kept by both"] if after else []
     signs = statistics.signs
     rows = []
-    for pair, name in enumerate(names):
+    experts = expert_names(report)
+    damaged = _damaged(statistics, experts)
+    for (pair, name), members in zip(enumerate(names), combinations(experts, 2), strict=True):
         row = [name, number(signs.opposite_share(pair), 3), number(statistics.cosine(pair), 4)]
-        row.append(f"{signs.shared[pair]:,}")
+        intact = not set(damaged) & set(members)
+        row.append(f"{signs.shared[pair]:,}" if intact else "–")
         row += [number(after.opposite_share(pair), 3), f"{after.shared[pair]:,}"] if after else []
         rows.append(row)
     note = f" Trimmed: {trim_words(report)}." if after else ""
     return (
-        f'{html_table("Pairs of experts in this cell", headers, rows, wide=True)}<p class="chart-note">{_beyond_pairs(signs, after)}'
+        f'{html_table("Pairs of experts in this cell", headers, rows, wide=True)}<p class="chart-note">{_beyond_pairs(signs, after, damaged)}'
         f"{html.escape(note)}</p>"
     )
 
 
-def _beyond_pairs(signs: Conflict, after: Conflict | None) -> str:
-    """The numbers on all experts together, in a sentence each."""
+def _beyond_pairs(signs: Conflict, after: Conflict | None, damaged: Sequence[str]) -> str:
+    """The numbers on all experts together but those that are damaged here, in a sentence each."""
 
     def told(one: Conflict) -> str:
         coverage = one.coverage
@@ -245,7 +271,8 @@ def _beyond_pairs(signs: Conflict, after: Conflict | None) -> str:
             f"mass conflict {number(one.mass(), 3)} (chance {number(one.mass_chance(), 3)})"
         )
 
-    return f"All experts: {told(signs)}." + (f" After trimming: {told(after)}." if after else "")
+    but = f" but {html.escape(', '.join(damaged))}" if damaged else ""
+    return f"All experts{but}: {told(signs)}." + (f" After trimming: {told(after)}." if after else "")
 
 
 def _scientific(value: float | None) -> str:

@@ -10,6 +10,7 @@ from components.numbers import count
 from components.tables import html_table
 from merging import Plan, Report
 from merging.advice import Advice, advice, kinship
+from merging.advice_facts import some_names
 from merging.changes import Conflict, TensorStatistics
 from merging.sums import total
 
@@ -17,7 +18,7 @@ MOST_ROWS = 28
 
 
 def show_totals(report: Report | None) -> str:
-    """Key figures of the whole model; tensors with NaN are left out."""
+    """Key figures of the whole model, and which tensors they leave out because of NaN."""
     if report is None:
         return ""
     whole = report.total
@@ -32,7 +33,22 @@ def show_totals(report: Report | None) -> str:
         f'<div><dt>{html.escape(name)}</dt><dd>{value}</dd><dd class="unit">{html.escape(unit)}</dd></div>'
         for name, value, unit in cells
     )
-    return f'<dl class="tiles">{body}</dl>'
+    return f'<dl class="tiles">{body}</dl>{_left_out(report)}'
+
+
+def _left_out(report: Report) -> str:
+    """Which models hold NaN, and in which tensors."""
+    if not report.broken:
+        return ""
+    models = ("The base", *expert_names(report))
+    told = [
+        f"{model} holds NaN or infinite values in {some_names(names)}"
+        for number, model in enumerate(models)
+        if (names := [name for name, counts in report.broken.items() if counts[number]])
+    ]
+    where = "These tensors are" if len(report.broken) > 1 else "This tensor is"
+    sentence = f"{'; '.join(told)}. {where} left out of the figures above."
+    return f'<p class="problem">{html.escape(sentence)}</p>'
 
 
 def _conflict_cells(signs: Conflict) -> list[tuple[str, str, str]]:

@@ -3,6 +3,7 @@ experts, a vocabulary of 256k, and two visitors at once."""
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from components.family import Family
 from components.figures.metrics import METRICS
 from components.inspect_detail import show_inside, show_spectrum
 from components.inspect_trim import TrimmedReports, trim
+from components.inspect_views import NOT_SHOWN
 from components.models import explained
 from components.reports import Reports, Stops
 from components.settings import Settings
@@ -221,6 +223,39 @@ def test_nan_is_a_marked_gap_and_a_sentence(damaged):
     assert "expert0 holds NaN or infinite values" in advice
     assert "2 values in &#x27;model.layers.1.self_attn.q_proj.weight&#x27;" in advice
     assert "1 values in &#x27;model.embed_tokens.weight&#x27;" in advice
+
+
+def test_the_top_of_the_tab_says_which_tensors_of_which_model_are_damaged(damaged):
+    tiles, *_ = events.show_report(damaged.reports, damaged.key, "change", False, None)
+    wanted = (
+        "expert0 holds NaN or infinite values in 'model.layers.1.self_attn.q_proj.weight'; expert1 holds NaN or infinite "
+        "values in 'model.embed_tokens.weight'. These tensors are left out of the figures above."
+    )
+    assert tiles.endswith(f'<p class="problem">{html.escape(wanted)}</p>')
+
+
+def test_the_story_of_a_damaged_cell_says_so_and_claims_nothing(damaged):
+    shown = events.show_report(damaged.reports, damaged.key, "change", False, (1, "q"))
+    story, _, histogram, agreement, pairs = shown[9:]
+    assert "Values that are NaN or infinite here: expert0 2. What needs them is left out below." in story
+    assert "Unchanged: expert0 –, expert1 0.00, expert2 0.00" in histogram["note"]
+    assert [trace["name"] for trace in histogram["data"]] == ["expert1", "expert2"]
+    assert agreement["data"][0]["text"][:2] == ["NaN", "NaN"]
+    assert 0 < float(agreement["data"][0]["text"][2]) < 1
+    assert "<td>–</td><td>–</td><td>–</td>" in pairs
+    assert "All experts but expert0: 100 % of the weights changed by two or more" in pairs
+    intact = events.show_report(damaged.reports, damaged.key, "change", False, (0, "q"))
+    assert "NaN" not in str(intact[9:])
+
+
+def test_two_experts_of_which_one_is_damaged_are_not_said_to_have_nothing_in_common(tmp_path):
+    base = llama(1)
+    models = [tuned(base, 1), tuned(base, 2)]
+    models[1]["model.layers.0.self_attn.q_proj.weight"][0, 0] = torch.nan
+    seen = look(saved(tmp_path, base, models))
+    *_, agreement, pairs = events.show_report(seen.reports, seen.key, "change", False, (0, "q"))
+    assert agreement == {"empty": NOT_SHOWN}
+    assert "<td>–</td><td>–</td><td>–</td>" in pairs
 
 
 def test_a_map_over_all_experts_says_what_it_leaves_out(damaged):

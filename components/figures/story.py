@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -53,6 +53,8 @@ def change_histogram(
         yaxis={"title": {"text": "share of weights"}, "rangemode": "tozero", "fixedrange": True},
     )
     for index, name in enumerate(names):
+        if statistics.changed_share(index) is None:
+            continue
         counts = statistics.histogram[index]
         shares = [count / max(1, statistics.elements) for count in counts[first : last + 1]]
         figure.add_trace(
@@ -71,8 +73,10 @@ def change_histogram(
             )
         )
     told = _draw_cuts(figure, cuts, names) if cuts is not None else ""
+    shares = [statistics.changed_share(index) for index in range(len(names))]
     unchanged = ", ".join(
-        f"{name} {1 - (statistics.changed_share(index) or 0):.2f}" for index, name in enumerate(names)
+        f"{name} {'–' if share is None else f'{1 - share:.2f}'}"
+        for name, share in zip(names, shares, strict=True)
     )
     return Chart(
         figure=figure,
@@ -101,18 +105,23 @@ def _draw_cuts(figure: go.Figure, cuts: Cuts, names: Sequence[str]) -> str:
 
 
 def sign_agreement(
-    signs: Conflict, names: Sequence[str], where: str, *, after: Conflict | None = None
+    signs: Conflict,
+    names: Sequence[str],
+    where: str,
+    *,
+    after: Conflict | None = None,
+    damaged: Collection[str] = (),
 ) -> Chart | None:
     """Share of opposite signs for each pair of experts, `after` trimming too: bars for a few pairs, a matrix for many.
 
-    None where no weight was changed by two experts.
+    None where no weight was changed by two experts. `damaged` are those that hold NaN there.
     """
     if signs.opposite_share() is None:
         return None
     pairs = list(combinations(range(len(names)), 2))
     values = [signs.opposite_share(pair) for pair in range(len(pairs))]
     if len(pairs) <= MOST_BARS:
-        figure = _bars(names, pairs, values)
+        figure = _bars(names, pairs, values, damaged)
         if after is not None:
             _mark_after(figure, [after.opposite_share(pair) for pair in range(len(pairs))])
     else:
@@ -133,8 +142,12 @@ def sign_agreement(
 
 
 def _bars(
-    names: Sequence[str], pairs: Sequence[tuple[int, int]], values: Sequence[float | None]
+    names: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    values: Sequence[float | None],
+    damaged: Collection[str],
 ) -> go.Figure:
+    none = ["NaN" if {names[a], names[b]} & set(damaged) else "none in common" for a, b in pairs]
     figure = new_figure(
         height=max(180, 44 * len(pairs) + 90),
         margin={"l": 8, "r": 24, "t": 24, "b": 52},
@@ -165,7 +178,7 @@ def _bars(
             y=[f"{text(names[a])} · {text(names[b])} " for a, b in pairs],
             orientation="h",
             marker={"color": "#4f5bc9"},
-            text=["none in common" if value is None else f"{value:.2f}" for value in values],
+            text=[why if value is None else f"{value:.2f}" for value, why in zip(values, none, strict=True)],
             textposition=["outside" if value is None or value < 0.15 else "inside" for value in values],
             insidetextanchor="start",
             insidetextfont={"color": "#ffffff"},
