@@ -253,7 +253,9 @@ def test_two_experts_of_which_one_is_damaged_are_not_said_to_have_nothing_in_com
     models = [tuned(base, 1), tuned(base, 2)]
     models[1]["model.layers.0.self_attn.q_proj.weight"][0, 0] = torch.nan
     seen = look(saved(tmp_path, base, models))
-    *_, agreement, pairs = events.show_report(seen.reports, seen.key, "change", False, (0, "q"))
+    *_, histogram, agreement, pairs = events.show_report(seen.reports, seen.key, "change", False, (0, "q"))
+    assert [trace["name"] for trace in histogram["data"]] == ["expert0"]
+    assert histogram["layout"]["showlegend"] is True, "which of the two is drawn"
     assert agreement == {"empty": NOT_SHOWN}
     assert "<td>–</td><td>–</td><td>–</td>" in pairs
 

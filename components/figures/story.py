@@ -40,6 +40,7 @@ def change_histogram(
         height=300,
         margin={"l": 56, "r": 8, "t": 36, "b": 48},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        showlegend=len(names) > 1,
         hovermode="x unified",
         uirevision=where,
         xaxis={
