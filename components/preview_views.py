@@ -146,16 +146,11 @@ def figures_html(preview: Preview, names: Sequence[str], choice: Choice) -> str:
         return ""
     headers, rows = fate.share_rows(found, names)
     residual = found.residual()
-    more = (
-        ""
-        if residual is None
-        else f"<p class=\"pv-line\">{residual:.1%} of the merged change's length is nobody's.</p>"
-    )
-    return (
-        html_table(f"What becomes of each expert's change, {where}", headers, rows, wide=True)
-        + more
-        + _tensors(preview, choice)
-    )
+    more = ""
+    if residual is not None:
+        more = f"<p class=\"pv-line\">{residual:.1%} of the merged change's length is nobody's.</p>"
+    title = f"What becomes of each expert's change, {where}"
+    return html_table(title, headers, rows, wide=True) + more + _tensors(preview, choice)
 
 
 def _tensors(preview: Preview, choice: Choice) -> str:
