@@ -73,7 +73,7 @@ class Cut:
         keep = keys > bits
         for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
             if allowed:
-                tied = (keys[cut] == bits[cut]).flatten().nonzero()[:, 0]
+                tied = ops.positions(keys[cut] == bits[cut])
                 keep[cut].view(-1)[self._among(tied, allowed)] = True
         return keep
 
@@ -181,8 +181,8 @@ class LargestCut:
             if self.kept[cut] in self.trivial:
                 row = row[:0]
             elif chosen is not None:
-                row = row[row >> COARSE_SHIFT == chosen]
-            values, counts = row.unique(return_counts=True)
+                row = ops.select(row, row >> COARSE_SHIFT == chosen)
+            values, counts = ops.distinct(row)
             found.append((self.shelf.put(values), self.shelf.put(counts)))
         self.found[piece.key] = found
 
