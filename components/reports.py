@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 from components.newest import Newest
 from components.report_cache import ReportCache
@@ -16,6 +15,7 @@ from components.settings import Settings
 from merging import Checkpoint, Plan, Progress, Report, __version__
 from merging.inspection import inspect_plan
 from merging.report_document import VERSION
+from merging.resident import source_key
 
 MOST_REPORTS = 8
 
@@ -116,10 +116,7 @@ def report_key(plan: Plan) -> str:
     for name, source in zip(("base", *plan.names), (plan.reference, *plan.experts), strict=True):
         digest.update(f"{name}\0{source.label}\0".encode())
         if isinstance(source, Checkpoint):
-            digest.update(source.fingerprint.encode())
-            for file in sorted({t.file for t in source.tensors.values() if t.file is not None}):
-                state = Path(file).stat()
-                digest.update(f"{file}\0{state.st_size} {state.st_mtime_ns} {state.st_ino}".encode())
+            digest.update(f"{source.fingerprint}\0{source_key(source)}\0".encode())
     for tensor in plan.tensors:
         digest.update(
             f"{tensor.info.name}\0{tensor.method is not None}\0{tensor.base is not None}\0".encode()

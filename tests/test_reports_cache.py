@@ -165,6 +165,21 @@ def test_the_key_changes_with_a_single_weight(family, tmp_path):
     assert report_key(plan_of(folder)) != before
 
 
+def test_the_key_changes_where_nobody_samples_and_the_time_is_set_back(tmp_path):
+    for name in ("base", "one", "two"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.zeros(4000, 1000)}, tmp_path / name / "model.safetensors")
+    plan, file = plan_of(tmp_path), tmp_path / "one" / "model.safetensors"
+    before, sampled, state = report_key(plan), plan.experts[0].fingerprint, file.stat()
+    with file.open("r+b") as content:
+        content.seek(state.st_size - 1_000_003)
+        content.write(b"\x3f")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    changed = plan_of(tmp_path)
+    assert changed.experts[0].fingerprint == sampled
+    assert report_key(changed) != before
+
+
 def test_the_key_is_cheap_for_large_tensors(family, tmp_path, monkeypatch):
     for name in ("base", "one", "two"):
         (tmp_path / name).mkdir()
