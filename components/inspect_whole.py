@@ -78,12 +78,14 @@ def show_pairs(report: Report | None) -> str:
         [name, *_pair_cells(kin.cosine[pair], kin.pearson[pair], kin.distance[pair], whole, after, pair)]
         for pair, name in enumerate(pair_names(report)[:MOST_ROWS])
     ]
+    together = ""
     if len(rows) > 1:
+        together = " All pairs: the means, and the opposite signs among all that two experts changed."
         pearson, cosine, distance = kin.means
         overall = [number(whole.signs.opposite_share(), 3)]
         overall += [number(after.opposite_share(), 3)] if after else []
         means = [number(cosine, 4), number(pearson, 4), number(distance, 2)]
-        rows.insert(0, ["mean of all pairs", *means, *overall])
+        rows.insert(0, ["all pairs", *means, *overall])
     headers = ["pair", "cosine", "Pearson", "Euclidean distance", "opposite signs (0.5 by chance)"]
     headers += ["after trimming"] if after else []
     trimmed = f" After trimming: {html.escape(trim_words(report))}." if after else ""
@@ -94,7 +96,7 @@ def show_pairs(report: Report | None) -> str:
         f"{html_table('Pairs of experts over the whole model', headers, rows, wide=True)}"
         '<p class="chart-note">Correlation, cosine and distance of the changes over all weights (model kinship, '
         '<a href="https://arxiv.org/abs/2410.12613" target="_blank" rel="noopener noreferrer">2410.12613</a>): 1 = the same '
-        f"direction, 0 = unrelated.{trimmed}</p></details>"
+        f"direction, 0 = unrelated.{together}{trimmed}</p></details>"
     )
 
 
