@@ -15,6 +15,7 @@ from components.figures.words import Metric, Panel
 from merging import Report
 from merging.changes import Conflict, TensorStatistics
 from merging.report import Cell
+from merging.sums import total
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -81,6 +82,7 @@ def full_table(report: Report, *, everything: bool = False) -> Table:
         headers += [f"{name} {column}" for column in columns]
     for name in pair_names(report):
         headers += [f"{name} {column}" for column in ("opposite signs", "cosine", "Pearson", "distance")]
+    headers += [f"{name} cosine of the whole block" for name in pair_names(report)]
     headers += SIGN_COLUMNS
     trimmed = report.by_cell(sign_records(report, True), everything=everything) if report.trim else {}
     if report.trim:
@@ -89,10 +91,13 @@ def full_table(report: Report, *, everything: bool = False) -> Table:
     names: dict[Cell, list[str]] = {}
     for name, place in report.places(everything=True).items():
         names.setdefault((place.block, place.kind), []).append(name)
+    cells = report.cells(everything=everything)
+    blocks = {block: total(found for (one, _), found in cells.items() if one == block) for block, _ in cells}
     rows: list[list[str | int | float | None]] = []
-    for (block, kind), statistics in report.cells(everything=everything).items():
+    for (block, kind), statistics in cells.items():
         tensors = " ".join(names[block, kind])
         row = [row_name(block), kind, tensors, statistics.elements, *_numbers(statistics)]
+        row += [blocks[block].cosine(pair) for pair in range(len(statistics.dot))]
         row += sign_numbers(statistics.signs)
         if report.trim:
             after = trimmed.get((block, kind))

@@ -145,6 +145,9 @@ def test_cosine_of_whole_blocks(kept, family):
     assert drawn["data"][0]["z"][1][1] == pytest.approx(wanted, rel=1e-4)
     assert drawn["picked"] is None
     assert table["headers"] == ["block", "mean of all pairs", "one · two", "one · three", "two · three"]
+    rows = list(csv.DictReader(io.StringIO(csv_text(full_table(reports.get(key))))))
+    found = [float(row["one · two cosine of the whole block"]) for row in rows if row["block"] == "1"]
+    assert found == pytest.approx([wanted] * 7, rel=1e-4)
 
 
 def test_a_click_on_a_whole_block_keeps_the_module(kept):
