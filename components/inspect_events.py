@@ -49,7 +49,10 @@ def measure(
             yield [views.ask_status(plan.bytes_to_read), shown, hidden, "", ""]
             return
         told = 0.0
-        with stops.running() as (token, stop), closing(reports.measure(plan, key, settings.device)) as steps:
+        with (
+            stops.running(family) as (token, stop),
+            closing(reports.measure(plan, key, settings.device)) as steps,
+        ):
             for progress in steps:
                 if stop.is_set():
                     yield [views.STOPPED, shown, hidden, "", ""]

@@ -160,7 +160,8 @@ def wire_inspect_tab(tab: InspectTab, settings: Settings, shared: Shared) -> Non
     known = [shared.opened.change, shared.family.change]
     gr.on(known, look, shared.family, measured, **latest)
     tab.measure.click(partial(look, asked=True), shared.family, measured, **quiet)
-    gr.on([tab.stop.click, shared.family.change], stops.stop, tab.token, None, **quiet)
+    tab.stop.click(stops.stop, tab.token, None, **quiet)
+    shared.family.change(stops.stop_unless, [tab.token, shared.family], None, **quiet)
     gr.on(known, can_merge, shared.family, tab.next, **quiet)
 
     def pick(event: gr.EventData, key: str, everything: bool, metric: str, cell: Cell | None) -> list[Any]:

@@ -106,7 +106,7 @@ def trim(
             return
         told = 0.0
         with (
-            stops.running() as (token, stop),
+            stops.running(family) as (token, stop),
             closing(reports.measure(plan, name, density, scope, settings.device)) as steps,
         ):
             for progress in steps:

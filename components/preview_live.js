@@ -89,7 +89,10 @@ document.addEventListener('change', onMove, true);
 for (const end of ['pointerup', 'pointercancel']) {
   document.addEventListener(end, () => { if (moved) restIn(AT_ONCE); }, true);
 }
-document.addEventListener('focusout', (event) => { if (moved && fieldOf(event)) restIn(AT_ONCE); }, true);
+document.addEventListener('focusout', (event) => {
+  // left for such a button: time for the click
+  if (moved && fieldOf(event)) restIn(takesForm(event.relatedTarget) ? REST : AT_ONCE);
+}, true);
 // what a click does, such as to merge, comes after the number: a tap, or a key, clicks as soon as the field is left
 document.addEventListener('click', (event) => {
   if (!moved || fieldOf(event)) return;

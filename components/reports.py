@@ -77,6 +77,7 @@ class Stop(threading.Event):
     """Set when a measurement shall end; `left` says that nobody looks at it any more."""
 
     left = False
+    of: object = None
 
 
 class Stops:
@@ -86,9 +87,10 @@ class Stops:
         self._running: dict[str, Stop] = {}
 
     @contextmanager
-    def running(self) -> Iterator[tuple[str, Stop]]:
-        """A new token and what `stop` sets for it."""
+    def running(self, of: object = None) -> Iterator[tuple[str, Stop]]:
+        """A new token and what `stop` sets for it; `of` is the family that is measured."""
         token, event = secrets.token_hex(16), Stop()
+        event.of = of
         self._running[token] = event
         try:
             yield token, event
@@ -99,6 +101,12 @@ class Stops:
         """Ask the measurement of a token to end; nothing happens if it has."""
         event = self._running.get(token) if isinstance(token, str) else None
         if event is not None:
+            event.set()
+
+    def stop_unless(self, token: object, of: object) -> None:
+        """`stop` for what is not of this family: the measurement of a family that was just chosen may run already."""
+        event = self._running.get(token) if isinstance(token, str) else None
+        if event is not None and event.of != of:
             event.set()
 
     def leave(self, token: object) -> None:

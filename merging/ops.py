@@ -246,7 +246,7 @@ def as_rows(deltas: torch.Tensor) -> torch.Tensor:
 
 
 def order_in_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Where in its row the element of each rank by |δ| is, the largest first: int64 [..., m].
+    """Where in its row [experts, rows, m] the element of each rank by |δ| is, the largest first: int64.
 
     Among equals the lower index ranks first. On the CPU it is the lower half of sorted keys, whose upper half is the
     inverted magnitude: a quarter of the time of a stable sort that brings indices along.
