@@ -99,22 +99,22 @@ class Stops:
 
     def stop(self, token: object) -> None:
         """Ask the measurement of a token to end; nothing happens if it has."""
-        event = self._running.get(token) if isinstance(token, str) else None
-        if event is not None:
+        if (event := self._find(token)) is not None:
             event.set()
 
     def stop_unless(self, token: object, of: object) -> None:
         """`stop` for what is not of this family: the measurement of a family that was just chosen may run already."""
-        event = self._running.get(token) if isinstance(token, str) else None
-        if event is not None and event.of != of:
+        if (event := self._find(token)) is not None and event.of != of:
             event.set()
 
     def leave(self, token: object) -> None:
         """`stop` for a measurement that is not shown any more, so that its end is not told either."""
-        event = self._running.get(token) if isinstance(token, str) else None
-        if event is not None:
+        if (event := self._find(token)) is not None:
             event.left = True
-        self.stop(token)
+            event.set()
+
+    def _find(self, token: object) -> Stop | None:
+        return self._running.get(token) if isinstance(token, str) else None
 
 
 def report_key(plan: Plan) -> str:

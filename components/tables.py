@@ -10,12 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from components.figures.metrics import expert_names, pair_names, panels, row_name, sign_records, trim_scope
+from components.figures.metrics import (
+    block_sums,
+    expert_names,
+    pair_names,
+    panels,
+    row_name,
+    sign_records,
+    trim_scope,
+)
 from components.figures.words import Metric, Panel
 from merging import Report
 from merging.changes import Conflict, TensorStatistics
 from merging.report import Cell
-from merging.sums import total
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -91,10 +98,9 @@ def full_table(report: Report, *, everything: bool = False) -> Table:
     names: dict[Cell, list[str]] = {}
     for name, place in report.places(everything=True).items():
         names.setdefault((place.block, place.kind), []).append(name)
-    cells = report.cells(everything=everything)
-    blocks = {block: total(found for (one, _), found in cells.items() if one == block) for block, _ in cells}
+    blocks = block_sums(report, everything=everything)
     rows: list[list[str | int | float | None]] = []
-    for (block, kind), statistics in cells.items():
+    for (block, kind), statistics in report.cells(everything=everything).items():
         tensors = " ".join(names[block, kind])
         row = [row_name(block), kind, tensors, statistics.elements, *_numbers(statistics)]
         row += [blocks[block].cosine(pair) for pair in range(len(statistics.dot))]

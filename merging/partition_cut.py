@@ -51,7 +51,7 @@ class PartitionCut:
         for row, bits, allowed in zip(keys, self.bits, self.allowance[piece.key], strict=True):
             flat, limit = row.flatten(), bits.to(labels.device)[labels]
             keep = flat > limit
-            tied = (flat == limit).nonzero()[:, 0]
+            tied = ops.positions(flat == limit)
             tied = tied[labels[tied].sort(stable=True).indices]
             place = torch.arange(len(tied), device=tied.device)
             first = torch.searchsorted(labels[tied], labels[tied])

@@ -218,19 +218,24 @@ def _broken(report: Report, experts: Iterable[int] | None, everything: bool) -> 
     return [[int(value or 0) for value in line] for line in grid.values]
 
 
+def block_sums(report: Report, *, everything: bool) -> dict[int | None, TensorStatistics]:
+    """The cells of every block added up."""
+    by_block: dict[int | None, list[TensorStatistics]] = {}
+    cells: dict[Cell, TensorStatistics] = report.cells(everything=everything)
+    for (block, _), statistics in cells.items():
+        by_block.setdefault(block, []).append(statistics)
+    return {block: total(some) for block, some in by_block.items()}
+
+
 def _by_block(report: Report, metric: Metric, everything: bool) -> Panel:
     """A map with a row for each block and a column for each pair of experts, after one for their mean."""
     assert metric.overall is not None
-    by_row: dict[int | None, list[TensorStatistics]] = {}
-    cells: dict[Cell, TensorStatistics] = report.cells(everything=everything)
-    for (block, _), statistics in cells.items():
-        by_row.setdefault(block, []).append(statistics)
+    sums = block_sums(report, everything=everything)
     pairs = pair_names(report)
     columns = [*(["mean of all pairs"] if len(pairs) > 1 else []), *pairs]
     rows, _ = report.frame(everything=everything)
     values = []
     for row in rows:
-        block_sum = total(by_row[row])
-        numbers = [metric.value(block_sum, pair) for pair in range(len(pairs))]
-        values.append([*([metric.overall(block_sum)] if len(pairs) > 1 else []), *numbers])
+        numbers = [metric.value(sums[row], pair) for pair in range(len(pairs))]
+        values.append([*([metric.overall(sums[row])] if len(pairs) > 1 else []), *numbers])
     return Panel("whole blocks", Grid(rows, columns, values))
