@@ -9,23 +9,15 @@ frame after map and bars were both drawn.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.browser.conftest import served
+
 TARGET = 200
 """Milliseconds within which a picture should follow on the demo family."""
 REST = 250
@@ -63,46 +55,13 @@ def print_latency(moves: int = 25) -> None:
     if chromium is None:
         print("slider to picture: no Chromium here, not measured")
         return
-    with tempfile.TemporaryDirectory() as folder, _app(Path(folder)) as url:
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as url:
         found = sorted(_drag(url, chromium, moves))
     within = sum(one <= TARGET for one in found) / len(found)
     print(
         f"slider to picture, TIES on the demo, {len(found)} moves: median {statistics.median(found):.0f} ms, best "
         f"{found[0]:.0f}, worst {found[-1]:.0f}; {within:.0%} within {TARGET} ms"
     )
-
-
-@contextmanager
-def _app(folder: Path) -> Iterator[str]:
-    """The address of an app of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {
-        "MERGESCOPE_PORT": str(port),
-        "MERGESCOPE_HOST": "127.0.0.1",
-        "MERGESCOPE_RUNS": str(folder / "runs"),
-    }
-    environment = {**os.environ, **own, "GRADIO_SSR_MODE": "False", "GRADIO_TEMP_DIR": str(folder / "gradio")}
-    process = subprocess.Popen(
-        [sys.executable, "app.py"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def _drag(url: str, chromium: str, moves: int) -> list[float]:

@@ -13,8 +13,9 @@ so u is uniform over 24 bits, and an element is kept if u < round(keep·2²⁴).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ SHIFTS = (16, 13, 16)
 HIGH = 0x9E3779B9
 WORD = 1 << 32
 CHUNK = 1 << 17
-"""Elements made at once on the CPU: what stays in the cache."""
+"""Elements made at once: what stays in the cache."""
 FLIPS = 1 << 18
 """Elements after which a tensor's coin flips repeat."""
 COINS = 24
@@ -55,15 +56,14 @@ def _on_cpu(k0: int, k1: int, start: int, count: int, device: torch.device) -> t
     words = np.empty(count, dtype=np.uint32)
     ramp = np.arange(min(count, CHUNK), dtype=np.uint32)
     shifted = np.empty_like(ramp)
-    for high, low, place in _runs(start, count, CHUNK):
+
+    def shift(values: Any, by: int) -> Any:
+        return np.right_shift(values, by, out=shifted[: len(values)])
+
+    for high, low, place in _runs(start, count):
         part = words[place]
         np.add(ramp[: len(part)], np.uint32(low), out=part)
-        for word in (k0 ^ (high * HIGH % WORD), k1):
-            part ^= np.uint32(word)
-            for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
-                part ^= np.right_shift(part, shift, out=shifted[: len(part)])
-                if multiplier is not None:
-                    part *= np.uint32(multiplier)
+        _mix(part, _keys(k0, k1, high), np.uint32, shift)
         part >>= 8
     return torch.from_numpy(words.view(np.int32))
 
@@ -71,25 +71,38 @@ def _on_cpu(k0: int, k1: int, start: int, count: int, device: torch.device) -> t
 def _on_device(k0: int, k1: int, start: int, count: int, device: torch.device) -> torch.Tensor:
     """`uniform` by torch, whose int32 arithmetic wraps as unsigned does."""
     words = torch.empty(count, dtype=torch.int32, device=device)
-    for high, low, place in _runs(start, count, WORD):
+    ramp = torch.arange(min(count, CHUNK), dtype=torch.int32, device=device)
+    for high, low, place in _runs(start, count):
         part = words[place]
-        torch.add(torch.arange(len(part), dtype=torch.int32, device=device), _signed(low), out=part)
-        for word in (k0 ^ (high * HIGH % WORD), k1):
-            part ^= _signed(word)
-            for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
-                part ^= (part >> shift) & ((1 << (32 - shift)) - 1)
-                if multiplier is not None:
-                    part *= _signed(multiplier)
+        torch.add(ramp[: len(part)], _signed(low), out=part)
+        _mix(part, _keys(k0, k1, high), _signed, lambda x, by: (x >> by) & ((1 << (32 - by)) - 1))
         part.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
     return words
 
 
-def _runs(start: int, count: int, most: int) -> Iterator[tuple[int, int, slice]]:
-    """Elements `start` to `start + count` in runs of `most` with one `high`: that, the first `low`, and the place of the run."""
+def _keys(k0: int, k1: int, high: int) -> tuple[int, int]:
+    return k0 ^ (high * HIGH % WORD), k1
+
+
+def _mix(
+    words: Any, keys: tuple[int, int], number: Callable[[int], Any], shift: Callable[[Any, int], Any]
+) -> None:
+    """XOR each key in and apply MurmurHash3's finaliser, in place, in the arithmetic of an array's own kind."""
+    for key in keys:
+        words ^= number(key)
+        for by, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
+            words ^= shift(words, by)
+            if multiplier is not None:
+                words *= number(multiplier)
+
+
+def _runs(start: int, count: int) -> Iterator[tuple[int, int, slice]]:
+    """Elements `start` to `start + count` in runs of at most `CHUNK` with one `high`: that, the first `low`, and where the
+    run lies."""
     done = 0
     while done < count:
         high, low = divmod(start + done, WORD)
-        size = min(most, count - done, WORD - low)
+        size = min(CHUNK, count - done, WORD - low)
         yield high, low, slice(done, done + size)
         done += size
 

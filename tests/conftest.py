@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +105,12 @@ def write_recipe(tmp_path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+def threads_of_another() -> int:
+    """torch's number of threads as a thread finds it that is started now."""
+    found: list[int] = []
+    other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    return found[0]

@@ -15,6 +15,7 @@ import merging
 from merging import METHODS, MergingError, merge_state_dicts
 from merging.engine import NoSink, run_plan
 from merging.executors import AHEAD, Executor, Inline, Threads
+from tests.conftest import threads_of_another
 
 WORKERS = 5
 OPTIONS = {"density": 0.4, "t": 0.3}
@@ -118,11 +119,7 @@ def test_threads_leave_torch_s_number_of_threads_to_others():
         inside = list(Threads(workers).map(lambda _: torch.get_num_threads(), range(2 * workers)))
         assert set(inside) == {1}
     assert torch.get_num_threads() == before
-    other: list[int] = []
-    thread = threading.Thread(target=lambda: other.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert other == [before]
+    assert threads_of_another() == before
 
 
 def use(monkeypatch, executor: Executor) -> None:

@@ -20,6 +20,7 @@ from merging.inspection import preview_plan, trim_plan
 from merging.plan import Plan
 from merging.report import Preview, Trim
 from merging.whatif import Residents
+from tests.conftest import threads_of_another
 
 EXPERTS = ("one", "two", "three")
 PREVIEWED = [name for name, method in METHODS.items() if method.takes_base and not method.needs_importance]
@@ -277,11 +278,7 @@ def test_previews_leave_the_number_of_threads_alone(family, write_recipe):
     before = torch.get_num_threads()
     whatif.preview(merging.check(write_recipe(family, "ties", EXPERTS)), Residents())
     assert torch.get_num_threads() == before
-    seen: list[int] = []
-    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert seen == [before]
+    assert threads_of_another() == before
 
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"

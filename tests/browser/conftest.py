@@ -184,6 +184,17 @@ def unanswered(page) -> Iterator[Callable[[], None]]:
     yield answer
 
 
+def brush_corner(page) -> None:
+    """Drag over the upper left cells of the preview's first map."""
+    area = page.locator("#preview-map .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3, steps=6)
+    page.mouse.up()
+
+
 @pytest.fixture
 def reload(console_errors):
     """Load a page anew: `reload(page)`. What the old page says of the streams that break while it closes is no error."""

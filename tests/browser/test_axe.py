@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from tests.browser.conftest import brush_corner
 from tests.browser.test_walk import cell_centre, open_tab, wait_for_story, wait_for_trim
 
 READY = {
@@ -66,14 +67,7 @@ def test_merge_in_use(open_page, dark):
     """Chosen cells and a brush that is set, another view, the numbers and explanations opened."""
     page = open_page(dark=dark)
     open_tab(page, "3 Merge")
-    area = page.locator("#preview-map .nsewdrag").first
-    area.wait_for()
-    area.scroll_into_view_if_needed()
-    box = area.bounding_box()
-    page.mouse.move(box["x"] + 4, box["y"] + 4)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3, steps=6)
-    page.mouse.up()
+    brush_corner(page)
     page.locator("#preview-brush-line", has_text="cells chosen").wait_for()
     page.locator("#preview-number label", has_text="Presence").click()
     open_all(page, "#preview .explain button:visible")

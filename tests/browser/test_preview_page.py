@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import unanswered
+from tests.browser.conftest import brush_corner, unanswered
 
 pytestmark = pytest.mark.browser
 
@@ -288,13 +288,7 @@ def test_a_change_that_changes_nothing_leaves_no_mark(page, console_errors):
 def test_brushed_cells_change_recipe_and_map(page, console_errors):
     at_preview(page)
     before = values(page)
-    area = page.locator("#preview-map .nsewdrag").first
-    area.scroll_into_view_if_needed()
-    box = area.bounding_box()
-    page.mouse.move(box["x"] + 4, box["y"] + 4)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3, steps=6)
-    page.mouse.up()
+    brush_corner(page)
     expect(page.locator("#preview-brush-line")).to_contain_text("6 cells chosen")
     page.locator("#preview-brush-what input").click()
     page.get_by_role("option", name="keep the base here").click()
