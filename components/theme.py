@@ -12,7 +12,9 @@ from components.settings import Settings
 from components.shared import MODELS_KEY
 
 CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
-NUMBER_FIELDS = Path(__file__).with_name("number_fields.js").read_text(encoding="utf-8")
+SCRIPTS = "".join(
+    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("event_stream.js", "number_fields.js")
+)
 RESTORING = f"""
 try {{
   if (localStorage.getItem('{MODELS_KEY}')) {{
@@ -23,7 +25,7 @@ try {{
 }} catch {{}}
 """
 """Hides the demo's rows from who has chosen other models before, until those are put in or the server seems asleep."""
-HEAD = f'<meta name="color-scheme" content="light dark"><script>{RESTORING}{NUMBER_FIELDS}</script>'
+HEAD = f'<meta name="color-scheme" content="light dark"><script>{RESTORING}{SCRIPTS}</script>'
 HEADER = """
 <header class="page-head">
   <div class="brand">

@@ -1,0 +1,77 @@
+// Gradio's page reads the answers to all its events from one stream, which the server ends when it has nothing left to
+// answer. An event sent in the instant of that end was answered into no stream: the page believed that it still had one.
+// Here the page's stream goes on with the server's next one as long as an event has no answer. And the server's stream is
+// always read to its end, because the server drops the events of a page that hangs up first.
+(() => {
+  const send = window.fetch.bind(window);
+  const unanswered = new Set();
+  const answeredEarly = new Set();
+  let sending = 0;
+
+  window.fetch = (input, options) => {
+    const { pathname } = new URL(input.url ?? input, location.href);
+    if (pathname.endsWith("/queue/join")) return join(input, options);
+    if (pathname.endsWith("/queue/data")) return answers(new Request(input, options));
+    return send(input, options);
+  };
+
+  async function join(input, options) {
+    sending += 1;
+    try {
+      const response = await send(input, options);
+      if (response.ok) {
+        const { event_id: event } = await response.clone().json();
+        if (!answeredEarly.delete(event)) unanswered.add(event);
+      }
+      return response;
+    } finally {
+      sending -= 1;
+    }
+  }
+
+  async function answers({ url, headers, credentials }) {
+    const ask = () => send(url, { headers, credentials });
+    const first = await ask();
+    if (!first.ok) return first;
+    let reader;
+    const body = new ReadableStream({
+      async start(page) {
+        try {
+          let end;
+          for (let response = first; ; response = await ask()) {
+            reader = response.body.getReader();
+            end = await pass(reader, page);
+            if (!end || !(sending || unanswered.size)) break;
+          }
+          if (end) page.enqueue(end);
+          page.close();
+        } catch (error) {
+          page.error(error);
+        }
+      },
+      cancel: (reason) => reader.cancel(reason),
+    });
+    return new Response(body, { headers: first.headers });
+  }
+
+  // Hands on each message of a stream but the one that ends it, which is returned.
+  async function pass(reader, page) {
+    const decoder = new TextDecoder();
+    const encoder = new TextEncoder();
+    let rest = "";
+    let end = null;
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return end;
+      const messages = (rest + decoder.decode(value, { stream: true })).split("\n\n");
+      rest = messages.pop();
+      for (const message of messages) {
+        const { msg, event_id: event } = JSON.parse(message.slice("data:".length));
+        if (msg === "process_completed" && !unanswered.delete(event)) answeredEarly.add(event);
+        const line = encoder.encode(`${message}\n\n`);
+        if (msg === "close_stream") end = line;
+        else page.enqueue(line);
+      }
+    }
+  }
+})();

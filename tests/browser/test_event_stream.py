@@ -1,0 +1,45 @@
+"""An event sent in the instant in which the server ends the stream of answers is answered like any other."""
+
+from __future__ import annotations
+
+LATE_END = """(() => {
+  const send = window.fetch;
+  window.ends = 0;
+  window.fetch = async (input, options) => {
+    const response = await send(input, options);
+    if (!String(input.url ?? input).includes('/queue/data')) return response;
+    const late = new TransformStream({
+      async transform(bytes, page) {
+        const text = new TextDecoder().decode(bytes);
+        const end = text.indexOf('data: {"msg":"close_stream"');
+        if (end < 0) return page.enqueue(bytes);
+        page.enqueue(new TextEncoder().encode(text.slice(0, end)));
+        window.ends += 1;
+        await new Promise((arrived) => { window.letEnd = arrived; setTimeout(arrived, 3000); });
+        page.enqueue(new TextEncoder().encode(text.slice(end)));
+      },
+    });
+    return new Response(response.body.pipeThrough(late), {headers: response.headers});
+  };
+})();"""
+"""Holds back the server's word that its stream has ended, as a slow network does, until `letEnd` is called."""
+
+
+def test_an_event_at_the_end_of_the_stream_is_answered(new_window, app_url, console_errors):
+    page = new_window()
+    page.add_init_script(LATE_END)
+    page.goto(app_url)
+    page.get_by_text("base + 3 experts").wait_for()
+    for _ in range(3):
+        ends = page.evaluate("ends")
+        page.get_by_role("button", name="Add an expert").click()
+        page.wait_for_function("seen => ends > seen", arg=ends)
+        field = page.get_by_label("Expert 4")
+        with page.expect_response("**/queue/join*"):
+            field.fill("/no/such/model")
+            field.press("Enter")
+        page.evaluate("letEnd()")
+        page.get_by_text("there is no such folder").wait_for()
+        page.get_by_role("button", name="Remove expert 4").click()
+        field.wait_for(state="detached")
+    assert console_errors == []
