@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
@@ -107,7 +108,10 @@ def _build_row(label: str, value: str, card: str, *, visible: bool, removable: b
 
 
 def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: Shared) -> None:
-    """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family."""
+    """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family.
+
+    One judgement at a time, so that an older one never comes last.
+    """
     fields = [tab.base.field, *(row.field for row in tab.experts)]
     cards = [tab.base.card, *(row.card for row in tab.experts)]
     judged = [*cards, tab.estimate, shared.family, tab.add_long, tab.next, shared.models]
@@ -117,18 +121,14 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
     app.load(
         partial(restore, settings), [shared.models, shared.family], [*rows, *judged, shared.opened], **options
     ).then(None, None, None, js=RESTORED, api_visibility="private")
+    judging: dict[str, Any] = {**options, "concurrency_id": "models", "concurrency_limit": 1}
     gr.on(
-        events,
-        partial(judge, settings),
-        [tab.shown, *fields],
-        judged,
-        trigger_mode="always_last",
-        **options,
+        events, partial(judge, settings), [tab.shown, *fields], judged, trigger_mode="always_last", **judging
     )
 
     def change(button: gr.Button, function: Callable[..., list[Any]]) -> None:
         button.click(function, [tab.shown, *fields], rows, **options).success(
-            partial(judge, settings), [tab.shown, *fields], judged, **options
+            partial(judge, settings), [tab.shown, *fields], judged, **judging
         )
 
     change(tab.demo, partial(take_demo, settings))
@@ -144,7 +144,7 @@ def restore(settings: Settings, stored: object, family: Family) -> list[Any]:
     is the one that is there already."""
     kept = kept_rows(stored)
     base, experts = kept or demo_rows(settings)
-    arranged = _arranged(base, experts)
+    arranged = _arranged((), base, experts)
     judged = judge(settings, len(experts), *arranged[1 : 2 + MOST_EXPERTS])
     if kept is None:
         arranged = [gr.skip()] * len(arranged)
@@ -190,36 +190,36 @@ def _estimate(choice: Choice) -> str:
 
 def add_expert(shown: int, *typed: str) -> list[Any]:
     """One more empty row."""
-    return _arranged(typed[0], [*typed[1 : 1 + _rows(shown)], ""])
+    return _arranged(typed, typed[0], [*typed[1 : 1 + _rows(shown)], ""])
 
 
 def add_long_expert(shown: int, *typed: str) -> list[Any]:
     """One more row with the demo's fourth expert."""
-    return _arranged(typed[0], [*typed[1 : 1 + _rows(shown)], DEMO + LONG_EXPERT])
+    return _arranged(typed, typed[0], [*typed[1 : 1 + _rows(shown)], DEMO + LONG_EXPERT])
 
 
 def remove_expert(number: int, shown: int, *typed: str) -> list[Any]:
     """All rows but one; those below it move up."""
     experts = list(typed[1 : 1 + _rows(shown)])
-    return _arranged(typed[0], experts[:number] + experts[number + 1 :])
+    return _arranged(typed, typed[0], experts[:number] + experts[number + 1 :])
 
 
 def take_demo(settings: Settings, shown: int, *typed: str) -> list[Any]:
     """The demo family in place of whatever is there."""
-    return _arranged(*demo_rows(settings))
+    return _arranged(typed, *demo_rows(settings))
 
 
 def _rows(shown: object) -> int:
     return min(MOST_EXPERTS, max(0, shown)) if isinstance(shown, int) else 0
 
 
-def _arranged(base: str, experts: Sequence[str]) -> list[Any]:
+def _arranged(typed: Sequence[str], base: str, experts: Sequence[str]) -> list[Any]:
+    """All rows; a field that has its text already is left alone, because more may have been typed since it was sent."""
     experts = list(experts)[:MOST_EXPERTS]
-    padded = experts + [""] * (MOST_EXPERTS - len(experts))
+    texts = [base, *experts, *[""] * (MOST_EXPERTS - len(experts))]
     return [
         len(experts),
-        base,
-        *padded,
+        *(gr.skip() if there == text else text for there, text in zip_longest(typed, texts)),
         *(gr.update(visible=number < len(experts)) for number in range(MOST_EXPERTS)),
         gr.update(interactive=len(experts) < MOST_EXPERTS),
     ]

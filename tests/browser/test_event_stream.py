@@ -30,7 +30,7 @@ def test_an_event_at_the_end_of_the_stream_is_answered(new_window, app_url, cons
     page.add_init_script(LATE_END)
     page.goto(app_url)
     page.get_by_text("base + 3 experts").wait_for()
-    for _ in range(3):
+    for _ in range(2):
         ends = page.evaluate("ends")
         page.get_by_role("button", name="Add an expert").click()
         page.wait_for_function("seen => ends > seen", arg=ends)
