@@ -110,6 +110,7 @@ def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, co
         field.fill("7")
     with page.expect_response("**/component_server/**"):
         field.fill("")
+    page.wait_for_function(f"before => ({VALUES})() === before", arg=before)
     page.wait_for_timeout(1200)
     assert values(page) == before
     assert console_errors == []
