@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from merging import ops
@@ -40,10 +41,24 @@ class Ranking:
     rows: tuple[int, ...]
     keys: Keys = magnitudes
 
+    def is_of_changes(self, piece: Piece) -> bool:
+        """Whether cut c ranks by |δ| of expert c, for every expert."""
+        return self.keys is magnitudes and self.rows == tuple(range(piece.experts))
+
+    def row(self, piece: Piece, cut: int) -> torch.Tensor:
+        """The row of keys of one cut: [*shape]."""
+        if self.keys is magnitudes:
+            return ops.magnitude_bits(piece.deltas[self.rows[cut]])
+        return self.keys(piece)[self.rows[cut]]
+
     def of(self, piece: Piece) -> torch.Tensor:
         """A row of keys for every cut: [cuts, *shape]."""
         keys = self.keys(piece)
         return keys if self.rows == tuple(range(len(keys))) else keys[list(self.rows)]
+
+    def sources(self, piece: Piece) -> torch.Tensor | list[torch.Tensor]:
+        """The same, but the changes themselves where their magnitudes are the keys."""
+        return [piece.deltas[row] for row in self.rows] if self.keys is magnitudes else self.of(piece)
 
 
 @dataclass(frozen=True)
@@ -68,18 +83,25 @@ class Cut:
         return piece.remember("cut", variant, lambda: self._keep(piece))
 
     def _keep(self, piece: Piece) -> torch.Tensor:
-        keys = self.ranking.of(piece)
-        bits = ops.per_expert(self.bits.to(keys.device), keys)
-        keep = keys > bits
+        if self.ranking.is_of_changes(piece):
+            keep = ops.above(piece.deltas, self.bits)
+        else:
+            keys = self.ranking.of(piece)
+            keep = keys > ops.per_expert(self.bits.to(keys.device), keys)
         for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
             if allowed:
-                tied = ops.positions(keys[cut] == bits[cut])
-                keep[cut].view(-1)[self._among(tied, allowed)] = True
+                self._keep_tied(piece, cut, allowed, keep[cut])
         return keep
 
-    def _among(self, tied: torch.Tensor, allowed: int) -> torch.Tensor:
-        """The positions that stay of those with equal keys."""
-        return tied[:allowed]
+    def _keep_tied(self, piece: Piece, cut: int, allowed: int, keep: torch.Tensor) -> None:
+        """Keep the first of those that equal the threshold."""
+        deltas, threshold = piece.deltas, int(self.bits[cut])
+        if self.ranking.keys is magnitudes and ops.compiled(deltas):
+            row = deltas[self.ranking.rows[cut]]
+            ops.loops().keep_tied(ops.array(row), np.int32(threshold), allowed, ops.array(keep))
+        else:
+            tied = ops.positions(self.ranking.row(piece, cut) == threshold)
+            keep.view(-1)[tied[:allowed]] = True
 
 
 class KeyHistogram:
@@ -91,6 +113,9 @@ class KeyHistogram:
         self.counts = torch.zeros(rows, COARSE_BINS + self.below, dtype=torch.int64)
 
     def update(self, piece: Piece) -> None:
+        if self.keys is magnitudes and ops.compiled(piece.deltas):
+            ops.loops().histogram(ops.array(piece.deltas, 2), np.uint32(COARSE_SHIFT), self.counts.numpy())
+            return
         bins = self.keys(piece) >> COARSE_SHIFT
         if self.below:
             bins += self.below
@@ -174,14 +199,16 @@ class LargestCut:
 
     def update(self, piece: Piece) -> None:
         found = []
-        for cut, (chosen, keys) in enumerate(zip(self.bins, self.ranking.of(piece), strict=True)):
+        for cut, (chosen, keys) in enumerate(zip(self.bins, self.ranking.sources(piece), strict=True)):
             row = keys.flatten()
             if chosen is None or chosen <= 0:  # above the lowest bin nothing that is kept is 0
                 self.zeros[cut] += row.numel() - int(row.count_nonzero())
             if self.kept[cut] in self.trivial:
                 row = row[:0]
             elif chosen is not None:
-                row = ops.select(row, row >> COARSE_SHIFT == chosen)
+                row = ops.in_bin(row, COARSE_SHIFT, chosen)
+            elif row.is_floating_point():
+                row = ops.magnitude_bits(row)
             values, counts = ops.distinct(row)
             found.append((self.shelf.put(values), self.shelf.put(counts)))
         self.found[piece.key] = found

@@ -81,17 +81,16 @@ def resolve_device(device: str) -> torch.device:
 
 
 def run_plan(
-    plan: Plan, sink: Sink, *, device: str = "auto", watches: Sequence[Watch] = (), totals: bool = True
+    plan: Plan, sink: Sink, *, device: str = "auto", watches: Sequence[Watch] = ()
 ) -> Iterator[Event]:
     """Merge: yields `Progress` after every piece and `Finished` (without a path) at the end.
 
-    Closing the generator stops between two pieces. `watches` look at every piece that is merged. Without `totals`
-    `Finished` says nothing of the tensors, for a caller that only watches.
+    Closing the generator stops between two pieces. `watches` look at every piece that is merged.
 
     Raises:
         MergingError: a result is not finite, or integer tensors that have to be copied differ.
     """
-    run = _Run(plan, resolve_device(device), watches=watches, totals=totals)
+    run = _Run(plan, resolve_device(device), watches=watches)
     for tensors in plan.groups.values():
         if not any(tensor.info.elements for tensor in tensors):
             continue
@@ -118,7 +117,6 @@ class _Run:
     device: torch.device
     only_read: bool = False
     watches: Sequence[Watch] = ()
-    totals: bool = True
     started: float = field(default_factory=time.perf_counter)
     bytes_written: int = 0
     work_done: int = 0
@@ -174,11 +172,10 @@ class _Run:
             tensor = spot.tensor
             self.relations.setdefault(tensor.models, Relations(len(tensor.models))).add(merged.products)
             self.bytes_written += merged.nbytes
-            if merged.totals is not None:
-                totals.add(merged.totals)
-                if spot.stop == tensor.info.rows:
-                    self.results.append(totals.result(tensor.info, has_base=tensor.base is not None))
-                    totals = _Totals()
+            totals.add(merged.totals)
+            if spot.stop == tensor.info.rows:
+                self.results.append(totals.result(tensor.info, has_base=tensor.base is not None))
+                totals = _Totals()
             yield self.advance("merging", spot, len(self.plan.tensors))
 
     def _group(self, tensors: Sequence[TensorPlan]) -> Group:
@@ -286,19 +283,21 @@ class _Run:
 
     def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, sink: Sink) -> _Merged:
         """Merge one piece, show it to the watches and write it."""
-        products = Products.of(piece, exact=bool(self.watches))
+        products = Products.of(piece)
         if not products.finite:
             require_finite(self.plan, tensor, piece)
-        outcome = outcome_of(self.plan, tensor, piece, known, explain=bool(self.watches))
+        outcome, tally = outcome_of(self.plan, tensor, piece, known, explain=bool(self.watches))
         for watch in self.watches:
             watch.update(outcome)
         sink.write(tensor.info.name, outcome.rows, piece.start)
-        totals = _Totals.of(outcome) if self.totals else None
+        totals = _Totals.of(piece, tally)
         return _Merged(outcome.rows.nbytes, products, totals)
 
 
-def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, explain: bool) -> Outcome:
-    """One piece merged and cast; with its explanation if that is asked for and the method has one.
+def outcome_of(
+    plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, explain: bool
+) -> tuple[Outcome, ops.Tally]:
+    """One piece merged and cast, with its explanation if that is asked for and the method has one; and its sums.
 
     Raises:
         MergingError: the result is not finite.
@@ -309,14 +308,16 @@ def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, expl
         explained = method.explain(piece, known) if explain else None
         coefficients = explained.coefficients if explained else method.coefficients(piece, known)
         change = method.change(coefficients, piece)
-        merged = piece.apply(change)
-        outcome = Outcome(piece, merged, merged.to(dtype), change, explained)
+        merged, rows, tally = ops.finish(piece.base, change, dtype)
+        outcome = Outcome(piece, merged, rows, change, explained)
     else:
-        merged = method.merge(piece, known)
-        outcome = Outcome(piece, merged, merged.to(dtype))
-    if not ops.all_finite(outcome.rows):
-        raise MergingError(_not_finite(plan, tensor, piece, outcome.rows))
-    return outcome
+        merged, rows, tally = ops.finish(None, method.merge(piece, known), dtype)
+        if piece.base is not None:
+            tally = ops.tally(piece.base, merged, rows)
+        outcome = Outcome(piece, merged, rows)
+    if not tally.finite:
+        raise MergingError(_not_finite(plan, tensor, piece, rows))
+    return outcome, tally
 
 
 @dataclass
@@ -330,15 +331,8 @@ class _Totals:
     lost: int = 0
 
     @classmethod
-    def of(cls, outcome: Outcome) -> _Totals:
-        piece, merged, rows = outcome.piece, outcome.merged, outcome.rows
-        error = _square(rows.to(torch.float32) - merged)
-        if piece.base is None:
-            return cls(error=error)
-        change = merged - piece.base if outcome.change is None else outcome.change
-        changed = int(change.count_nonzero())
-        written = int(ops.differ(rows, piece.base.to(rows.dtype)).count_nonzero())
-        return cls(piece.base_square, _square(change), error, changed, changed - written)
+    def of(cls, piece: Piece, tally: ops.Tally) -> _Totals:
+        return cls(piece.base_square, tally.change, tally.error, tally.changed, tally.lost)
 
     def add(self, other: _Totals) -> None:
         self.base += other.base
@@ -365,11 +359,7 @@ class _Merged:
 
     nbytes: int
     products: Products
-    totals: _Totals | None
-
-
-def _square(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values)) ** 2
+    totals: _Totals
 
 
 def require_finite(plan: Plan, tensor: TensorPlan, piece: Piece) -> None:

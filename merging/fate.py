@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from merging import ops
@@ -160,17 +161,27 @@ def fate(outcome: Outcome, *, casts: bool = True) -> TensorFate:
         dtype: (_cast(outcome, dtype), base.to(dtype))
         for dtype in {written, *(DTYPES.values() if casts else ())}
     }
-    moved = change.bool()
-    square, found = _losses(outcome, change, moved, both) if casts else (_along(change)[0], {})
+    square, changed, along = _along(deltas, change)
     return TensorFate(
         elements=len(change),
         energy=_energy(outcome, deltas, change, both[written]),
         change=square,
-        changed=int(moved.count_nonzero()),
-        along=ops.exact_inner(deltas, change[None])[:, 0].tolist(),
+        changed=changed,
+        along=along,
         gram=piece.gram.tolist(),
-        casts=found,
+        casts=_losses(outcome, change, both) if casts else {},
     )
+
+
+def _along(deltas: torch.Tensor, change: torch.Tensor) -> tuple[float, int, list[float]]:
+    """ΣΔ² of the merged change, how many of it are not 0, and ΣΔ·δ of every expert."""
+    if ops.compiled(change):
+        sums = np.zeros(1 + len(deltas))
+        changed = ops.loops().along(ops.array(deltas, 2), ops.array(change), sums)
+        square, *along = sums.tolist()
+        return square, changed, along
+    square, *along = ops.exact_inner(torch.cat([change[None], deltas]), change[None])[:, 0].tolist()
+    return square, int(change.count_nonzero()), along
 
 
 def _cast(outcome: Outcome, dtype: torch.dtype) -> torch.Tensor:
@@ -185,50 +196,23 @@ def _energy(
     if outcome.explained is None:
         return None
     coefficients, sparse = outcome.explained
-    if sparse is coefficients and _all_nonzero(sparse) and _all_nonzero(outcome.piece.weight):
-        return _energy_of_all(deltas, cast)
-    present = _nonzero(sparse, outcome.piece) & (outcome.piece.weight != 0)[:, None]
+    apart, weight = ops.differ(*cast), outcome.piece.weight
+    if ops.compiled(deltas):
+        found = np.zeros((len(deltas), len(FATES)))
+        factors = (ops.factors_of(values, outcome.piece.deltas) for values in (coefficients, sparse))
+        ops.loops().fates(
+            ops.array(deltas, 2), *factors, ops.array(weight), ops.array(change), apart.numpy(), found
+        )
+        return found.tolist()
+    present = _nonzero(sparse, outcome.piece) & (weight != 0)[:, None]
     elected = present if sparse is coefficients else present & _nonzero(coefficients, outcome.piece)
-    written = elected & ops.differ(*cast)
+    written = elected & apart
     kept = written & ~_signs_differ(deltas, change)
     codes = sum(
         (mask.view(torch.uint8) for mask in (elected, written, kept)), start=present.view(torch.uint8)
     )
-    found = [_squares_by(code, values) for code, values in zip(codes, deltas, strict=True)]
-    return [squares[: len(FATES)].tolist() for squares in found]
-
-
-def _energy_of_all(deltas: torch.Tensor, cast: Pair) -> list[list[float]]:
-    """`_energy` where every element of every expert is merged, so that three fates are left.
-
-    The sign of what is written is that of the merged change, for rounding keeps order. With δ as u where it is written
-    with that sign, Σu|δ| = kept − cancelled and Σu² = kept + cancelled, of the same terms: nothing cancelled is 0.
-    """
-    signs = (cast[0].float() - cast[1].float()).sign()
-    unwritten = 1 - signs.abs()
-    some = float(unwritten.sum()) > 0
-    found = []
-    for values in deltas:
-        both, apart = _along(values * signs)
-        left = _along(values * unwritten)[0] if some else 0.0
-        found.append([0.0, 0.0, left, (both - apart) / 2, (both + apart) / 2])
-    return found
-
-
-def _all_nonzero(factors: torch.Tensor) -> bool:
-    """Whether no factor is 0; the smallest is found several times as fast as `all` tells."""
-    return bool(factors.numel()) and float(factors.float().abs().amin()) > 0
-
-
-def _along(values: torch.Tensor) -> tuple[float, float]:
-    """Σx² and Σx|x|, in float64."""
-    sums = torch.zeros(2, dtype=torch.float64, device=values.device)
-    buffer = sums.new_empty(min(len(values), CHUNK))
-    for start in range(0, len(values), CHUNK):
-        wide = buffer[: len(values) - start].copy_(values[start : start + CHUNK])
-        sums += torch.stack([torch.dot(wide, wide), torch.dot(wide, wide.abs())])
-    both, apart = sums.tolist()
-    return both, apart
+    squares = [_squares_by(code, values) for code, values in zip(codes, deltas, strict=True)]
+    return [some[: len(FATES)].tolist() for some in squares]
 
 
 def _nonzero(factors: torch.Tensor, piece: Piece) -> torch.Tensor:
@@ -260,10 +244,9 @@ def _squares_by(code: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return sums.cpu()
 
 
-def _losses(
-    outcome: Outcome, change: torch.Tensor, moved: torch.Tensor, both: dict[torch.dtype, Pair]
-) -> tuple[float, dict[str, Cast]]:
-    """ΣΔ² of the merged change, and what each dtype loses of it; `both`: the merged and the base's values in each."""
+def _losses(outcome: Outcome, change: torch.Tensor, both: dict[torch.dtype, Pair]) -> dict[str, Cast]:
+    """What each dtype loses of the merged change; `both`: the merged and the base's values in each."""
+    moved = change.bool()
     lost = torch.stack([moved & ~ops.differ(*both[dtype]) for dtype in DTYPES.values()])
     squares = _squares_by(_as_bits(lost), change)
     merged = outcome.merged
@@ -277,4 +260,4 @@ def _losses(
             energy=float(squares @ chosen.double()),
             overflow=0 if fits else int(both[dtype][0].isinf().count_nonzero()),
         )
-    return float(squares.sum()), found
+    return found

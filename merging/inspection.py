@@ -138,7 +138,7 @@ def inspect_recipe(
 
 def _watched(plan: Plan, watches: Sequence[engine.Watch], device: str) -> Iterator[Progress]:
     """Show watches every piece of a merge that is not written."""
-    for event in engine.run_plan(plan, engine.NoSink(), device=device, watches=watches, totals=False):
+    for event in engine.run_plan(plan, engine.NoSink(), device=device, watches=watches):
         if isinstance(event, Progress):
             yield event
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from merging import ops
 from merging.pieces import Piece
 
 ONE = 1 << 24
@@ -62,6 +63,9 @@ def _on_cpu(k0: int, k1: int, start: int, count: int, device: torch.device) -> t
 
     for high, low, place in _runs(start, count):
         part = words[place]
+        if ops.loops() is not None:
+            ops.loops().words(*map(np.uint32, (*_keys(k0, k1, high), low)), part)
+            continue
         np.add(ramp[: len(part)], np.uint32(low), out=part)
         _mix(part, _keys(k0, k1, high), np.uint32, shift)
         part >>= 8

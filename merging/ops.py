@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -65,11 +66,18 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def select(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The values [n] where a mask [n] is true. On the CPU by NumPy, in half of torch's time."""
-    if values.device.type != "cpu":
-        return values[mask]
-    return torch.from_numpy(values.numpy()[mask.numpy()])
+def in_bin(keys: torch.Tensor, shift: int, chosen: int) -> torch.Tensor:
+    """Those of some keys (int32 [n]) whose bits above `shift` are `chosen`, in order; of changes (float32 [n]) the same of
+    their magnitude bits."""
+    if loops() is None or keys.device.type != "cpu":
+        keys = keys if keys.dtype == torch.int32 else magnitude_bits(keys)
+        return keys[keys >> shift == chosen]
+    mask = -1 if keys.dtype == torch.int32 else 0x7FFFFFFF
+    found = np.empty(len(keys), dtype=np.int32)
+    count = loops().in_bin(
+        keys.contiguous().view(torch.int32).numpy(), *map(np.int32, (mask, shift, chosen)), found
+    )
+    return torch.from_numpy(found[:count].copy())
 
 
 def distinct(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,6 +93,16 @@ def distinct(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def broadcast_rows(values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Rows `start` to `stop` of what broadcasts to a tensor: all of it where it has one value for every row."""
     return values[start:stop] if values.ndim and values.shape[0] > 1 else values
+
+
+def above(deltas: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Where the magnitude bits of [experts, *shape] are above each expert's threshold: bool."""
+    if compiled(deltas):
+        keep = torch.empty(deltas.shape, dtype=torch.bool)
+        loops().above(array(deltas, 2), bits.numpy(), array(keep, 2))
+        return keep
+    keys = magnitude_bits(deltas)
+    return keys > per_expert(bits.to(keys.device), keys)
 
 
 def order_bits(values: torch.Tensor) -> torch.Tensor:
@@ -145,6 +163,33 @@ def flat(values: torch.Tensor, leading: int = 1) -> torch.Tensor:
     return values.reshape(*values.shape[:leading], math.prod(values.shape[leading:]))
 
 
+@cache
+def loops() -> Any:
+    """The module `kernels`, imported when a merge first needs it, which takes half a second; None where numba is missing."""
+    try:
+        from merging import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def compiled(values: torch.Tensor) -> bool:
+    """Whether `loops` work on a tensor: float32 on a CPU."""
+    return values.device.type == "cpu" and values.dtype == torch.float32 and loops() is not None
+
+
+def array(values: torch.Tensor | None, dims: int = 1) -> Any:
+    """A tensor on the CPU as `kernels` take it: contiguous, with its last dims as one; None as no elements."""
+    if values is None:
+        return _NOTHING
+    if values.dim() != dims:
+        values = flat(values, dims - 1)
+    return values.contiguous().numpy()
+
+
+_NOTHING = np.empty(0, dtype=np.float32)
+
+
 def inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     """Σ x·y of each row of one [p, n] with each of the other [q, n]: float64 [p, q] on the CPU."""
     whole = one.shape[1] // INNER_CHUNK * INNER_CHUNK
@@ -167,9 +212,33 @@ def exact_inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     return total.cpu()
 
 
-def l1_norms(values: torch.Tensor) -> torch.Tensor:
-    """Σ|x| of each expert: float64 [experts], of float32 sums over `SUM_CHUNK` elements, right to 1e-8."""
-    sizes = flat(values.abs())
+def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
+    """Σ x·y of the base [n] and every change [experts, n], each with each: float64 [1 + experts, 1 + experts] on the CPU; 0
+    for no base."""
+    experts, count = deltas.shape
+    total = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
+    if compiled(deltas):
+        loops().products(array(base), array(deltas, 2), total.numpy())
+        return total
+    total = total.to(deltas.device)
+    wide = total.new_zeros(1 + experts, min(count, EXACT_CHUNK))
+    for start in range(0, count, EXACT_CHUNK):
+        part, size = slice(start, start + EXACT_CHUNK), count - start
+        wide[1:, :size].copy_(deltas[:, part])
+        if base is not None:
+            wide[0, :size].copy_(base[part])
+        total += wide[:, :size] @ wide[:, :size].T
+    return total.cpu()
+
+
+def l1_norms(deltas: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+    """Σ|δ|, or Σ|factor·δ|, of each expert: float64 [experts], right to 1e-8 (float32 sums over `SUM_CHUNK` elements)."""
+    if compiled(deltas):
+        norms = np.zeros(len(deltas))
+        ones = np.ones((len(deltas), 1), dtype=np.float32)
+        loops().l1_norms(ones if factors is None else factors_of(factors, deltas), array(deltas, 2), norms)
+        return torch.from_numpy(norms)
+    sizes = flat((deltas if factors is None else factors * deltas).abs())
     whole = sizes.shape[1] // SUM_CHUNK * SUM_CHUNK
     found = sizes[:, whole:].sum(1, dtype=torch.float64)
     if whole:
@@ -177,12 +246,84 @@ def l1_norms(values: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
-    """Σ_t coefficient_t·δ_t in expert order; product and sum are rounded separately (no fused multiply-add)."""
+def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """scale·Σ_t coefficient_t·δ_t in expert order; product and sum are rounded separately (no fused multiply-add).
+
+    Shapes: deltas [experts, *shape], coefficients the same or, of one number for each expert, [experts, 1, ...].
+    """
+    if compiled(deltas):
+        change = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
+        loops().weighted_sum(
+            factors_of(coefficients, deltas), array(deltas, 2), np.float32(scale), array(change)
+        )
+        return change
     total = coefficients[0] * deltas[0]
     for coefficient, delta in zip(coefficients[1:], deltas[1:], strict=True):
         total += coefficient * delta
-    return total
+    return total if scale == 1 else total * scale
+
+
+def apply(base: torch.Tensor | None, change: torch.Tensor) -> torch.Tensor:
+    """base + change; where the change is exactly 0 the base's own bits (−0 included)."""
+    return change if base is None else base - (0 - change)  # 0 − 0 is +0, and θ − (+0) has the bits of θ
+
+
+def keep_common(models: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    """What is merged [*shape], but where all models [experts, *shape] are equal their own value."""
+    if compiled(models):
+        loops().keep_common(array(models, 2), array(merged))
+        return merged
+    return torch.where((models == models[0]).all(0), models[0], merged)
+
+
+class Tally(NamedTuple):
+    """Sums over merged elements: `change` = ΣΔ² of the merged change, `error` = Σ(rounded − merged)², how many elements
+    `changed`, how many of these are `lost` because they equal the rounded base, and whether all are `finite` as written.
+    Without a base nothing is a change."""
+
+    change: float
+    error: float
+    changed: int
+    lost: int
+    finite: bool
+
+
+def finish(
+    base: torch.Tensor | None, change: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, Tally]:
+    """base + change in float32 (see `apply`), the same in the dtype it is written in, and what came of it: [*shape]
+    twice."""
+    if compiled(change) and dtype in (torch.float32, torch.bfloat16):
+        merged, sums = torch.empty_like(change, memory_format=torch.contiguous_format), np.zeros(4)
+        if dtype == torch.float32:
+            rows = merged
+            finite = loops().finish_float32(array(base), array(change), array(merged), sums)
+        else:
+            rows = torch.empty_like(merged, dtype=dtype)
+            bits = rows.view(torch.int16).reshape(-1).numpy().view(np.uint16)
+            finite = loops().finish_bf16(array(base), array(change), array(merged), bits, sums)
+        moved, error, changed, lost = sums.tolist()
+        return merged, rows, Tally(moved, error, int(changed), int(lost), bool(finite))
+    merged = apply(base, change)
+    rows = merged.to(dtype)
+    return merged, rows, tally(base, merged, rows, change)
+
+
+def tally(
+    base: torch.Tensor | None, merged: torch.Tensor, rows: torch.Tensor, change: torch.Tensor | None = None
+) -> Tally:
+    """The sums over merged elements; a change that is not given is merged − base."""
+    error, finite = _square(rows.to(torch.float32) - merged), all_finite(rows)
+    if base is None:
+        return Tally(0.0, error, 0, 0, finite)
+    change = merged - base if change is None else change
+    changed = int(change.count_nonzero())
+    written = int(differ(rows, base.to(rows.dtype)).count_nonzero())
+    return Tally(_square(change), error, changed, changed - written, finite)
+
+
+def _square(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) ** 2
 
 
 def shares(weight: torch.Tensor, normalize: bool, like: torch.Tensor) -> torch.Tensor:
@@ -232,6 +373,65 @@ def disjoint_coefficients(agree: torch.Tensor, weight: torch.Tensor, normalize: 
     return coefficients
 
 
+def elected_coefficients(
+    factors: torch.Tensor,
+    deltas: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    weighted: bool = False,
+    sign: Literal["total", "frequency"] = "total",
+    if_draw: float = 1.0,
+    normalize: bool = True,
+) -> torch.Tensor:
+    """Coefficients after an election among the sparse changes factor_t·δ_t, which are weighted first if `weighted`:
+    [experts, *shape], 0 for who lost. See `elect_sign`, `agreement` and `disjoint_coefficients`.
+
+    Shapes: deltas [experts, *shape], factors the same or [experts, 1, ...], weight [experts].
+    """
+    if compiled(deltas):
+        found = torch.empty_like(deltas, memory_format=torch.contiguous_format)
+        mine, frequency = array(weight), sign == "frequency"
+        say = mine if weighted else np.ones_like(mine)
+        loops().elect(
+            factors_of(factors, deltas),
+            array(deltas, 2),
+            say,
+            mine,
+            frequency,
+            np.float32(if_draw),
+            normalize,
+            array(found, 2),
+        )
+        return found
+    cast = votes(factors, deltas, weight, weighted)
+    agree = agreement(cast, elect_sign(cast, sign, if_draw))
+    return disjoint_coefficients(agree, weight, normalize).mul_(factors)
+
+
+def balance(
+    factors: torch.Tensor, deltas: torch.Tensor, weight: torch.Tensor, *, weighted: bool = False
+) -> torch.Tensor:
+    """By how many elements more the votes add up to something above 0 than below: float64."""
+    if compiled(deltas):
+        mine = array(weight) if weighted else np.ones(len(deltas), dtype=np.float32)
+        found = loops().balance(factors_of(factors, deltas), array(deltas, 2), mine)
+        return torch.tensor(found, dtype=torch.float64)
+    return sum_experts(votes(factors, deltas, weight, weighted)).sign().sum(dtype=torch.float64)
+
+
+def votes(factors: torch.Tensor, deltas: torch.Tensor, weight: torch.Tensor, weighted: bool) -> torch.Tensor:
+    """What is summed to elect a sign: factor_t·δ_t, times the experts' weights if `weighted`."""
+    sparse = factors * deltas
+    return sparse * per_expert(weight, sparse) if weighted else sparse
+
+
+def factors_of(factors: torch.Tensor, deltas: torch.Tensor) -> Any:
+    """Factors as `kernels` take them: one for each expert, or for each element."""
+    if factors.numel() not in (len(deltas), deltas.numel()):
+        factors = factors.expand(deltas.shape)
+    return array(factors, 2)
+
+
 def minmax(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Each expert's values [experts, *shape] from its range [low, high] onto [0, 1]; 0 where the range is one point."""
     low, span = (per_expert(bound.to(values.device), values) for bound in (low, high - low))
@@ -251,16 +451,53 @@ def order_in_rows(rows: torch.Tensor) -> torch.Tensor:
     Among equals the lower index ranks first. On the CPU it is the lower half of sorted keys, whose upper half is the
     inverted magnitude: a quarter of the time of a stable sort that brings indices along.
     """
-    bits = magnitude_bits(rows)
     if rows.device.type != "cpu":
-        return bits.sort(dim=-1, descending=True, stable=True).indices
-    order = torch.empty(bits.shape, dtype=torch.int64)
-    for keys, magnitudes in zip(order.numpy().view(np.uint64), bits.numpy(), strict=True):
-        keys[...] = np.invert(magnitudes).view(np.uint32)
+        return magnitude_bits(rows).sort(dim=-1, descending=True, stable=True).indices
+    order = torch.empty(rows.shape, dtype=torch.int64)
+    shape = math.prod(rows.shape[:-1]), rows.shape[-1]
+    keys, values = order.view(shape).numpy().view(np.uint64), rows.reshape(shape).contiguous().numpy()
+    if loops() is not None:
+        loops().rank_keys(values, keys)
+    else:
+        keys[...] = ~values.view(np.uint32) & np.uint32(0x7FFFFFFF)
         keys <<= np.uint64(32)
-        keys |= np.arange(rows.shape[-1], dtype=np.uint64)
-        keys.sort(axis=-1)
+        keys |= np.arange(values.shape[-1], dtype=np.uint64)
+    keys.sort(axis=-1)
     return order.bitwise_and_(0xFFFFFFFF)
+
+
+def survivors(uniform: torch.Tensor, limits: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    """A gain (float32) where a random number (int32 [experts, ...]) is below its limit (int32), else 0; limits and gains
+    are of the same shape or broadcast to it."""
+    if uniform.device.type != "cpu" or loops() is None:
+        return factor(uniform < limits.to(uniform.device)) * gains.to(uniform.device)
+    found = torch.empty(uniform.shape)
+    if limits.numel() not in (len(uniform), uniform.numel()):
+        limits = limits.expand(uniform.shape)
+    gains = gains.expand(limits.shape)
+    for numbers, limit, gain, mine in zip(*map(_each, (uniform, limits, gains, found)), strict=True):
+        loops().survivors(numbers, limit, gain, mine)
+    return found
+
+
+def ranked_survivors(
+    order: torch.Tensor, uniform: torch.Tensor, limits: torch.Tensor, gains: torch.Tensor
+) -> torch.Tensor:
+    """`survivors` where limits and gains [experts, m] are those of an element's rank in its row: `order` [experts, rows, m]
+    says where each rank is."""
+    if uniform.device.type != "cpu" or loops() is None:
+        ranked = survivors(uniform.gather(-1, order), limits[:, None], gains[:, None])
+        return torch.empty_like(ranked).scatter_(-1, order, ranked)
+    found = torch.empty(uniform.shape)
+    for places, numbers, limit, gain, mine in zip(
+        *(values.numpy() for values in (order, uniform, limits, gains, found)), strict=True
+    ):
+        loops().ranked_survivors(places, numbers, limit, gain, mine)
+    return found
+
+
+def _each(values: torch.Tensor) -> Any:
+    return array(values, 2)
 
 
 def rank_probabilities(elements: int, density: float, epsilon: float) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,37 +78,32 @@ class Piece:
         return self.remember("deltas", None, make)
 
     @cached_property
-    def gram(self) -> torch.Tensor:
-        """Σδ_a·δ_b: float64 [experts, experts] on the CPU; not finite where a change is not."""
+    def products(self) -> torch.Tensor:
+        """Σx·y of θ0 and the task vectors, each with each: float64 [1 + experts, 1 + experts] on the CPU, 0 without a base;
+        not finite where a value is not."""
 
         def make() -> torch.Tensor:
-            deltas = ops.flat(self.deltas)
-            return ops.exact_inner(deltas, deltas)
+            return ops.products(None if self.base is None else self.base.reshape(-1), ops.flat(self.deltas))
 
-        return self.remember("gram", None, make)
+        return self.remember("products", None, make)
 
-    @cached_property
+    @property
+    def gram(self) -> torch.Tensor:
+        """Σδ_a·δ_b: float64 [experts, experts] on the CPU."""
+        return self.products[1:, 1:]
+
+    @property
     def base_square(self) -> float:
         """Σθ0², 0 without a base."""
+        return float(self.products[0, 0])
 
-        def make() -> float:
-            if self.base is None:
-                return 0.0
-            flat = self.base.reshape(1, -1)
-            square = float(ops.inner(flat, flat))
-            return square if math.isfinite(square) else float(ops.inner(flat.double(), flat.double()))
-
-        return self.remember("base square", None, make)
+    def apply(self, change: torch.Tensor) -> torch.Tensor:
+        """base + change in float32; where the change is exactly 0 the base's own bits (−0 included)."""
+        return ops.apply(self.base, change)
 
     def remember(self, kind: str, variant: Hashable, make: Callable[[], T]) -> T:
         """What `make` makes of the piece's values; `variant` names all else that it depends on."""
         return make() if self.memory is None else self.memory.recall(kind, variant, make)
-
-    def apply(self, change: torch.Tensor) -> torch.Tensor:
-        """base + change in float32; where the change is exactly 0 the base's own bits (−0 included)."""
-        if self.base is None:
-            return change
-        return self.base - (0 - change)  # 0 − 0 is +0, and θ − (+0) has the bits of θ
 
 
 class Explained(NamedTuple):

@@ -68,7 +68,7 @@ class Reader:
         found = None
         for number, one in enumerate(inputs):
             rows = self.rows(one, start, stop).to(self.device)
-            if self.plan.work_dtype is not None:
+            if self.plan.work_dtype not in (None, torch.float32):
                 rows = rows.to(self.plan.work_dtype)
             if found is None:
                 found = torch.empty((len(inputs), *rows.shape), dtype=torch.float32, device=self.device)

@@ -9,7 +9,6 @@ from math import sqrt
 
 import torch
 
-from merging import ops
 from merging.pieces import Piece
 
 FAR = 0.7
@@ -29,20 +28,9 @@ class Products:
     equal: frozenset[tuple[int, int]]
 
     @classmethod
-    def of(cls, piece: Piece, *, exact: bool) -> Products:
-        """`exact`: in float64 throughout, as watches need some of them; for the remarks alone float32 does."""
-        values = torch.zeros(1 + piece.experts, 1 + piece.experts, dtype=torch.float64)
-        deltas = ops.flat(piece.deltas)
-        values[1:, 1:] = piece.gram if exact else ops.inner(deltas, deltas)
-        if piece.base is not None:
-            base = piece.base.reshape(1, -1)
-            mixed = ops.inner(base, deltas)
-            if not bool(mixed.isfinite().all()):
-                mixed = ops.inner(base.double(), deltas.double())
-            values[0, 0] = piece.base_square
-            values[0, 1:] = values[1:, 0] = mixed[0]
+    def of(cls, piece: Piece) -> Products:
         pairs = combinations(range(piece.experts), 2)
-        return cls(values, frozenset(pair for pair in pairs if _equal(piece, *pair)))
+        return cls(piece.products, frozenset(pair for pair in pairs if _equal(piece, *pair)))
 
     @property
     def finite(self) -> bool:

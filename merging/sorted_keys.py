@@ -89,9 +89,10 @@ class SortedKeys:
 class SpreadCut(Cut):
     """A cut of a sample: of equal keys those that stay are spread over a piece, so that all its groups share them."""
 
-    def _among(self, tied: torch.Tensor, allowed: int) -> torch.Tensor:
+    def _keep_tied(self, piece: Piece, cut: int, allowed: int, keep: torch.Tensor) -> None:
+        tied = ops.positions(self.ranking.row(piece, cut) == int(self.bits[cut]))
         count = min(allowed, len(tied))
-        return tied[torch.arange(count) * len(tied) // count]
+        keep.view(-1)[tied[torch.arange(count) * len(tied) // count]] = True
 
 
 def sort_keys(keys: Keys, pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> SortedKeys:

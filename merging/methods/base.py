@@ -202,9 +202,7 @@ class Method(BaseModel):
 
     def change(self, coefficients: torch.Tensor, piece: Piece) -> torch.Tensor:
         """λ·Σ_t coefficient_t·δ_t in float32: [*shape]."""
-        change = ops.weighted_sum(coefficients, piece.deltas)
-        scale = getattr(self, "lambda_", 1.0)
-        return change if scale == 1 else change * scale
+        return ops.weighted_sum(coefficients, piece.deltas, getattr(self, "lambda_", 1.0))
 
     def attained(self, known: Any) -> Attained | None:
         """What the survey's trimming came to, for the methods that trim."""

@@ -114,7 +114,12 @@ class Elected(Combined):
         sparsity = yield from self.sparsify(group)
         if self.zero_sum == "plus" or group.experts == 1:
             return Ballot(sparsity)
-        balance = yield Sums(lambda piece: ops.sum_experts(self._votes(piece, sparsity)).sign().sum())
+        weighted = self.elect_on == "weighted"
+        balance = yield Sums(
+            lambda piece: ops.balance(
+                self.factors(piece, sparsity), piece.deltas, piece.weight, weighted=weighted
+            )
+        )
         return Ballot(sparsity, -1.0 if sum(float(sign) for sign in balance.values()) < 0 else 1.0)
 
     def attained(self, known: Ballot) -> Attained | None:
@@ -126,16 +131,16 @@ class Elected(Combined):
     def explain(self, piece: Piece, known: Ballot) -> Explained:
         """What was trimmed or dropped has no vote; who loses the vote has a sparse factor, but no coefficient."""
         factors = self.factors(piece, known.sparsity)
-        votes = self._weighted(piece, factors * piece.deltas)
-        elected = ops.elect_sign(votes, self.sign, known.if_draw)
-        agreed = ops.disjoint_coefficients(ops.agreement(votes, elected), piece.weight, self.normalize)
-        return Explained(agreed.mul_(factors), factors)
-
-    def _votes(self, piece: Piece, known: Sparsity) -> torch.Tensor:
-        return self._weighted(piece, self.factors(piece, known) * piece.deltas)
-
-    def _weighted(self, piece: Piece, sparse: torch.Tensor) -> torch.Tensor:
-        return sparse if self.elect_on == "delta" else sparse * ops.per_expert(piece.weight, sparse)
+        elected = ops.elected_coefficients(
+            factors,
+            piece.deltas,
+            piece.weight,
+            weighted=self.elect_on == "weighted",
+            sign=self.sign,
+            if_draw=known.if_draw,
+            normalize=self.normalize,
+        )
+        return Explained(elected, factors)
 
 
 def mean_problem(weights: tuple[float, ...]) -> list[str]:

@@ -44,11 +44,10 @@ class Linear(Method):
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
         """Models of weight 0 take no part; where all others are equal, an average is exactly their value."""
-        models = piece.models[piece.weight != 0]
-        weight = piece.weight[piece.weight != 0]
+        models, weight = piece.models, piece.weight
+        if not bool(weight.all()):
+            models, weight = models[weight != 0], weight[weight != 0]
         if len(models) == 0:
             return torch.zeros_like(piece.models[0])
         merged = ops.weighted_sum(ops.shares(weight, self.normalize, models), models)
-        if not self.normalize:
-            return merged
-        return torch.where((models == models[0]).all(0), models[0], merged)
+        return ops.keep_common(models, merged) if self.normalize else merged

@@ -64,7 +64,7 @@ class Sparse(Method):
             return Sparsity(cut)
         sums = yield Sums(
             lambda piece: torch.stack(
-                [ops.l1_norms(piece.deltas), ops.l1_norms(self.kept(piece, cut) * piece.deltas)],
+                [ops.l1_norms(piece.deltas), ops.l1_norms(piece.deltas, self.kept(piece, cut))],
             )
         )
         return Sparsity(cut, {tensor: _gain(before, after) for tensor, (before, after) in sums.items()})
@@ -210,25 +210,24 @@ class MagPrune(Random):
                 ops.rank_probabilities(rows.shape[-1], density, epsilon)
                 for density, epsilon in zip(densities, epsilons, strict=True)
             ]
-            uniform = noise.piece_uniform(piece, self.seed).view(rows.shape).gather(-1, order)
-            ranked = _drawn(uniform, torch.stack(tables)[:, None], self.rescale)
-            return torch.empty_like(ranked).scatter_(-1, order, ranked).view(piece.deltas.shape)
+            uniform = noise.piece_uniform(piece, self.seed).view(rows.shape)
+            chances = _limits_and_gains(torch.stack(tables), self.rescale)
+            return ops.ranked_survivors(order, uniform, *chances).view(piece.deltas.shape)
 
         return piece.remember("drop", (densities, epsilons, self.seed, self.rescale), make)
 
 
 def survivors(piece: Piece, keep: torch.Tensor, seed: int, rescale: str) -> torch.Tensor:
     """Factors of a Bernoulli draw with float64 probabilities `keep`, [experts, *shape] or broadcastable to it."""
-    return _drawn(noise.piece_uniform(piece, seed), keep, rescale)
+    return ops.survivors(noise.piece_uniform(piece, seed), *_limits_and_gains(keep, rescale))
 
 
-def _drawn(uniform: torch.Tensor, keep: torch.Tensor, rescale: str) -> torch.Tensor:
-    """float32 factors of the elements with these random numbers, which stay with probability `keep`."""
+def _limits_and_gains(keep: torch.Tensor, rescale: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a random number must be below for a chance to survive (int32), and the factor of what survives (float32)."""
     limits = (keep * noise.ONE).round().to(torch.int32)
-    drawn = ops.factor(uniform < limits.to(uniform.device))
     if rescale != "expected":
-        return drawn
-    return drawn * torch.where(limits > 0, 1 / keep, 0.0).to(drawn)
+        return limits, torch.ones_like(keep, dtype=torch.float32)
+    return limits, torch.where(limits > 0, 1 / keep, 0.0).to(torch.float32)
 
 
 def _gain(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
