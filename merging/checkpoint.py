@@ -190,27 +190,35 @@ class Checkpoint:
             CheckpointError: the file became shorter since it was opened.
         """
         tensor = self.tensors[name]
-        if not tensor.shape:
-            return self._bytes(tensor, tensor.start, tensor.stop).view(tensor.torch_dtype).reshape(())
         stop = tensor.rows if stop is None else min(stop, tensor.rows)
+        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        values = torch.empty(shape, dtype=tensor.torch_dtype)
+        self.read_into(name, start, bytes_of(values))
+        return values
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """The same from row `start` on, into the memory of a tensor that is there already; see `bytes_of`."""
+        tensor = self.tensors[name]
         row_bytes = tensor.row_elements * tensor.torch_dtype.itemsize
-        values = self._bytes(tensor, tensor.start + start * row_bytes, tensor.start + stop * row_bytes)
-        return values.view(tensor.torch_dtype).reshape(stop - start, *tensor.shape[1:])
+        self._fill(tensor, tensor.start + start * row_bytes, buffer)
 
     def _bytes(self, tensor: TensorInfo, begin: int, end: int) -> torch.Tensor:
-        assert tensor.file is not None
         values = torch.empty(end - begin, dtype=torch.uint8)
-        if end == begin:
-            return values
+        self._fill(tensor, begin, bytes_of(values))
+        return values
+
+    def _fill(self, tensor: TensorInfo, begin: int, buffer: memoryview) -> None:
+        assert tensor.file is not None
+        if not buffer:
+            return
         with self._opening:
             descriptor = self._descriptors.get(tensor.file)
             if descriptor is None:
                 descriptor = self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
-        if read_at(descriptor, values, begin) < end - begin:
+        if read_at(descriptor, buffer, begin) < len(buffer):
             raise CheckpointError(
                 f"{tensor.file}: ended inside '{tensor.name}'; it changed while it was read."
             )
-        return values
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -220,6 +228,11 @@ class Checkpoint:
     def __del__(self) -> None:
         if hasattr(self, "_descriptors"):
             self.close()
+
+
+def bytes_of(values: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def read_json(path: Path) -> dict[str, Any]:

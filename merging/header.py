@@ -188,9 +188,8 @@ def build_header(
     )
 
 
-def read_at(descriptor: int, values: torch.Tensor, offset: int) -> int:
-    """Fill a tensor of bytes from a file's `offset`; the number of bytes that were there."""
-    buffer = memoryview(values.numpy())  # type: ignore[arg-type]
+def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill a buffer of bytes from a file's `offset`; the number of bytes that were there."""
     done = 0
     while done < len(buffer):
         count = os.preadv(descriptor, [buffer[done:]], offset + done)

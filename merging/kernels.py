@@ -14,7 +14,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-CHUNK = 2048
+CHUNK = 1024
 """Elements worked on at once: with all that is made of three experts' less than half of a first cache."""
 SIGN = np.uint32(0x80000000)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -117,8 +117,9 @@ def _apply(base, change, merged):
 def _round_bf16(bits, rows):
     for i in range(len(bits)):
         value = bits[i]
-        rounded = (value + HALF + ((value >> LOW) & np.uint32(1))) >> LOW
-        rows[i] = BF16_NAN if (value & MAGNITUDE) > INFINITE else rounded
+        odd = np.uint32(np.uint32(value >> LOW) & np.uint32(1))
+        rounded = np.uint32(np.uint32(value + np.uint32(HALF + odd)) >> LOW)
+        rows[i] = np.uint16(BF16_NAN if np.uint32(value & MAGNITUDE) > INFINITE else rounded)
 
 
 @_exact

@@ -165,10 +165,11 @@ def flat(values: torch.Tensor, leading: int = 1) -> torch.Tensor:
 
 @cache
 def loops() -> Any:
-    """The module `kernels`, imported when a merge first needs it, which takes half a second; None where numba is missing."""
+    """The module `kernels`, imported when a merge first needs it, which takes half a second; None where numba is missing
+    or finds no folder to keep what it compiled."""
     try:
         from merging import kernels
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None
     return kernels
 
@@ -182,9 +183,12 @@ def array(values: torch.Tensor | None, dims: int = 1) -> Any:
     """A tensor on the CPU as `kernels` take it: contiguous, with its last dims as one; None as no elements."""
     if values is None:
         return _NOTHING
-    if values.dim() != dims:
-        values = flat(values, dims - 1)
-    return values.contiguous().numpy()
+    found = (
+        values.contiguous().numpy()
+    )  # from here on by NumPy: every operation of torch lets go of the interpreter's lock
+    if found.ndim != dims:
+        found = found.reshape(*found.shape[: dims - 1], math.prod(found.shape[dims - 1 :]))
+    return found
 
 
 _NOTHING = np.empty(0, dtype=np.float32)
@@ -213,14 +217,15 @@ def exact_inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
 
 
 def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
-    """Σ x·y of the base [n] and every change [experts, n], each with each: float64 [1 + experts, 1 + experts] on the CPU; 0
-    for no base."""
-    experts, count = deltas.shape
+    """Σ x·y of the base [*shape] and every change [experts, *shape], each with each: float64 [1 + experts, 1 + experts] on
+    the CPU; 0 for no base."""
+    experts = len(deltas)
     total = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
     if compiled(deltas):
         loops().products(array(base), array(deltas, 2), total.numpy())
         return total
-    total = total.to(deltas.device)
+    total, deltas = total.to(deltas.device), flat(deltas)
+    base, count = None if base is None else base.flatten(), deltas.shape[1]
     wide = total.new_zeros(1 + experts, min(count, EXACT_CHUNK))
     for start in range(0, count, EXACT_CHUNK):
         part, size = slice(start, start + EXACT_CHUNK), count - start
@@ -331,8 +336,10 @@ def shares(weight: torch.Tensor, normalize: bool, like: torch.Tensor) -> torch.T
 
     A sum that cancels to nothing divides by 1.
     """
+    if not normalize:
+        return per_expert(weight, like)
     total = sum_experts(weight)
-    divide = normalize and float(total.abs()) >= TINY_SUM
+    divide = float(total.abs()) >= TINY_SUM
     return per_expert(weight / total if divide else weight, like)
 
 

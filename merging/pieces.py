@@ -83,7 +83,7 @@ class Piece:
         not finite where a value is not."""
 
         def make() -> torch.Tensor:
-            return ops.products(None if self.base is None else self.base.reshape(-1), ops.flat(self.deltas))
+            return ops.products(self.base, self.deltas)
 
         return self.remember("products", None, make)
 

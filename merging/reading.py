@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from merging.checkpoint import Checkpoint, bytes_of
 from merging.layout import Input
 from merging.pieces import Memory, Piece, PieceKey
 from merging.plan import KEEP_BYTES, Plan
@@ -52,8 +53,8 @@ class Reader:
 
     def piece(self, spot: Spot) -> Piece:
         tensor, start, stop = spot
-        base = self._values([tensor.base], start, stop)[0] if tensor.base is not None else None
-        models = self._values(tensor.experts, start, stop)
+        values = self._values(tensor.inputs, start, stop)
+        base, models = (values[0], values[1:]) if tensor.base is not None else (None, values)
         saliency = self._saliency(tensor, start, stop)
         return Piece(tensor.info.name, start, base, models, weights(tensor).to(self.device), saliency)
 
@@ -65,16 +66,38 @@ class Reader:
 
     def _values(self, inputs: Sequence[Input], start: int, stop: int) -> torch.Tensor:
         """Rows of several models: float32 [models, rows, ...]."""
-        found = None
+        stored = self._together(inputs, start, stop)
+        if stored is not None:
+            return self._widened(stored.to(self.device))
+        return torch.stack([self._widened(self.rows(one, start, stop).to(self.device)) for one in inputs])
+
+    def _together(self, inputs: Sequence[Input], start: int, stop: int) -> torch.Tensor | None:
+        """Rows of several files, as they are stored, in one tensor, so that few operations follow; None where that is not
+        possible."""
+        infos = [one.info for one in inputs]
+        first = infos[0]
+        if (
+            first is None
+            or not first.shape
+            or any(info is None or info.dtype != first.dtype for info in infos)
+        ):
+            return None
+        found = torch.empty((len(inputs), stop - start, *first.shape[1:]), dtype=first.torch_dtype)
+        if not found.numel():
+            return found
+        buffer, size = bytes_of(found), found.nbytes // len(inputs)
         for number, one in enumerate(inputs):
-            rows = self.rows(one, start, stop).to(self.device)
-            if self.plan.work_dtype not in (None, torch.float32):
-                rows = rows.to(self.plan.work_dtype)
-            if found is None:
-                found = torch.empty((len(inputs), *rows.shape), dtype=torch.float32, device=self.device)
-            found[number].copy_(rows)
-        assert found is not None
+            if not isinstance(one.source, Checkpoint):
+                return None
+            one.source.read_into(one.name, start, buffer[number * size : (number + 1) * size])
+        with self._lock:
+            self.bytes_read += found.nbytes
         return found
+
+    def _widened(self, values: torch.Tensor) -> torch.Tensor:
+        if self.plan.work_dtype is not None:
+            values = values.to(self.plan.work_dtype)
+        return values.to(torch.float32)
 
 
 def weights(tensor: TensorPlan) -> torch.Tensor:

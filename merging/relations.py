@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import sqrt
 
+import numpy as np
 import torch
 
 from merging.pieces import Piece
@@ -24,35 +25,35 @@ class Products:
     """Inner products of θ0 and the task vectors of one piece, float64 [1 + experts, 1 + experts], and which pairs of
     experts are equal there."""
 
-    values: torch.Tensor
+    values: np.ndarray
     equal: frozenset[tuple[int, int]]
 
     @classmethod
     def of(cls, piece: Piece) -> Products:
         pairs = combinations(range(piece.experts), 2)
-        return cls(piece.products, frozenset(pair for pair in pairs if _equal(piece, *pair)))
+        return cls(piece.products.numpy(), frozenset(pair for pair in pairs if _equal(piece, *pair)))
 
     @property
     def finite(self) -> bool:
         """Where they are not, the piece's values are to be looked at."""
-        return bool(self.values.isfinite().all())
+        return bool(np.isfinite(self.values).all())
 
 
 class Relations:
     """`Products`, summed over all pieces that were merged."""
 
     def __init__(self, experts: int):
-        self.products = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
+        self.products = np.zeros((1 + experts, 1 + experts))
         self.equal = set(combinations(range(experts), 2))
 
     def add(self, found: Products) -> None:
-        self.products += found.values.nan_to_num(0.0, 0.0, 0.0)
+        self.products += np.where(np.isfinite(found.values), found.values, 0.0)
         self.equal &= found.equal
 
     @property
     def changes(self) -> list[float]:
         """‖δ‖/‖θ0‖ of each expert; 0 without a base."""
-        base, *experts = self.products.diagonal().clamp(min=0).sqrt().tolist()
+        base, *experts = np.sqrt(self.products.diagonal().clip(min=0)).tolist()
         return [norm / base if base else 0.0 for norm in experts]
 
     def remarks(self, names: Sequence[str]) -> list[str]:
@@ -104,6 +105,7 @@ class Relations:
 
 
 def _equal(piece: Piece, a: int, b: int) -> bool:
-    """Whether two experts are the same in a piece; most differ in their first row already."""
-    one, two = piece.models[a], piece.models[b]
-    return torch.equal(one[:1], two[:1]) and torch.equal(one, two) if one.ndim else torch.equal(one, two)
+    """Whether two experts are the same in a piece: only looked at where their changes are of the same length."""
+    if float(piece.gram[a, a]) != float(piece.gram[b, b]):
+        return False
+    return torch.equal(piece.models[a], piece.models[b])
