@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from merging import ops
@@ -17,6 +19,7 @@ HISTOGRAM_SHIFT = 22
 FIRST_BIN = 2 * 70
 LAST_BIN = 2 * 140
 """Bins kept: magnitudes from 2**-57 to 2**13; what lies outside is counted in the first or last one."""
+ALL_BINS = 1 << 31 - HISTOGRAM_SHIFT
 NOISE = 1e-5
 """A spread smaller than this share of Σδ² is float32 rounding."""
 
@@ -127,24 +130,58 @@ def measure(piece: Piece) -> TensorStatistics:
         deltas = torch.where(torch.tensor(intact, device=deltas.device)[:, None], deltas, 0.0)
         inner = ops.inner(deltas.double(), deltas.double())
         inner[~torch.tensor(intact)], inner[:, ~torch.tensor(intact)] = math.nan, math.nan
-    magnitudes = deltas.abs()
-    patterns = Patterns.of(deltas)
-    nonzero = patterns.nonzero()
-    empty, spoilt = not deltas.shape[1], inner.diagonal() * 0
-    largest = deltas.new_zeros(piece.experts) if empty else magnitudes.amax(1)
+    patterns, spoilt = Patterns.of(deltas), inner.diagonal() * 0
+    spread = _Spread.of(deltas)
     return TensorStatistics(
         elements=deltas.shape[1],
         base=math.nan if broken[0] else piece.base_square,
         change=inner.diagonal().tolist(),
-        total=(deltas.sum(1).cpu() + spoilt).tolist(),
-        mass=(magnitudes.sum(1).cpu() + spoilt).tolist(),
-        nonzero=nonzero,
-        largest=(largest.cpu() + spoilt).tolist(),
-        histogram=[_histogram(values, count) for values, count in zip(magnitudes, nonzero, strict=True)],
+        total=(spread.total + spoilt).tolist(),
+        mass=(spread.mass + spoilt).tolist(),
+        nonzero=spread.nonzero.tolist(),
+        largest=(spread.largest + spoilt).tolist(),
+        histogram=[_inside(counts) for counts in spread.counts],
         dot=[float(inner[pair]) for pair in pairs_of(piece.experts)],
         broken=broken,
-        signs=sign_conflict(piece, deltas, magnitudes, patterns),
+        signs=sign_conflict(piece, deltas, patterns),
     )
+
+
+class _Spread(NamedTuple):
+    """Σδ, Σ|δ|, max|δ| and the number of δ ≠ 0 of each expert, [experts], and how many of these have which upper magnitude
+    bits, [experts, bins]."""
+
+    total: torch.Tensor
+    mass: torch.Tensor
+    largest: torch.Tensor
+    nonzero: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def of(cls, deltas: torch.Tensor) -> _Spread:
+        experts = len(deltas)
+        counts = torch.zeros(experts, ALL_BINS, dtype=torch.int64)
+        if ops.compiled(deltas):
+            total, mass = np.zeros(experts), np.zeros(experts)
+            largest, nonzero = np.zeros(experts, np.uint32), np.zeros(experts, np.int64)
+            ops.loops().spread(
+                ops.array(deltas, 2),
+                np.uint32(HISTOGRAM_SHIFT),
+                total,
+                mass,
+                largest,
+                nonzero,
+                counts.numpy(),
+            )
+            sums = [torch.from_numpy(one) for one in (total, mass, largest.view(np.float32), nonzero)]
+        else:
+            sizes = deltas.abs()
+            for row, values in zip(counts, sizes, strict=True):
+                row += (values.view(torch.int32) >> HISTOGRAM_SHIFT).bincount(minlength=ALL_BINS).cpu()
+            top = sizes.amax(1) if deltas.shape[1] else deltas.new_zeros(experts)
+            sums = [one.cpu() for one in (deltas.sum(1), sizes.sum(1), top, deltas.count_nonzero(1))]
+        counts[:, 0] -= deltas.shape[1] - sums[3]
+        return cls(sums[0], sums[1], sums[2], sums[3], counts)
 
 
 def _broken(piece: Piece) -> list[int]:
@@ -154,11 +191,9 @@ def _broken(piece: Piece) -> list[int]:
     return [int(base.sum()), *ops.flat(experts).sum(1).tolist()]
 
 
-def _histogram(magnitudes: torch.Tensor, nonzero: int) -> list[int]:
-    bins = magnitudes.view(torch.int32) >> HISTOGRAM_SHIFT
-    counts = bins.bincount(minlength=LAST_BIN).cpu()
-    counts[0] -= magnitudes.numel() - nonzero
-    inner = counts[FIRST_BIN:LAST_BIN]
+def _inside(counts: torch.Tensor) -> list[int]:
+    """The counts in `bin_edges`, with what lies outside in the first or last of them."""
+    inner = counts[FIRST_BIN:LAST_BIN].clone()
     inner[0] += counts[:FIRST_BIN].sum()
     inner[-1] += counts[LAST_BIN:].sum()
     return inner.tolist()

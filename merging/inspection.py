@@ -47,12 +47,12 @@ class TrimWatch:
         assert outcome.explained is not None
         deltas = ops.flat(outcome.piece.deltas)
         left = torch.where(ops.flat(outcome.explained.sparse) != 0, deltas, 0.0)
-        magnitudes, patterns = left.abs(), Patterns.of(left)
-        smallest = torch.where(left != 0, magnitudes, math.inf)
+        patterns = Patterns.of(left)
+        smallest = torch.where(left != 0, left.abs(), math.inf)
         self.pieces[outcome.piece.key] = Trimmed(
             kept=patterns.nonzero(),
             threshold=smallest.amin(1).tolist() if left.shape[1] else [math.inf] * len(left),
-            signs=sign_conflict(outcome.piece, left, magnitudes, patterns),
+            signs=sign_conflict(outcome.piece, left, patterns),
         )
 
     def combine(self, other: TrimWatch) -> None:

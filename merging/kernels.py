@@ -518,3 +518,80 @@ def keep_common(models, merged):
                 same[i] &= other[i] == first[i]
         for i in range(size):
             part[i] = first[i] if same[i] else part[i]
+
+
+@_summing
+def _sum(values):
+    total = 0.0
+    for i in range(len(values)):
+        total += np.float64(values[i])
+    return total
+
+
+@_exact
+def spread(deltas, shift, totals, masses, largest, nonzero, counts):
+    """Adds Σδ, Σ|δ|, the number of δ ≠ 0 and counts of the upper magnitude bits of every expert to arrays [experts], the last
+    [experts, bins]; `largest` becomes max|δ| as bits."""
+    experts, count = deltas.shape
+    for t in range(experts):
+        mine = counts[t]
+        for start in range(0, count, CHUNK):
+            part = deltas[t, start : min(start + CHUNK, count)]
+            bits = part.view(np.uint32)
+            totals[t] += _sum(part)
+            masses[t] += _sum_of_magnitudes(part)
+            nonzero[t] += _count_nonzero(part)
+            largest[t] = max(largest[t], _largest_magnitude(bits))
+            for i in range(len(bits)):
+                mine[(bits[i] & MAGNITUDE) >> shift] += 1
+
+
+@_exact
+def sign_patterns(deltas, number, counts):
+    """Σ_t (sign_t + 1)·3^t of every element into int32 [n]; adds to how often each occurs, int64 [3^experts]."""
+    experts, count = deltas.shape
+    for start in range(0, count, CHUNK):
+        part = number[start : min(start + CHUNK, count)]
+        part[:] = 0
+        power = np.int32(1)
+        for t in range(experts):
+            values = deltas[t, start : start + len(part)]
+            for i in range(len(part)):
+                sign = np.int32(values[i] > ZERO) - np.int32(values[i] < ZERO)
+                part[i] += np.int32(sign + 1) * power
+            power = np.int32(power * 3)
+        for i in range(len(part)):
+            counts[part[i]] += 1
+
+
+@_summing
+def _sum_of_shared(values, changed):
+    total = 0.0
+    for i in range(len(values)):
+        total += np.float64(abs(values[i])) * np.float64(changed[i] > 1)
+    return total
+
+
+@_exact
+def masses(deltas, flips, sums):
+    """Over the elements that at least two experts changed adds Σ Σ_t|δ_t|, Σ|Σ_t δ_t| and Σ|Σ_t flip_t·|δ_t|| to `sums`."""
+    experts, count = deltas.shape
+    gross, net, chance = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    changed = np.empty(CHUNK, np.int32)
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        gross[:] = ZERO
+        net[:] = ZERO
+        chance[:] = ZERO
+        changed[:] = 0
+        for t in range(experts):
+            values, turned = deltas[t, start : start + size], flips[t, start : start + size]
+            for i in range(size):
+                value = values[i]
+                gross[i] += abs(value)
+                net[i] += value
+                chance[i] += turned[i] * abs(value)
+                changed[i] += value != ZERO
+        sums[0] += _sum_of_shared(gross[:size], changed)
+        sums[1] += _sum_of_shared(net[:size], changed)
+        sums[2] += _sum_of_shared(chance[:size], changed)

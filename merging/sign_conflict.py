@@ -7,6 +7,7 @@ from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from merging import noise, ops
@@ -73,24 +74,13 @@ class Conflict(Record):
         return 1 - self.chance / self.gross if self.gross > 0 else None
 
 
-def sign_conflict(
-    piece: Piece, deltas: torch.Tensor, magnitudes: torch.Tensor, patterns: Patterns
-) -> Conflict:
+def sign_conflict(piece: Piece, deltas: torch.Tensor, patterns: Patterns) -> Conflict:
     """How the signs of changes [experts, n] of a piece agree: its task vectors, or what a trim left of them."""
     signs, changed, pairs = patterns.signs, patterns.signs.abs(), pairs_of(len(deltas))
     count = changed.sum(1)
     covered = count.long().bincount(weights=patterns.counts, minlength=len(deltas) + 1)[2:].long().tolist()
     shared, agreement = patterns.products(changed), patterns.products(signs)
-    gross, net, chance = [0.0] * 3
-    if any(covered):
-        flips = noise.coin_flips(piece, len(deltas), FLIP_SEED)
-        among = [ops.sum_experts(magnitudes), ops.sum_experts(deltas), _sum_of_products(flips, magnitudes)]
-        where = (
-            torch.ones_like(deltas[0])
-            if sum(covered) == deltas.shape[1]
-            else patterns.at_elements(count >= 2)
-        )
-        gross, net, chance = (float(ops.inner(values.abs_()[None], where[None])) for values in among)
+    gross, net, chance = _masses(piece, deltas, patterns, count) if any(covered) else [0.0] * 3
     return Conflict(
         elements=deltas.shape[1],
         covered=covered,
@@ -103,12 +93,17 @@ def sign_conflict(
     )
 
 
-def _sum_of_products(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """Σ_t x_t·y_t over [experts, n], in few passes: [n]."""
-    total = one[0] * two[0]
-    for left, right in zip(one[1:], two[1:], strict=True):
-        total.addcmul_(left, right)
-    return total
+def _masses(piece: Piece, deltas: torch.Tensor, patterns: Patterns, count: torch.Tensor) -> list[float]:
+    """Σ Σ_t|δ_t|, Σ|Σ_t δ_t| and the same of random signs, over the elements that at least two experts changed; `count` says
+    of each pattern how many did."""
+    flips = noise.coin_flips(piece, len(deltas), FLIP_SEED)
+    if ops.compiled(deltas):
+        sums = np.zeros(3)
+        ops.loops().masses(ops.array(deltas, 2), ops.array(flips, 2), sums)
+        return sums.tolist()
+    magnitudes, where = deltas.abs(), patterns.at_elements(count >= 2)
+    among = [ops.sum_experts(magnitudes), ops.sum_experts(deltas), ops.sum_experts(flips * magnitudes)]
+    return [float(ops.inner(values.abs_()[None], where[None])) for values in among]
 
 
 class Patterns(NamedTuple):
@@ -123,12 +118,11 @@ class Patterns(NamedTuple):
 
     @classmethod
     def of(cls, deltas: torch.Tensor) -> Patterns:
-        signs = deltas.sign()
-        if len(signs) <= COUNTED:
-            number = _numbers(signs)
-            counts = number.bincount(minlength=3 ** len(signs)).cpu()
+        if len(deltas) <= COUNTED:
+            number, counts = _numbered(deltas)
             numbers = counts.nonzero()[:, 0]
-            return cls(number, numbers, _every_pattern(len(signs))[numbers], counts[numbers].double())
+            return cls(number, numbers, _every_pattern(len(deltas))[numbers], counts[numbers].double())
+        signs = deltas.sign()
         number = torch.zeros(signs.shape[1], dtype=torch.int64, device=signs.device)
         for some in signs.split(COUNTED):
             number = (number * 3**COUNTED + _numbers(some)).unique(return_inverse=True)[1]
@@ -149,6 +143,17 @@ class Patterns(NamedTuple):
     def products(self, values: torch.Tensor) -> torch.Tensor:
         """Σ x_a·x_b over the elements of what each pattern has for every expert: [experts, experts]."""
         return values.T @ (values * self.counts[:, None])
+
+
+def _numbered(deltas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pattern of every element of at most `COUNTED` experts, int32 [n], and how often each occurs, int64 on the CPU."""
+    if ops.compiled(deltas):
+        number = torch.empty(deltas.shape[1], dtype=torch.int32)
+        counts = torch.zeros(3 ** len(deltas), dtype=torch.int64)
+        ops.loops().sign_patterns(ops.array(deltas, 2), number.numpy(), counts.numpy())
+        return number, counts
+    number = _numbers(deltas.sign())
+    return number, number.bincount(minlength=3 ** len(deltas)).cpu()
 
 
 def _numbers(signs: torch.Tensor) -> torch.Tensor:

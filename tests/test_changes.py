@@ -295,7 +295,7 @@ def test_squares_too_large_for_float32_are_no_damage():
 def test_signs_after_a_trim_are_of_what_is_left():
     piece = piece_of(experts=3)
     left = piece.deltas.reshape(3, -1) * (torch.rand(3, 37 * 29, generator=torch.manual_seed(3)) < 0.3)
-    found = sign_conflict(piece, left, left.abs(), Patterns.of(left))
+    found = sign_conflict(piece, left, Patterns.of(left))
     as_models = Piece("w", 0, torch.zeros(37, 29), left.reshape(3, 37, 29), torch.ones(3))
     assert found == measure(as_models).signs
     assert found.coverage < measure(piece).signs.coverage
