@@ -31,8 +31,6 @@ CHUNK = 1 << 15
 """Elements summed at once in float64: what stays in the cache."""
 Pair = tuple[torch.Tensor, torch.Tensor]
 """The merged and the base's values in one dtype: [n] each."""
-BINS = 1 << len(DTYPES)
-"""Numbers that code which of the dtypes lose an element; more than there are fates."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def _energy(
         (mask.view(torch.uint8) for mask in (elected, written, kept)), start=present.view(torch.uint8)
     )
     squares = [_squares_by(code, values) for code, values in zip(codes, deltas, strict=True)]
-    return [some[: len(FATES)].tolist() for some in squares]
+    return [some.tolist() for some in squares]
 
 
 def _nonzero(factors: torch.Tensor, piece: Piece) -> torch.Tensor:
@@ -225,39 +223,36 @@ def _signs_differ(deltas: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     return (deltas.view(torch.int32) ^ change.view(torch.int32)).bitwise_right_shift_(31).bool()
 
 
-def _as_bits(lost: torch.Tensor) -> torch.Tensor:
-    """Masks [dtypes, n] as the bits of one number an element: uint8 [n]."""
-    code = torch.zeros_like(lost[0], dtype=torch.uint8)
-    for bit, mask in enumerate(lost):
-        code |= mask.view(torch.uint8) << bit
-    return code
-
-
 def _squares_by(code: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Squares of values added up by a code below `BINS`: float64 [BINS] on the CPU."""
-    sums = torch.zeros(BINS, dtype=torch.float64, device=values.device)
+    """Squares of values added up by the number of a fate: float64 [fates] on the CPU."""
+    sums = torch.zeros(len(FATES), dtype=torch.float64, device=values.device)
     buffer = sums.new_empty(min(len(values), CHUNK))
     for start in range(0, len(values), CHUNK):
         wide = buffer[: len(values) - start]
         wide.copy_(values[start : start + CHUNK]).square_()
-        sums += code[start : start + CHUNK].bincount(weights=wide, minlength=BINS)
+        sums += code[start : start + CHUNK].bincount(weights=wide, minlength=len(FATES))
     return sums.cpu()
 
 
 def _losses(outcome: Outcome, change: torch.Tensor, both: dict[torch.dtype, Pair]) -> dict[str, Cast]:
     """What each dtype loses of the merged change; `both`: the merged and the base's values in each."""
-    moved = change.bool()
-    lost = torch.stack([moved & ~ops.differ(*both[dtype]) for dtype in DTYPES.values()])
-    squares = _squares_by(_as_bits(lost), change)
+    apart = torch.stack([ops.differ(*both[dtype]) for dtype in DTYPES.values()])
+    if ops.compiled(change):
+        counts, energies = np.zeros(len(DTYPES), np.int64), np.zeros(len(DTYPES))
+        ops.loops().losses(ops.array(change), apart.numpy(), counts, energies)
+        lost, energy = counts.tolist(), energies.tolist()
+    else:
+        equal = change.bool() & ~apart
+        lost = equal.count_nonzero(1).tolist()
+        energy = (change.double().square() * equal).sum(1).tolist()
     merged = outcome.merged
     largest = max(-float(merged.amin()), float(merged.amax())) if merged.numel() else 0.0
     found: dict[str, Cast] = {}
-    for bit, (word, dtype) in enumerate(DTYPES.items()):
-        chosen = (torch.arange(BINS) >> bit) & 1
+    for number, (word, dtype) in enumerate(DTYPES.items()):
         fits = largest <= torch.finfo(dtype).max
         found[word] = Cast(
-            lost=int(lost[bit].count_nonzero()),
-            energy=float(squares @ chosen.double()),
+            lost=lost[number],
+            energy=energy[number],
             overflow=0 if fits else int(both[dtype][0].isinf().count_nonzero()),
         )
     return found

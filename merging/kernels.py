@@ -595,3 +595,38 @@ def masses(deltas, flips, sums):
         sums[0] += _sum_of_shared(gross[:size], changed)
         sums[1] += _sum_of_shared(net[:size], changed)
         sums[2] += _sum_of_shared(chance[:size], changed)
+
+
+@_exact
+def differ(one, two, sign, found):
+    """Where the bits of two arrays of numbers differ, 0 and −0 being equal: into bool [n]; `sign` is the sign's bit."""
+    for i in range(len(found)):
+        found[i] = (one[i] != two[i]) & (((one[i] | two[i]) & ~sign) != 0)
+
+
+@_summing
+def _square_where_equal(change, differs):
+    total = 0.0
+    for i in range(len(change)):
+        total += np.float64(change[i]) * np.float64(change[i]) * np.float64(not differs[i])
+    return total
+
+
+@_exact
+def _count_equal(change, differs):
+    count = 0
+    for i in range(len(change)):
+        count += (change[i] != ZERO) & (not differs[i])
+    return count
+
+
+@_exact
+def losses(change, differs, lost, energy):
+    """Of a merged change that some dtypes put back to the base's value where they do not differ, bool [dtypes, n]: adds how
+    many elements that are to `lost` and their Δ² to `energy`, both [dtypes]."""
+    for start in range(0, len(change), CHUNK):
+        part = change[start : min(start + CHUNK, len(change))]
+        for dtype in range(len(differs)):
+            mine = differs[dtype, start : start + len(part)]
+            lost[dtype] += _count_equal(part, mine)
+            energy[dtype] += _square_where_equal(part, mine)

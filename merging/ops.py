@@ -138,10 +138,22 @@ def all_finite(values: torch.Tensor) -> bool:
 
 
 def differ(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """Where two tensors of a dtype differ: bool [n]. Of 16 bits, several times as fast as comparing the numbers."""
-    if one.dtype.itemsize != 2:
+    """Where two float tensors of a dtype and shape differ: bool. Of 16 bits, several times as fast as comparing the numbers."""
+    width = one.dtype.itemsize
+    if width > 4 or (one.device.type != "cpu" and width == 4):
         return one != two
-    first, second = one.view(torch.int16), two.view(torch.int16)
+    integer = torch.int16 if width == 2 else torch.int32
+    first, second = one.contiguous().view(integer), two.contiguous().view(integer)
+    if one.device.type == "cpu" and loops() is not None:
+        found = torch.empty(one.shape, dtype=torch.bool)
+        unsigned = np.uint16 if width == 2 else np.uint32
+        loops().differ(
+            array(first).view(unsigned),
+            array(second).view(unsigned),
+            unsigned(1 << 8 * width - 1),
+            array(found),
+        )
+        return found
     return (first ^ second).bool() & ((first | second) << 1).bool()  # 0 and −0 are equal
 
 
