@@ -8,7 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -16,15 +19,15 @@ import torch
 from merging import ops
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
-from merging.executors import executor_for
+from merging.executors import Executor, Inline, executor_for
 from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method, Survey
 from merging.pieces import Outcome, Piece
-from merging.plan import Plan
-from merging.reading import Pieces, Reader, Spot
+from merging.plan import KEEP_BYTES, Plan
+from merging.reading import Pieces, Reader, Spot, input_bytes
 from merging.relations import Products, Relations
 from merging.statistics import Accumulator, Attained
-from merging.tensor_plan import TensorPlan
+from merging.tensor_plan import GroupKey, TensorPlan
 
 
 class Sink(Protocol):
@@ -85,19 +88,14 @@ def run_plan(
 ) -> Iterator[Event]:
     """Merge: yields `Progress` after every piece and `Finished` (without a path) at the end.
 
-    Closing the generator stops between two pieces. `watches` look at every piece that is merged.
+    Closing the generator stops between two pieces, or between tensors that are small. `watches` look at every piece that is
+    merged.
 
     Raises:
         MergingError: a result is not finite, or integer tensors that have to be copied differ.
     """
     run = _Run(plan, resolve_device(device), watches=watches)
-    for tensors in plan.groups.values():
-        if not any(tensor.info.elements for tensor in tensors):
-            continue
-        if tensors[0].method is None:
-            yield from run.copy(tensors, sink)
-        else:
-            yield from run.merge(tensors[0].method, tensors, sink)
+    yield from run.merge_all(sink)
     yield run.finished()
 
 
@@ -105,7 +103,7 @@ def watch(plan: Plan, accumulator: Accumulator, *, device: str = "auto") -> Iter
     """Show every merged piece of the plan to an accumulator, without merging or writing anything."""
     tensors = [tensor for tensor in plan.tensors if tensor.method is not None]
     run = _Run(plan, resolve_device(device), only_read=True)
-    for spot in run.scan(accumulator, run.reader.pieces(tensors, again=False)):
+    for spot in run.scan(accumulator, run.reader.pieces(tensors, again=False), run.executor):
         yield run.advance("reading", spot, len(tensors))
 
 
@@ -120,12 +118,8 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     bytes_written: int = 0
     work_done: int = 0
-    attained: Attained | None = None
-    results: list[TensorResult] = field(default_factory=list)
+    made: dict[GroupKey, _Made] = field(default_factory=dict)
     tensors_done: Counter[str] = field(default_factory=Counter)
-    remarks: dict[str, None] = field(default_factory=dict)
-    relations: dict[tuple[str, ...], Relations] = field(default_factory=dict)
-    """Of every set of models that is merged somewhere: one, unless slices have different ones."""
 
     def __post_init__(self) -> None:
         def passes(tensor: TensorPlan) -> int:
@@ -135,11 +129,43 @@ class _Run:
         inputs = sum(tensor.info.elements * len(tensor.experts) for tensor in self.plan.tensors)
         self.executor = executor_for(self.device, inputs)
         self.work = sum(tensor.info.elements * passes(tensor) for tensor in self.plan.tensors)
+        self.lock = Lock()
 
-    def merge(self, method: Method, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
+    def merge_all(self, sink: Sink) -> Iterator[Progress]:
+        """Copy or merge every group of tensors that are looked at together. Large ones have all workers, one after another;
+        of small ones every worker has one, for a group waits for its last piece after every scan."""
+        small: list[Sequence[TensorPlan]] = []
+        for key, tensors in self.plan.groups.items():
+            elements = sum(tensor.info.elements for tensor in tensors)
+            self.made[key] = _Made()
+            if not elements:
+                continue
+            if tensors[0].method is None:
+                yield from self.copy(tensors, sink)
+            elif input_bytes(tensors) * self.executor.workers <= KEEP_BYTES:
+                small.append(tensors)
+            else:
+                yield from self.merge(tensors, sink, self.executor)
+
+        def work(group: Sequence[TensorPlan]) -> None:
+            for _ in self.merge(group, sink, Inline()):
+                pass
+
+        if len(small) == 1 or self.executor.workers == 1:
+            for tensors in small:
+                yield from self.merge(tensors, sink, self.executor)
+            return
+        for _ in self.executor.map(work, small):
+            yield self._progress("merging", len(self.plan.tensors))
+
+    def merge(self, tensors: Sequence[TensorPlan], sink: Sink, executor: Executor) -> Iterator[Progress]:
         """Survey a group of tensors that are looked at together, refine its parts, then merge and write them."""
+        method = tensors[0].method
+        assert method is not None
         pieces = self.reader.pieces(tensors, again=method.scans > 0)
-        known, scans = yield from self._survey(method.survey(self._group(tensors)), tensors, pieces)
+        known, scans = yield from self._survey(method.survey(self._group(tensors)), tensors, pieces, executor)
+        if not scans:  # so nothing was read yet, and all of it is read once
+            pieces = self.reader.pieces(tensors, again=False)
         parts: dict[str | None, list[TensorPlan]] = {}
         for tensor in tensors:
             parts.setdefault(method.part_of(tensor.info.name, known), []).append(tensor)
@@ -147,9 +173,12 @@ class _Run:
             some = pieces if len(parts) == 1 else pieces.of(part)
             found, more = known, 0
             if name is not None:
-                found, more = yield from self._survey(method.refine(self._group(part), known), part, some)
-            self.work_done += (method.scans - scans - more) * sum(tensor.info.elements for tensor in part)
-            yield from self._write(method, part, some, found, sink)
+                found, more = yield from self._survey(
+                    method.refine(self._group(part), known), part, some, executor
+                )
+            with self.lock:
+                self.work_done += (method.scans - scans - more) * sum(tensor.info.elements for tensor in part)
+            yield from self._write(method, part, some, found, sink, executor)
 
     def _write(
         self,
@@ -158,23 +187,24 @@ class _Run:
         pieces: Pieces,
         known: Any,
         sink: Sink,
+        executor: Executor,
     ) -> Iterator[Progress]:
-        models = tensors[0].models
+        models, made, totals = tensors[0].models, self.made[tensors[0].group], _Totals()
         if (attained := method.attained(known)) is not None and models == self.plan.names:
-            self.attained = attained if self.attained is None else self.attained + attained
-        self.remarks.update(dict.fromkeys(method.remarks(known, models)))
-        totals = _Totals()
+            made.attained.append(attained)
+        made.remarks += method.remarks(known, models)
 
         def merge(spot: Spot) -> tuple[Spot, _Merged]:
             return spot, self._merged(spot.tensor, pieces.load(spot), known, sink)
 
-        for spot, merged in self.executor.map(merge, pieces):
+        for spot, merged in executor.map(merge, pieces):
             tensor = spot.tensor
-            self.relations.setdefault(tensor.models, Relations(len(tensor.models))).add(merged.products)
-            self.bytes_written += merged.nbytes
+            made.products.append((tensor.models, merged.products))
             totals.add(merged.totals)
+            with self.lock:
+                self.bytes_written += merged.nbytes
             if spot.stop == tensor.info.rows:
-                self.results.append(totals.result(tensor.info, has_base=tensor.base is not None))
+                made.results.append(totals.result(tensor.info, has_base=tensor.base is not None))
                 totals = _Totals()
             yield self.advance("merging", spot, len(self.plan.tensors))
 
@@ -183,7 +213,7 @@ class _Run:
         return Group(shapes, len(tensors[0].experts), self.plan.scores)
 
     def _survey(
-        self, survey: Survey, tensors: Sequence[TensorPlan], pieces: Pieces
+        self, survey: Survey, tensors: Sequence[TensorPlan], pieces: Pieces, executor: Executor
     ) -> Generator[Progress, None, tuple[Any, int]]:
         """Run the accumulators a method asks for; what it then knows, and how many scans that took."""
         answer = None
@@ -194,16 +224,16 @@ class _Run:
                 return stop.value, number - 1
             stage = f"scan {number}"
             self.tensors_done[stage] = 0
-            for spot in self.scan(accumulator, pieces):
+            for spot in self.scan(accumulator, pieces, executor):
                 progress = self.advance(stage, spot, len(tensors))
                 yield progress if len(tensors) > 1 else self._progress("merging", len(self.plan.tensors))
             answer = accumulator.result()
         raise AssertionError("a survey ends")
 
-    def scan(self, accumulator: Accumulator, pieces: Pieces) -> Iterator[Spot]:
+    def scan(self, accumulator: Accumulator, pieces: Pieces, executor: Executor) -> Iterator[Spot]:
         """Show all pieces to an accumulator, one of its like for each worker; every spot once it was seen."""
         idle: SimpleQueue[Accumulator] = SimpleQueue()
-        others = [copy.deepcopy(accumulator) for _ in range(1, self.executor.workers)]
+        others = [copy.deepcopy(accumulator) for _ in range(1, executor.workers)]
         for one in (accumulator, *others):
             idle.put(one)
 
@@ -215,7 +245,7 @@ class _Run:
                 idle.put(mine)
             return spot
 
-        yield from self.executor.map(look, pieces)
+        yield from executor.map(look, pieces)
         for other in others:
             accumulator.combine(other)
 
@@ -248,28 +278,37 @@ class _Run:
                 )
 
     def advance(self, stage: str, spot: Spot, tensors: int) -> Progress:
-        self.work_done += spot.elements
-        self.tensors_done[stage] += spot.stop == spot.tensor.info.rows
+        with self.lock:
+            self.work_done += spot.elements
+            self.tensors_done[stage] += spot.stop == spot.tensor.info.rows
         return self._progress(stage, tensors)
 
     def finished(self) -> Finished:
+        """What came of all groups, in the order of the plan."""
+        made = self.made.values()
+        attained = [one for group in made for one in group.attained]
+        remarks = [one for group in made for one in group.remarks]
         return Finished(
             path=None,
-            tensors=tuple(self.results),
-            attained=self.attained,
+            tensors=tuple(result for group in made for result in group.results),
+            attained=reduce(add, attained) if attained else None,
             bytes_read=self.reader.bytes_read,
             bytes_written=self.bytes_written,
             seconds=time.perf_counter() - self.started,
-            warnings=tuple(dict.fromkeys((*self.plan.warnings, *self.remarks, *self._cautions()))),
+            warnings=tuple(dict.fromkeys((*self.plan.warnings, *remarks, *self._cautions()))),
         )
 
     def _cautions(self) -> Iterator[str]:
-        """What the experts' whole task vectors say against them or against this method."""
-        for models, relations in self.relations.items():
-            yield from relations.remarks(models)
+        """What the experts' whole task vectors say against them or against this method; there is one set of models, unless
+        slices have different ones."""
+        relations: dict[tuple[str, ...], Relations] = {}
+        for models, products in (one for group in self.made.values() for one in group.products):
+            relations.setdefault(models, Relations(len(models))).add(products)
+        for models, found in relations.items():
+            yield from found.remarks(models)
             methods = [t.method for t in self.plan.tensors if t.method is not None and t.models == models]
             for method in dict.fromkeys(methods):
-                yield from method.cautions(relations.changes, models)
+                yield from method.cautions(found.changes, models)
 
     def _progress(self, stage: str, tensors: int) -> Progress:
         return Progress(
@@ -292,6 +331,16 @@ class _Run:
         sink.write(tensor.info.name, outcome.rows, piece.start)
         totals = _Totals.of(piece, tally)
         return _Merged(outcome.rows.nbytes, products, totals)
+
+
+@dataclass
+class _Made:
+    """What came of a group of tensors that were looked at together, apart from what was written."""
+
+    attained: list[Attained] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    products: list[tuple[tuple[str, ...], Products]] = field(default_factory=list)
+    results: list[TensorResult] = field(default_factory=list)
 
 
 def outcome_of(

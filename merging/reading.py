@@ -41,8 +41,7 @@ class Reader:
 
     def pieces(self, tensors: Sequence[TensorPlan], *, again: bool) -> Pieces:
         """The pieces of some tensors; if they will be read again and fit, they are kept from the first time on."""
-        size = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in tensors)
-        return Pieces(self, tensors, {} if again and size <= KEEP_BYTES else None)
+        return Pieces(self, tensors, {} if again and input_bytes(tensors) <= KEEP_BYTES else None)
 
     def rows(self, one: Input, start: int, stop: int) -> torch.Tensor:
         """Rows of one model's tensor as they are stored."""
@@ -98,6 +97,11 @@ class Reader:
         if self.plan.work_dtype is not None:
             values = values.to(self.plan.work_dtype)
         return values.to(torch.float32)
+
+
+def input_bytes(tensors: Sequence[TensorPlan]) -> int:
+    """What base and experts of some tensors take as float32."""
+    return sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in tensors)
 
 
 def weights(tensor: TensorPlan) -> torch.Tensor:
