@@ -134,7 +134,7 @@ class _Run:
     def merge_all(self, sink: Sink) -> Iterator[Progress]:
         """Copy or merge every group of tensors that are looked at together. Large ones have all workers, one after another;
         of small ones every worker has one, for a group waits for its last piece after every scan."""
-        small: list[Sequence[TensorPlan]] = []
+        small: list[list[TensorPlan]] = []
         for key, tensors in self.plan.groups.items():
             elements = sum(tensor.info.elements for tensor in tensors)
             self.made[key] = _Made()
