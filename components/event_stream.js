@@ -1,7 +1,7 @@
 // Gradio's page reads the answers to all its events from one stream, which the server ends when it has nothing left to
 // answer. An event sent in the instant of that end was answered into no stream: the page believed that it still had one.
-// Here the page's stream goes on with the server's next one as long as an event has no answer. And the server's stream is
-// always read to its end, because the server drops the events of a page that hangs up first.
+// Here the page's stream goes on with the server's next one as long as an event has no answer. And a stream that the server
+// ends is read to its end, because the server drops the events of a page that hangs up first.
 (() => {
   const send = window.fetch.bind(window);
   const unanswered = new Set();
@@ -20,8 +20,8 @@
     try {
       const response = await send(input, options);
       if (response.ok) {
-        const { event_id: event } = await response.clone().json();
-        if (!answeredEarly.delete(event)) unanswered.add(event);
+        const { event_id: event } = await response.clone().json().catch(() => ({}));
+        if (event && !answeredEarly.delete(event)) unanswered.add(event);
       }
       return response;
     } finally {
@@ -30,26 +30,27 @@
   }
 
   async function answers({ url, headers, credentials }) {
-    const ask = () => send(url, { headers, credentials });
+    const left = new AbortController();
+    const ask = () => send(url, { headers, credentials, signal: left.signal });
     const first = await ask();
     if (!first.ok) return first;
-    let reader;
     const body = new ReadableStream({
       async start(page) {
         try {
           let end;
           for (let response = first; ; response = await ask()) {
-            reader = response.body.getReader();
-            end = await pass(reader, page);
+            if (!response.ok) throw response;
+            end = await pass(response.body.getReader(), page);
             if (!end || !(sending || unanswered.size)) break;
           }
           if (end) page.enqueue(end);
           page.close();
         } catch (error) {
+          unanswered.clear();
           page.error(error);
         }
       },
-      cancel: (reason) => reader.cancel(reason),
+      cancel: () => left.abort(),
     });
     return new Response(body, { headers: first.headers });
   }
@@ -68,6 +69,7 @@
       for (const message of messages) {
         const { msg, event_id: event } = JSON.parse(message.slice("data:".length));
         if (msg === "process_completed" && !unanswered.delete(event)) answeredEarly.add(event);
+        if (msg === "unexpected_error") unanswered.clear();
         const line = encoder.encode(`${message}\n\n`);
         if (msg === "close_stream") end = line;
         else page.enqueue(line);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 
 from components.family import Family
 from components.forms import default_of, same, tidy
@@ -91,7 +91,7 @@ def broken(plan: Plan, report: Report, experts: Sequence[int]) -> list[str]:
 def measured(report: Report, experts: Sequence[int]) -> Relations:
     """The relations of some experts of a report; how their changes lie to the base itself was not measured."""
     total = report.total
-    products = torch.zeros(1 + len(report.experts), 1 + len(report.experts), dtype=torch.float64)
+    products = np.zeros((1 + len(report.experts), 1 + len(report.experts)))
     products[0, 0] = total.base
     for expert, change in enumerate(total.change):
         products[1 + expert, 1 + expert] = change

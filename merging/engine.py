@@ -223,7 +223,8 @@ class _Run:
             except StopIteration as stop:
                 return stop.value, number - 1
             stage = f"scan {number}"
-            self.tensors_done[stage] = 0
+            with self.lock:
+                self.tensors_done[stage] = 0
             for spot in self.scan(accumulator, pieces, executor):
                 progress = self.advance(stage, spot, len(tensors))
                 yield progress if len(tensors) > 1 else self._progress("merging", len(self.plan.tensors))

@@ -21,8 +21,6 @@ EXPONENTS = {
 """The integers that have the bits of floating-point values, and the bits of the exponent."""
 INNER_CHUNK = 1 << 10
 """Inner products are added up in float32 over so many elements, from there on in float64."""
-SUM_CHUNK = 1 << 8
-"""The same for sums of magnitudes."""
 EXACT_CHUNK = 1 << 14
 Counting = Literal["nearest", "floor"]
 
@@ -177,11 +175,13 @@ def flat(values: torch.Tensor, leading: int = 1) -> torch.Tensor:
 
 @cache
 def loops() -> Any:
-    """The module `kernels`, imported when a merge first needs it, which takes half a second; None where numba is missing
-    or finds no folder to keep what it compiled."""
+    """The module `kernels`, imported when a merge first needs it, which takes half a second; None where numba is missing or
+    does not work, be it that it finds no room to keep what it compiled."""
     try:
         from merging import kernels
-    except (ImportError, RuntimeError):
+
+        kernels.above(np.zeros((1, 1), np.float32), np.zeros(1, np.int32), np.empty((1, 1), np.bool_))
+    except Exception:  # whatever numba meets, torch does the same, only slower
         return None
     return kernels
 
@@ -195,9 +195,8 @@ def array(values: torch.Tensor | None, dims: int = 1) -> Any:
     """A tensor on the CPU as `kernels` take it: contiguous, with its last dims as one; None as no elements."""
     if values is None:
         return _NOTHING
-    found = (
-        values.contiguous().numpy()
-    )  # from here on by NumPy: every operation of torch lets go of the interpreter's lock
+    # by NumPy from here on: every operation of torch lets go of the interpreter's lock and waits for it again
+    found = values.contiguous().numpy()
     if found.ndim != dims:
         found = found.reshape(*found.shape[: dims - 1], math.prod(found.shape[dims - 1 :]))
     return found
@@ -218,49 +217,33 @@ def inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
 
 def exact_inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     """`inner` in float64 throughout, of as much at once as stays in the cache."""
-    count = one.shape[1]
     total = torch.zeros(len(one), len(two), dtype=torch.float64, device=one.device)
-    left, right = (total.new_empty(len(values), min(count, EXACT_CHUNK)) for values in (one, two))
-    for start in range(0, count, EXACT_CHUNK):
-        part, size = slice(start, start + EXACT_CHUNK), count - start
-        first = left[:, :size].copy_(one[:, part])
-        total += first @ (first if one is two else right[:, :size].copy_(two[:, part])).T
+    for left, right in zip(one.split(EXACT_CHUNK, 1), two.split(EXACT_CHUNK, 1), strict=True):
+        total += left.double() @ right.double().T
     return total.cpu()
 
 
 def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
     """Σ x·y of the base [*shape] and every change [experts, *shape], each with each: float64 [1 + experts, 1 + experts] on
     the CPU; 0 for no base."""
-    experts = len(deltas)
-    total = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
     if compiled(deltas):
+        total = torch.zeros(1 + len(deltas), 1 + len(deltas), dtype=torch.float64)
         loops().products(array(base), array(deltas, 2), total.numpy())
         return total
-    total, deltas = total.to(deltas.device), flat(deltas)
-    base, count = None if base is None else base.flatten(), deltas.shape[1]
-    wide = total.new_zeros(1 + experts, min(count, EXACT_CHUNK))
-    for start in range(0, count, EXACT_CHUNK):
-        part, size = slice(start, start + EXACT_CHUNK), count - start
-        wide[1:, :size].copy_(deltas[:, part])
-        if base is not None:
-            wide[0, :size].copy_(base[part])
-        total += wide[:, :size] @ wide[:, :size].T
-    return total.cpu()
+    first = torch.zeros_like(deltas[0]) if base is None else base
+    rows = flat(torch.cat([first[None], deltas]))
+    return exact_inner(rows, rows)
 
 
 def l1_norms(deltas: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
-    """Σ|δ|, or Σ|factor·δ|, of each expert: float64 [experts], right to 1e-8 (float32 sums over `SUM_CHUNK` elements)."""
+    """Σ|δ|, or Σ|factor·δ|, of each expert: float64 [experts] on the CPU, summed as such."""
     if compiled(deltas):
         norms = np.zeros(len(deltas))
         ones = np.ones((len(deltas), 1), dtype=np.float32)
         loops().l1_norms(ones if factors is None else factors_of(factors, deltas), array(deltas, 2), norms)
         return torch.from_numpy(norms)
     sizes = flat((deltas if factors is None else factors * deltas).abs())
-    whole = sizes.shape[1] // SUM_CHUNK * SUM_CHUNK
-    found = sizes[:, whole:].sum(1, dtype=torch.float64)
-    if whole:
-        found += sizes[:, :whole].reshape(len(sizes), -1, SUM_CHUNK).sum(-1).sum(-1, dtype=torch.float64)
-    return found
+    return sizes.sum(1, dtype=torch.float64).cpu()
 
 
 def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
@@ -445,8 +428,8 @@ def votes(factors: torch.Tensor, deltas: torch.Tensor, weight: torch.Tensor, wei
 
 
 def factors_of(factors: torch.Tensor, deltas: torch.Tensor) -> Any:
-    """Factors as `kernels` take them: one for each expert, or for each element."""
-    if factors.numel() not in (len(deltas), deltas.numel()):
+    """Factors as `loops` take them: one for each expert, or for each element."""
+    if factors.shape != (len(deltas), *[1] * (deltas.ndim - 1)):
         factors = factors.expand(deltas.shape)
     return array(factors, 2)
 
@@ -490,8 +473,8 @@ def survivors(uniform: torch.Tensor, limits: torch.Tensor, gains: torch.Tensor) 
     are of the same shape or broadcast to it."""
     if uniform.device.type != "cpu" or loops() is None:
         return factor(uniform < limits.to(uniform.device)) * gains.to(uniform.device)
-    found = torch.empty(uniform.shape)
-    if limits.numel() not in (len(uniform), uniform.numel()):
+    found = torch.empty(uniform.shape, dtype=torch.float32)
+    if limits.shape != (len(uniform), *[1] * (uniform.ndim - 1)):
         limits = limits.expand(uniform.shape)
     gains = gains.expand(limits.shape)
     for numbers, limit, gain, mine in zip(*map(_each, (uniform, limits, gains, found)), strict=True):
@@ -507,7 +490,7 @@ def ranked_survivors(
     if uniform.device.type != "cpu" or loops() is None:
         ranked = survivors(uniform.gather(-1, order), limits[:, None], gains[:, None])
         return torch.empty_like(ranked).scatter_(-1, order, ranked)
-    found = torch.empty(uniform.shape)
+    found = torch.empty(uniform.shape, dtype=torch.float32)
     for places, numbers, limit, gain, mine in zip(
         *(values.numpy() for values in (order, uniform, limits, gains, found)), strict=True
     ):

@@ -73,22 +73,17 @@ class Reader:
     def _together(self, inputs: Sequence[Input], start: int, stop: int) -> torch.Tensor | None:
         """Rows of several files, as they are stored, in one tensor, so that few operations follow; None where that is not
         possible."""
-        infos = [one.info for one in inputs]
+        files = [one.source for one in inputs if isinstance(one.source, Checkpoint)]
+        infos = [one.info for one in inputs if one.info is not None]
         first = infos[0]
-        if (
-            first is None
-            or not first.shape
-            or any(info is None or info.dtype != first.dtype for info in infos)
-        ):
+        if len(files) < len(inputs) or not first.shape or any(info.dtype != first.dtype for info in infos):
             return None
         found = torch.empty((len(inputs), stop - start, *first.shape[1:]), dtype=first.torch_dtype)
         if not found.numel():
             return found
         buffer, size = bytes_of(found), found.nbytes // len(inputs)
-        for number, one in enumerate(inputs):
-            if not isinstance(one.source, Checkpoint):
-                return None
-            one.source.read_into(one.name, start, buffer[number * size : (number + 1) * size])
+        for number, (file, one) in enumerate(zip(files, inputs, strict=True)):
+            file.read_into(one.name, start, buffer[number * size : (number + 1) * size])
         with self._lock:
             self.bytes_read += found.nbytes
         return found
@@ -108,7 +103,7 @@ def weights(tensor: TensorPlan) -> torch.Tensor:
     """The experts' weights in a tensor's merge: float32 [experts]; 1 for a method that has none."""
     experts = len(tensor.experts)
     if tensor.method is None or "weight" not in type(tensor.method).model_fields:
-        return torch.ones(experts)
+        return torch.ones(experts, dtype=torch.float32)
     return torch.tensor(tensor.method.for_experts("weight", experts), dtype=torch.float32)
 
 

@@ -167,3 +167,39 @@ def test_every_method_gives_the_same_model(both, name, profile):
         )
     )
     assert all(same_bits(one[tensor], other[tensor]) for tensor in SHAPES)
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_ties", "della"])
+def test_a_rescale_that_restores_the_sum_of_magnitudes(both, name):
+    torch.manual_seed(3)
+    base, *experts = ({"w": torch.randn(200, 300) * scale} for scale in (1.0, 0.01, 0.02, 0.03))
+    for seed in range(6):
+        options = {} if name == "ties" else {"seed": seed}
+        one, other = both(
+            lambda o=options: merging.merge_state_dicts(
+                base, experts, name, density=0.5, rescale="l1", profile="mergekit", **o
+            )
+        )
+        assert same_bits(one["w"], other["w"])
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della", "ram"])
+def test_another_default_dtype_changes_nothing(name):
+    torch.manual_seed(4)
+    base, *experts = ({"w": torch.randn(20, 30)} for _ in range(3))
+    wanted = merging.merge_state_dicts(base, experts, name)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = merging.merge_state_dicts(base, experts, name)
+    finally:
+        torch.set_default_dtype(before)
+    assert same_bits(found["w"], wanted["w"])
+
+
+def test_a_numba_that_does_not_work_is_done_without(monkeypatch):
+    def broken(*arrays):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(ops.loops(), "above", broken)
+    assert ops.loops.__wrapped__() is None

@@ -217,7 +217,7 @@ def amplified(keep: torch.Tensor, amplify: Sequence[float], rule: str) -> torch.
 def _outliers(piece: Piece, limits: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """How many |δ| of a linear exceed the limits [2, experts]; 0 where nothing changed or it is no linear."""
     if piece.name not in limits:
-        return torch.zeros(2, piece.experts)
+        return torch.zeros(2, piece.experts, dtype=torch.float32)
     magnitude = piece.deltas.abs().double()
     limit = limits[piece.name].to(magnitude.device)
     return torch.stack([ops.flat(magnitude > ops.per_expert(row, magnitude)).sum(1) for row in limit])

@@ -41,7 +41,7 @@ class Ram(Method):
     )
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
-        active = self._active(piece)
+        active = ops.factor(self._active(piece))
         return active / active.sum(0).clamp(min=1)
 
     def _active(self, piece: Piece) -> torch.Tensor:
@@ -79,7 +79,7 @@ class RamPlus(Ram):
         return 1 + self.r * ratio.clamp(max=self.alpha)
 
     def coefficients(self, piece: Piece, known: torch.Tensor) -> torch.Tensor:
-        active = self._active(piece)
+        active = ops.factor(self._active(piece))
         count = active.sum(0)
         raised = ops.per_expert(known.to(piece.deltas), active)
         return active * torch.where(count == 1, raised, 1 / count.clamp(min=1))
