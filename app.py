@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.merge_tab import CSS as MERGE_CSS
 from components.merge_tab import build_merge_tab, wire_merge_tab
 from components.models_tab import build_models_tab, wire_models_tab
+from components.preview_store import shared_previews, warm_up
 from components.settings import Settings
 from components.shared import build_shared, owner_id
 from components.theme import CSS, HEAD, about, build_header, build_theme
@@ -87,6 +89,7 @@ def keep_states_outside(app: gr.Blocks) -> None:
 def main() -> None:
     """Start the app as `MERGESCOPE_*` variables say and print its address."""
     settings = Settings.from_environment()
+    threading.Thread(target=warm_up, args=(shared_previews(), settings), daemon=True).start()
     build_app(settings).launch(
         server_name=settings.host,
         server_port=settings.port,
