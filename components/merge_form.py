@@ -21,8 +21,8 @@ DTYPES = (AS_STORED, "float32", "bfloat16", "float16")
 PROFILES = [("paper", "paper"), ("mergekit", "mergekit")]
 PROFILE_HELP = "Whose values hold for what you leave alone."
 IN_TURN: dict[str, Any] = {"concurrency_id": "recipe", "concurrency_limit": 1}
-"""For every event that makes a recipe of the one before: they run in the order in which they were sent, so that none
-writes over what a later one did."""
+"""For every event that makes a recipe of the one before, or that says whether a merge runs: they run in the order in which
+they were sent and are answered in it, so that none writes over what a later one did."""
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,9 @@ def wire_merge_tab(
 ) -> None:
     """Connect the tab's events. The recipe is the truth; form and YAML are two views of it.
 
+    What sets the recipe, the buttons or the card goes in turn, the timer as well: else the answer to an event that was
+    worked on before a merge ended may come after the one that says so, and leave the button off.
+
     Args:
         opened: the event of a visitor coming to this tab, if the app has one.
     """
@@ -217,7 +220,8 @@ def wire_merge_tab(
     published = [*state, form.published]
     form.published.input(partial(events.take_published, form), published, filled, **LATEST, **IN_TURN)
     form.new_seed.click(partial(events.new_seed, form), [*state, *widgets], filled, **PRIVATE, **IN_TURN)
-    tab.yaml.input(events.yaml_edited, None, [tab.apply, tab.plan, tab.ready, tab.merge], **LATEST)
+    unapplied = [tab.apply, tab.plan, tab.ready, tab.merge]
+    tab.yaml.input(events.yaml_edited, None, unapplied, **LATEST, **IN_TURN)
     tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE, **IN_TURN)
     shared.family.change(
         partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE, **IN_TURN
@@ -242,13 +246,14 @@ def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared
     card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
     started = [*running, tab.result, tab.next, tab.download, tab.reuse, tab.delete]
     tab.default.click(
-        partial(events.start_default, settings), [shared.family, shared.owner], started, **PRIVATE
+        partial(events.start_default, settings), [shared.family, shared.owner], started, **PRIVATE, **IN_TURN
     )
     tab.merge.click(
         partial(events.start_shown, tab.form, settings),
         [tab.recipe, shared.family, shared.owner, *tab.form.inputs.values()],
         started,
         **PRIVATE,
+        **IN_TURN,
     ).success(None, None, None, js=TO_PROGRESS, api_visibility="private")
     tab.cancel.click(partial(events.cancel, settings), [tab.watched, shared.owner], tab.cancel, **PRIVATE)
     tab.timer.tick(
@@ -256,8 +261,8 @@ def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared
         [tab.watched, tab.ready, shared.family, shared.owner],
         [*running, *card],
         trigger_mode="once",
-        queue=False,
         **PRIVATE,
+        **IN_TURN,
     )
     gr.on(
         [app.load, shared.owner.change],
@@ -265,6 +270,7 @@ def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared
         [tab.ready, shared.family, shared.owner],
         [*running, *card],
         **PRIVATE,
+        **IN_TURN,
     )
 
 
@@ -273,10 +279,10 @@ def _wire_results(
 ) -> None:
     """What can be done with a finished job."""
     card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
-    tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **LATEST)
+    tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **LATEST, **IN_TURN)
     chosen = [tab.shown, shared.family, shared.owner]
-    tab.delete.click(partial(events.delete, settings), chosen, card, **PRIVATE)
-    shared.family.change(partial(events.other_family, settings), chosen, card, **PRIVATE)
+    tab.delete.click(partial(events.delete, settings), chosen, card, **PRIVATE, **IN_TURN)
+    shared.family.change(partial(events.other_family, settings), chosen, card, **PRIVATE, **IN_TURN)
     tab.reuse.click(
         partial(events.reuse, tab.form, settings),
         [tab.shown, shared.owner, *state],
@@ -284,7 +290,6 @@ def _wire_results(
         **PRIVATE,
         **IN_TURN,
     )
-    # not an output of the timer: calls that bypass the queue do not trigger a state's change
     tab.result.change(partial(events.newest, settings), shared.owner, tab.fresh, **PRIVATE)
     tab.download.click(
         partial(events.download, settings),
