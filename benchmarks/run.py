@@ -28,7 +28,7 @@ from benchmarks.family import make_family
 from benchmarks.memory import PeakMemory
 from benchmarks.slider import print_latency
 from benchmarks.what_if import previews
-from merging import METHODS, noise
+from merging import METHODS, noise, ops
 from merging.checkpoint import Checkpoint
 from merging.header import TensorInfo
 from merging.inspection import inspect_plan, inspect_recipe
@@ -99,6 +99,7 @@ def measure(name: str, family: Path, device: str, out: Path) -> None:
     """Run one measurement in this process, writing to `out`; prints seconds and peak bytes of memory as JSON."""
     if device != "cpu" and torch.cuda.is_available():
         torch.zeros(1, device="cuda")
+    ops.loops()  # imports are not timed, mergekit's are not either
     with PeakMemory() as peak:
         started = time.perf_counter()
         if name == "copy":
