@@ -137,7 +137,8 @@ class _Run:
         small: list[list[TensorPlan]] = []
         for key, tensors in self.plan.groups.items():
             elements = sum(tensor.info.elements for tensor in tensors)
-            self.made[key] = _Made()
+            models = {tensor.models for tensor in tensors if tensor.method is not None}
+            self.made[key] = _Made({one: Relations(len(one)) for one in models})
             if not elements:
                 continue
             if tensors[0].method is None:
@@ -199,7 +200,7 @@ class _Run:
 
         for spot, merged in executor.map(merge, pieces):
             tensor = spot.tensor
-            made.products.append((tensor.models, merged.products))
+            made.relations[tensor.models].add(merged.products)
             totals.add(merged.totals)
             with self.lock:
                 self.bytes_written += merged.nbytes
@@ -303,8 +304,8 @@ class _Run:
         """What the experts' whole task vectors say against them or against this method; there is one set of models, unless
         slices have different ones."""
         relations: dict[tuple[str, ...], Relations] = {}
-        for models, products in (one for group in self.made.values() for one in group.products):
-            relations.setdefault(models, Relations(len(models))).add(products)
+        for models, found in (one for group in self.made.values() for one in group.relations.items()):
+            relations.setdefault(models, Relations(len(models))).combine(found)
         for models, found in relations.items():
             yield from found.remarks(models)
             methods = [t.method for t in self.plan.tensors if t.method is not None and t.models == models]
@@ -336,11 +337,12 @@ class _Run:
 
 @dataclass
 class _Made:
-    """What came of a group of tensors that were looked at together, apart from what was written."""
+    """What came of a group of tensors that were looked at together, apart from what was written. What the pieces leave is
+    added up in arrays that were there before them: see `shelf`."""
 
+    relations: dict[tuple[str, ...], Relations]
     attained: list[Attained] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    products: list[tuple[tuple[str, ...], Products]] = field(default_factory=list)
     results: list[TensorResult] = field(default_factory=list)
 
 

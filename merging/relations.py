@@ -50,6 +50,11 @@ class Relations:
         self.products += np.where(np.isfinite(found.values), found.values, 0.0)
         self.equal &= found.equal
 
+    def combine(self, other: Relations) -> None:
+        """Add what other pieces gave."""
+        self.products += other.products
+        self.equal &= other.equal
+
     @property
     def changes(self) -> list[float]:
         """‖δ‖/‖θ0‖ of each expert; 0 without a base."""
