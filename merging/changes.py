@@ -128,19 +128,22 @@ def measure(piece: Piece) -> TensorStatistics:
         broken = _broken(piece)
         intact = [not broken[0] and not count for count in broken[1:]]
         deltas = torch.where(torch.tensor(intact, device=deltas.device)[:, None], deltas, 0.0)
-        inner = ops.inner(deltas.double(), deltas.double())
+        inner = ops.inner(deltas, deltas)
         inner[~torch.tensor(intact)], inner[:, ~torch.tensor(intact)] = math.nan, math.nan
     patterns, spoilt = Patterns.of(deltas), inner.diagonal() * 0
-    spread = _Spread.of(deltas)
+    spread, nonzero = _Spread.of(deltas), patterns.nonzero()
     return TensorStatistics(
         elements=deltas.shape[1],
         base=math.nan if broken[0] else piece.base_square,
         change=inner.diagonal().tolist(),
         total=(spread.total + spoilt).tolist(),
         mass=(spread.mass + spoilt).tolist(),
-        nonzero=spread.nonzero.tolist(),
+        nonzero=nonzero,
         largest=(spread.largest + spoilt).tolist(),
-        histogram=[_inside(counts) for counts in spread.counts],
+        histogram=[
+            _inside(counts, deltas.shape[1] - changed)
+            for counts, changed in zip(spread.counts, nonzero, strict=True)
+        ],
         dot=[float(inner[pair]) for pair in pairs_of(piece.experts)],
         broken=broken,
         signs=sign_conflict(piece, deltas, patterns),
@@ -148,13 +151,11 @@ def measure(piece: Piece) -> TensorStatistics:
 
 
 class _Spread(NamedTuple):
-    """Σδ, Σ|δ|, max|δ| and the number of δ ≠ 0 of each expert, [experts], and how many of these have which upper magnitude
-    bits, [experts, bins]."""
+    """Σδ, Σ|δ| and max|δ| of each expert, [experts], and how many |δ| have which upper bits, [experts, bins]."""
 
     total: torch.Tensor
     mass: torch.Tensor
     largest: torch.Tensor
-    nonzero: torch.Tensor
     counts: torch.Tensor
 
     @classmethod
@@ -162,26 +163,16 @@ class _Spread(NamedTuple):
         experts = len(deltas)
         counts = torch.zeros(experts, ALL_BINS, dtype=torch.int64)
         if ops.compiled(deltas):
-            total, mass = np.zeros(experts), np.zeros(experts)
-            largest, nonzero = np.zeros(experts, np.uint32), np.zeros(experts, np.int64)
-            ops.loops().spread(
-                ops.array(deltas, 2),
-                np.uint32(HISTOGRAM_SHIFT),
-                total,
-                mass,
-                largest,
-                nonzero,
-                counts.numpy(),
-            )
-            sums = [torch.from_numpy(one) for one in (total, mass, largest.view(np.float32), nonzero)]
-        else:
-            sizes = deltas.abs()
-            for row, values in zip(counts, sizes, strict=True):
-                row += (values.view(torch.int32) >> HISTOGRAM_SHIFT).bincount(minlength=ALL_BINS).cpu()
-            top = sizes.amax(1) if deltas.shape[1] else deltas.new_zeros(experts)
-            sums = [one.cpu() for one in (deltas.sum(1), sizes.sum(1), top, deltas.count_nonzero(1))]
-        counts[:, 0] -= deltas.shape[1] - sums[3]
-        return cls(sums[0], sums[1], sums[2], sums[3], counts)
+            total, mass, largest = np.zeros(experts), np.zeros(experts), np.zeros(experts, np.uint32)
+            shift = np.uint32(HISTOGRAM_SHIFT)
+            ops.loops().spread(ops.array(deltas, 2), shift, total, mass, largest, counts.numpy())
+            top = torch.from_numpy(largest.view(np.float32))
+            return cls(torch.from_numpy(total), torch.from_numpy(mass), top, counts)
+        sizes = deltas.abs()
+        for row, values in zip(counts, sizes, strict=True):
+            row += (values.view(torch.int32) >> HISTOGRAM_SHIFT).bincount(minlength=ALL_BINS).cpu()
+        top = sizes.amax(1) if deltas.shape[1] else deltas.new_zeros(experts)
+        return cls(deltas.sum(1).cpu(), sizes.sum(1).cpu(), top.cpu(), counts)
 
 
 def _broken(piece: Piece) -> list[int]:
@@ -191,9 +182,9 @@ def _broken(piece: Piece) -> list[int]:
     return [int(base.sum()), *ops.flat(experts).sum(1).tolist()]
 
 
-def _inside(counts: torch.Tensor) -> list[int]:
-    """The counts in `bin_edges`, with what lies outside in the first or last of them."""
+def _inside(counts: torch.Tensor, zeros: int) -> list[int]:
+    """The counts in `bin_edges` without the zeros, with what lies outside in the first or last of them."""
     inner = counts[FIRST_BIN:LAST_BIN].clone()
-    inner[0] += counts[:FIRST_BIN].sum()
+    inner[0] += counts[:FIRST_BIN].sum() - zeros
     inner[-1] += counts[LAST_BIN:].sum()
     return inner.tolist()

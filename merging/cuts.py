@@ -41,24 +41,11 @@ class Ranking:
     rows: tuple[int, ...]
     keys: Keys = magnitudes
 
-    def is_of_changes(self, piece: Piece) -> bool:
-        """Whether cut c ranks by |δ| of expert c, for every expert."""
-        return self.keys is magnitudes and self.rows == tuple(range(piece.experts))
-
-    def row(self, piece: Piece, cut: int) -> torch.Tensor:
-        """The row of keys of one cut: [*shape]."""
-        if self.keys is magnitudes:
-            return ops.magnitude_bits(piece.deltas[self.rows[cut]])
-        return self.keys(piece)[self.rows[cut]]
-
-    def of(self, piece: Piece) -> torch.Tensor:
-        """A row of keys for every cut: [cuts, *shape]."""
-        keys = self.keys(piece)
-        return keys if self.rows == tuple(range(len(keys))) else keys[list(self.rows)]
-
-    def sources(self, piece: Piece) -> torch.Tensor | list[torch.Tensor]:
-        """The same, but the changes themselves where their magnitudes are the keys."""
-        return [piece.deltas[row] for row in self.rows] if self.keys is magnitudes else self.of(piece)
+    def of(self, piece: Piece) -> list[torch.Tensor]:
+        """What every cut ranks, [*shape] each: a row of keys or, where the keys are magnitudes, an expert's change, which
+        `ops` reads as one."""
+        values = piece.deltas if self.keys is magnitudes else self.keys(piece)
+        return [values[row] for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -83,25 +70,16 @@ class Cut:
         return piece.remember("cut", variant, lambda: self._keep(piece))
 
     def _keep(self, piece: Piece) -> torch.Tensor:
-        if self.ranking.is_of_changes(piece):
-            keep = ops.above(piece.deltas, self.bits)
-        else:
-            keys = self.ranking.of(piece)
-            keep = keys > ops.per_expert(self.bits.to(keys.device), keys)
+        rows = self.ranking.of(piece)
+        keep = torch.stack([ops.above(row, int(bits)) for row, bits in zip(rows, self.bits, strict=True)])
         for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
             if allowed:
-                self._keep_tied(piece, cut, allowed, keep[cut])
+                self._keep_tied(rows[cut], int(self.bits[cut]), allowed, keep[cut])
         return keep
 
-    def _keep_tied(self, piece: Piece, cut: int, allowed: int, keep: torch.Tensor) -> None:
+    def _keep_tied(self, row: torch.Tensor, bits: int, allowed: int, keep: torch.Tensor) -> None:
         """Keep the first of those that equal the threshold."""
-        deltas, threshold = piece.deltas, int(self.bits[cut])
-        if self.ranking.keys is magnitudes and ops.compiled(deltas):
-            row = deltas[self.ranking.rows[cut]]
-            ops.loops().keep_tied(ops.array(row), np.int32(threshold), allowed, ops.array(keep))
-        else:
-            tied = ops.positions(self.ranking.row(piece, cut) == threshold)
-            keep.view(-1)[tied[:allowed]] = True
+        ops.keep_tied(row, bits, allowed, keep)
 
 
 class KeyHistogram:
@@ -199,7 +177,7 @@ class LargestCut:
 
     def update(self, piece: Piece) -> None:
         found = []
-        for cut, (chosen, keys) in enumerate(zip(self.bins, self.ranking.sources(piece), strict=True)):
+        for cut, (chosen, keys) in enumerate(zip(self.bins, self.ranking.of(piece), strict=True)):
             row = keys.flatten()
             if chosen is None or chosen <= 0:  # above the lowest bin nothing that is kept is 0
                 self.zeros[cut] += row.numel() - int(row.count_nonzero())
@@ -207,9 +185,7 @@ class LargestCut:
                 row = row[:0]
             elif chosen is not None:
                 row = ops.in_bin(row, COARSE_SHIFT, chosen)
-            elif row.is_floating_point():
-                row = ops.magnitude_bits(row)
-            values, counts = ops.distinct(row)
+            values, counts = ops.distinct(ops.keys_of(row))
             found.append((self.shelf.put(values), self.shelf.put(counts)))
         self.found[piece.key] = found
 

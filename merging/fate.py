@@ -178,7 +178,7 @@ def _along(deltas: torch.Tensor, change: torch.Tensor) -> tuple[float, int, list
         changed = ops.loops().along(ops.array(deltas, 2), ops.array(change), sums)
         square, *along = sums.tolist()
         return square, changed, along
-    square, *along = ops.exact_inner(torch.cat([change[None], deltas]), change[None])[:, 0].tolist()
+    square, *along = ops.inner(torch.cat([change[None], deltas]), change[None])[:, 0].tolist()
     return square, int(change.count_nonzero()), along
 
 

@@ -68,6 +68,17 @@ def products(base, deltas, out):
 
 
 @_exact
+def _of(factors, expert, start, stop):
+    """An expert's factors of some elements: [stop - start], or [1] for all."""
+    return factors[expert, start:stop] if factors.shape[1] > 1 else factors[expert]
+
+
+@_exact
+def _sign(value):
+    return np.int32(value > ZERO) - np.int32(value < ZERO)
+
+
+@_exact
 def _scaled(change, factors, deltas):
     if len(factors) == 1:
         factor = factors[0]
@@ -97,7 +108,7 @@ def weighted_sum(factors, deltas, scale, change):
         stop = min(start + CHUNK, count)
         part = change[start:stop]
         for t in range(experts):
-            mine = factors[t, start:stop] if factors.shape[1] > 1 else factors[t]
+            mine = _of(factors, t, start, stop)
             if t == 0:
                 _scaled(part, mine, deltas[t, start:stop])
             else:
@@ -159,10 +170,16 @@ def _count_nonzero(values):
 
 
 @_exact
+def _differ(one, two, sign):
+    """Whether the bits of two numbers differ, 0 and −0 being equal; `sign` is the sign's bit."""
+    return (one != two) & (((one | two) & ~sign) != 0)
+
+
+@_exact
 def _count_differing(one, two, sign):
     count = 0
     for i in range(len(one)):
-        count += (one[i] != two[i]) & (((one[i] | two[i]) & ~sign) != 0)
+        count += _differ(one[i], two[i], sign)
     return count
 
 
@@ -181,7 +198,7 @@ def finish_bf16(base, change, merged, rows, sums):
         else:
             part[:] = moved
         _round_bf16(part.view(np.uint32), out)
-        finite &= _largest_magnitude(part.view(np.uint32)) < INFINITE and _fit_bf16(out)
+        finite &= _fit_bf16(out)
         sums[1] += _error_of_bf16(out, part, scratch[: len(out)])
         if len(base):
             sums[0] += _square(moved)
@@ -229,16 +246,10 @@ def _cast_votes(factors, deltas, weight, votes):
 
 
 @_exact
-def _count_votes(votes, frequency, first, total):
-    if frequency and first:
+def _count_votes(votes, frequency, total):
+    if frequency:
         for i in range(len(total)):
-            total[i] = np.float32((votes[i] > ZERO) - np.int32(votes[i] < ZERO))
-    elif frequency:
-        for i in range(len(total)):
-            total[i] += np.float32((votes[i] > ZERO) - np.int32(votes[i] < ZERO))
-    elif first:
-        for i in range(len(total)):
-            total[i] = votes[i]
+            total[i] += _sign(votes[i])
     else:
         for i in range(len(total)):
             total[i] += votes[i]
@@ -248,16 +259,6 @@ def _count_votes(votes, frequency, first, total):
 def _agree(votes, elected, weight, coefficients):
     for i in range(len(votes)):
         coefficients[i] = np.float32(votes[i] * elected[i] > ZERO) * weight
-
-
-@_exact
-def _multiply(values, factors):
-    if len(factors) == 1:
-        for i in range(len(values)):
-            values[i] *= factors[0]
-    else:
-        for i in range(len(values)):
-            values[i] *= factors[i]
 
 
 @_exact
@@ -275,10 +276,11 @@ def elect(factors, deltas, vote_weight, weight, frequency, if_draw, normalize, c
         stop = min(start + CHUNK, count)
         size = stop - start
         elected = total[:size]
+        elected[:] = ZERO
         for t in range(experts):
-            mine = factors[t, start:stop] if factors.shape[1] > 1 else factors[t]
+            mine = _of(factors, t, start, stop)
             _cast_votes(mine, deltas[t, start:stop], vote_weight[t], votes[t, :size])
-            _count_votes(votes[t, :size], frequency, t == 0, elected)
+            _count_votes(votes[t, :size], frequency, elected)
         for i in range(size):
             value = elected[i]
             elected[i] = ONE if value > ZERO else -ONE if value < ZERO else if_draw
@@ -296,8 +298,8 @@ def elect(factors, deltas, vote_weight, weight, frequency, if_draw, normalize, c
             for t in range(experts):
                 _divide(coefficients[t, start:stop], divisor)
         for t in range(experts):
-            mine = factors[t, start:stop] if factors.shape[1] > 1 else factors[t]
-            _multiply(coefficients[t, start:stop], mine)
+            part = coefficients[t, start:stop]
+            _scaled(part, _of(factors, t, start, stop), part)
 
 
 @_exact
@@ -308,22 +310,21 @@ def balance(factors, deltas, vote_weight):
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         size = stop - start
+        total[:] = ZERO
         for t in range(experts):
-            mine = factors[t, start:stop] if factors.shape[1] > 1 else factors[t]
+            mine = _of(factors, t, start, stop)
             _cast_votes(mine, deltas[t, start:stop], vote_weight[t], votes[:size])
-            _count_votes(votes[:size], False, t == 0, total[:size])
+            _count_votes(votes[:size], False, total[:size])
         for i in range(size):
-            found += (total[i] > ZERO) - np.int32(total[i] < ZERO)
+            found += _sign(total[i])
     return found
 
 
 @_exact
-def above(deltas, bits, keep):
-    """Where |δ|, read as an integer, is above a threshold for each expert: into `keep`, bool [experts, n]."""
-    for t in range(len(deltas)):
-        magnitudes, mine, threshold = deltas[t].view(np.int32), keep[t], bits[t]
-        for i in range(len(mine)):
-            mine[i] = (magnitudes[i] & 0x7FFFFFFF) > threshold
+def above(keys, mask, threshold, keep):
+    """Where keys, masked first, are above a threshold: into bool [n]."""
+    for i in range(len(keys)):
+        keep[i] = (keys[i] & mask) > threshold
 
 
 @_exact
@@ -336,11 +337,10 @@ def histogram(deltas, shift, counts):
 
 
 @_exact
-def keep_tied(deltas, threshold, allowed, keep):
-    """Keep the first `allowed` elements of one expert whose magnitude bits equal the threshold."""
-    magnitudes = deltas.view(np.int32)
-    for i in range(len(magnitudes)):
-        if (magnitudes[i] & 0x7FFFFFFF) == threshold:
+def keep_tied(keys, mask, threshold, allowed, keep):
+    """Keep the first `allowed` elements whose keys, masked first, equal the threshold: sets bool [n]."""
+    for i in range(len(keys)):
+        if (keys[i] & mask) == threshold:
             keep[i] = True
             allowed -= 1
             if not allowed:
@@ -374,7 +374,7 @@ def l1_norms(factors, deltas, norms):
     for t in range(experts):
         for start in range(0, count, CHUNK):
             stop = min(start + CHUNK, count)
-            mine = factors[t, start:stop] if factors.shape[1] > 1 else factors[t]
+            mine = _of(factors, t, start, stop)
             _scaled(sparse[: stop - start], mine, deltas[t, start:stop])
             norms[t] += _sum_of_magnitudes(sparse[: stop - start])
 
@@ -460,7 +460,7 @@ def _sum_where(code, kind, squares):
 
 @_exact
 def fates(deltas, coefficients, sparse, weight, change, written, energy):
-    """Adds each expert's δ² by fate to `energy` [experts, 5]; `written` says where the output differs from the cast base."""
+    """Adds each expert's δ² by fate to `energy` [experts, fates]; `written` says where the output differs from the cast base."""
     experts, count = deltas.shape
     code, condition = np.empty(CHUNK, np.uint8), np.empty(CHUNK, np.bool_)
     squares = np.empty(CHUNK)
@@ -475,13 +475,13 @@ def fates(deltas, coefficients, sparse, weight, change, written, energy):
             if weight[t] == ZERO:
                 mine[:] = 0
             else:
-                _is_present(sparse[t, start:stop] if sparse.shape[1] > 1 else sparse[t], mine)
-            _is_present(coefficients[t, start:stop] if coefficients.shape[1] > 1 else coefficients[t], met)
+                _is_present(_of(sparse, t, start, stop), mine)
+            _is_present(_of(coefficients, t, start, stop), met)
             _raise_code(mine, 1, met)
             _raise_code(mine, 2, written[start:stop])
             _same_sign(part, change[start:stop], met)
             _raise_code(mine, 3, met)
-            for kind in range(5):
+            for kind in range(energy.shape[1]):
                 energy[t, kind] += _sum_where(mine, kind, squares[:size])
 
 
@@ -529,9 +529,9 @@ def _sum(values):
 
 
 @_exact
-def spread(deltas, shift, totals, masses, largest, nonzero, counts):
-    """Adds Σδ, Σ|δ|, the number of δ ≠ 0 and counts of the upper magnitude bits of every expert to arrays [experts], the last
-    [experts, bins]; `largest` becomes max|δ| as bits."""
+def spread(deltas, shift, totals, masses, largest, counts):
+    """Adds Σδ, Σ|δ| and counts of the upper magnitude bits of every expert to arrays [experts], the last [experts, bins];
+    `largest` becomes max|δ| as bits."""
     experts, count = deltas.shape
     for t in range(experts):
         mine = counts[t]
@@ -540,25 +540,24 @@ def spread(deltas, shift, totals, masses, largest, nonzero, counts):
             bits = part.view(np.uint32)
             totals[t] += _sum(part)
             masses[t] += _sum_of_magnitudes(part)
-            nonzero[t] += _count_nonzero(part)
             largest[t] = max(largest[t], _largest_magnitude(bits))
             for i in range(len(bits)):
                 mine[(bits[i] & MAGNITUDE) >> shift] += 1
 
 
 @_exact
-def sign_patterns(deltas, number, counts):
-    """Σ_t (sign_t + 1)·3^t of every element into int32 [n]; adds to how often each occurs, int64 [3^experts]."""
+def sign_patterns(deltas, counts):
+    """Adds how often each Σ_t (sign_t + 1)·3^t occurs to int64 [3^experts]."""
     experts, count = deltas.shape
+    number = np.empty(CHUNK, np.int32)
     for start in range(0, count, CHUNK):
-        part = number[start : min(start + CHUNK, count)]
+        part = number[: min(CHUNK, count - start)]
         part[:] = 0
         power = np.int32(1)
         for t in range(experts):
             values = deltas[t, start : start + len(part)]
             for i in range(len(part)):
-                sign = np.int32(values[i] > ZERO) - np.int32(values[i] < ZERO)
-                part[i] += np.int32(sign + 1) * power
+                part[i] += np.int32(_sign(values[i]) + 1) * power
             power = np.int32(power * 3)
         for i in range(len(part)):
             counts[part[i]] += 1
@@ -599,9 +598,9 @@ def masses(deltas, flips, sums):
 
 @_exact
 def differ(one, two, sign, found):
-    """Where the bits of two arrays of numbers differ, 0 and −0 being equal: into bool [n]; `sign` is the sign's bit."""
+    """Where two arrays of numbers, as bits, differ: into bool [n]; see `_differ`."""
     for i in range(len(found)):
-        found[i] = (one[i] != two[i]) & (((one[i] | two[i]) & ~sign) != 0)
+        found[i] = _differ(one[i], two[i], sign)
 
 
 @_summing

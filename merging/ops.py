@@ -19,9 +19,7 @@ EXPONENTS = {
     torch.float16: (torch.int16, 0x7C00),
 }
 """The integers that have the bits of floating-point values, and the bits of the exponent."""
-INNER_CHUNK = 1 << 10
-"""Inner products are added up in float32 over so many elements, from there on in float64."""
-EXACT_CHUNK = 1 << 14
+INNER_CHUNK = 1 << 14
 Counting = Literal["nearest", "floor"]
 
 
@@ -64,18 +62,41 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def in_bin(keys: torch.Tensor, shift: int, chosen: int) -> torch.Tensor:
-    """Those of some keys (int32 [n]) whose bits above `shift` are `chosen`, in order; of changes (float32 [n]) the same of
-    their magnitude bits."""
-    if loops() is None or keys.device.type != "cpu":
-        keys = keys if keys.dtype == torch.int32 else magnitude_bits(keys)
+def keys_of(row: torch.Tensor) -> torch.Tensor:
+    """Keys (int32) as they are, of changes (float32) their magnitude bits."""
+    return row if row.dtype == torch.int32 else magnitude_bits(row)
+
+
+def above(row: torch.Tensor, threshold: int) -> torch.Tensor:
+    """Where `keys_of` a row [*shape] are above a threshold: bool."""
+    if not looped(row):
+        return keys_of(row) > threshold
+    keep = torch.empty(row.shape, dtype=torch.bool)
+    loops().above(*_masked(row), np.int32(threshold), array(keep))
+    return keep
+
+
+def keep_tied(row: torch.Tensor, threshold: int, allowed: int, keep: torch.Tensor) -> None:
+    """Set `keep` for the first `allowed` elements of a row whose `keys_of` equal a threshold."""
+    if looped(row):
+        loops().keep_tied(*_masked(row), np.int32(threshold), allowed, array(keep))
+    else:
+        keep.view(-1)[positions(keys_of(row) == threshold)[:allowed]] = True
+
+
+def in_bin(row: torch.Tensor, shift: int, chosen: int) -> torch.Tensor:
+    """Those of `keys_of` a row [n] whose bits above `shift` are `chosen`, in order: int32."""
+    if not looped(row):
+        keys = keys_of(row)
         return keys[keys >> shift == chosen]
-    mask = -1 if keys.dtype == torch.int32 else 0x7FFFFFFF
-    found = np.empty(len(keys), dtype=np.int32)
-    count = loops().in_bin(
-        keys.contiguous().view(torch.int32).numpy(), *map(np.int32, (mask, shift, chosen)), found
-    )
+    found = np.empty(len(row), dtype=np.int32)
+    count = loops().in_bin(*_masked(row), np.int32(shift), np.int32(chosen), found)
     return torch.from_numpy(found[:count].copy())
+
+
+def _masked(row: torch.Tensor) -> tuple[Any, np.int32]:
+    """A row as integers, and the mask that makes keys of them."""
+    return array(row).view(np.int32), np.int32(-1 if row.dtype == torch.int32 else 0x7FFFFFFF)
 
 
 def distinct(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,16 +112,6 @@ def distinct(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def broadcast_rows(values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Rows `start` to `stop` of what broadcasts to a tensor: all of it where it has one value for every row."""
     return values[start:stop] if values.ndim and values.shape[0] > 1 else values
-
-
-def above(deltas: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Where the magnitude bits of [experts, *shape] are above each expert's threshold: bool."""
-    if compiled(deltas):
-        keep = torch.empty(deltas.shape, dtype=torch.bool)
-        loops().above(array(deltas, 2), bits.numpy(), array(keep, 2))
-        return keep
-    keys = magnitude_bits(deltas)
-    return keys > per_expert(bits.to(keys.device), keys)
 
 
 def order_bits(values: torch.Tensor) -> torch.Tensor:
@@ -142,7 +153,7 @@ def differ(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
         return one != two
     integer = torch.int16 if width == 2 else torch.int32
     first, second = one.contiguous().view(integer), two.contiguous().view(integer)
-    if one.device.type == "cpu" and loops() is not None:
+    if looped(one):
         found = torch.empty(one.shape, dtype=torch.bool)
         unsigned = np.uint16 if width == 2 else np.uint32
         loops().differ(
@@ -180,15 +191,20 @@ def loops() -> Any:
     try:
         from merging import kernels
 
-        kernels.above(np.zeros((1, 1), np.float32), np.zeros(1, np.int32), np.empty((1, 1), np.bool_))
+        kernels.above(np.zeros(1, np.int32), np.int32(-1), np.int32(0), np.empty(1, np.bool_))
     except Exception:  # whatever numba meets, torch does the same, only slower
         return None
     return kernels
 
 
+def looped(values: torch.Tensor) -> bool:
+    """Whether `loops` work where a tensor is: on a CPU."""
+    return values.device.type == "cpu" and loops() is not None
+
+
 def compiled(values: torch.Tensor) -> bool:
-    """Whether `loops` work on a tensor: float32 on a CPU."""
-    return values.device.type == "cpu" and values.dtype == torch.float32 and loops() is not None
+    """Whether they work on it: float32 on a CPU."""
+    return values.dtype == torch.float32 and looped(values)
 
 
 def array(values: torch.Tensor | None, dims: int = 1) -> Any:
@@ -206,19 +222,10 @@ _NOTHING = np.empty(0, dtype=np.float32)
 
 
 def inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """Σ x·y of each row of one [p, n] with each of the other [q, n]: float64 [p, q] on the CPU."""
-    whole = one.shape[1] // INNER_CHUNK * INNER_CHUNK
-    rest = (one[:, whole:] @ two[:, whole:].T).double()
-    if whole:
-        left, right = (values[:, :whole].reshape(len(values), -1, INNER_CHUNK) for values in (one, two))
-        rest += torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0, dtype=torch.float64)
-    return rest.cpu()
-
-
-def exact_inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """`inner` in float64 throughout, of as much at once as stays in the cache."""
+    """Σ x·y of each row of one [p, n] with each of the other [q, n], in float64, of as much at once as stays in the cache:
+    float64 [p, q] on the CPU."""
     total = torch.zeros(len(one), len(two), dtype=torch.float64, device=one.device)
-    for left, right in zip(one.split(EXACT_CHUNK, 1), two.split(EXACT_CHUNK, 1), strict=True):
+    for left, right in zip(one.split(INNER_CHUNK, 1), two.split(INNER_CHUNK, 1), strict=True):
         total += left.double() @ right.double().T
     return total.cpu()
 
@@ -232,7 +239,7 @@ def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
         return total
     first = torch.zeros_like(deltas[0]) if base is None else base
     rows = flat(torch.cat([first[None], deltas]))
-    return exact_inner(rows, rows)
+    return inner(rows, rows)
 
 
 def l1_norms(deltas: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
@@ -471,13 +478,14 @@ def order_in_rows(rows: torch.Tensor) -> torch.Tensor:
 def survivors(uniform: torch.Tensor, limits: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     """A gain (float32) where a random number (int32 [experts, ...]) is below its limit (int32), else 0; limits and gains
     are of the same shape or broadcast to it."""
-    if uniform.device.type != "cpu" or loops() is None:
+    if not looped(uniform):
         return factor(uniform < limits.to(uniform.device)) * gains.to(uniform.device)
     found = torch.empty(uniform.shape, dtype=torch.float32)
     if limits.shape != (len(uniform), *[1] * (uniform.ndim - 1)):
         limits = limits.expand(uniform.shape)
     gains = gains.expand(limits.shape)
-    for numbers, limit, gain, mine in zip(*map(_each, (uniform, limits, gains, found)), strict=True):
+    rows = (array(values, 2) for values in (uniform, limits, gains, found))
+    for numbers, limit, gain, mine in zip(*rows, strict=True):
         loops().survivors(numbers, limit, gain, mine)
     return found
 
@@ -487,7 +495,7 @@ def ranked_survivors(
 ) -> torch.Tensor:
     """`survivors` where limits and gains [experts, m] are those of an element's rank in its row: `order` [experts, rows, m]
     says where each rank is."""
-    if uniform.device.type != "cpu" or loops() is None:
+    if not looped(uniform):
         ranked = survivors(uniform.gather(-1, order), limits[:, None], gains[:, None])
         return torch.empty_like(ranked).scatter_(-1, order, ranked)
     found = torch.empty(uniform.shape, dtype=torch.float32)
@@ -496,10 +504,6 @@ def ranked_survivors(
     ):
         loops().ranked_survivors(places, numbers, limit, gain, mine)
     return found
-
-
-def _each(values: torch.Tensor) -> Any:
-    return array(values, 2)
 
 
 def rank_probabilities(elements: int, density: float, epsilon: float) -> torch.Tensor:

@@ -80,7 +80,7 @@ def sign_conflict(piece: Piece, deltas: torch.Tensor, patterns: Patterns) -> Con
     count = changed.sum(1)
     covered = count.long().bincount(weights=patterns.counts, minlength=len(deltas) + 1)[2:].long().tolist()
     shared, agreement = patterns.products(changed), patterns.products(signs)
-    gross, net, chance = _masses(piece, deltas, patterns, count) if any(covered) else [0.0] * 3
+    gross, net, chance = _masses(piece, deltas) if any(covered) else [0.0] * 3
     return Conflict(
         elements=deltas.shape[1],
         covered=covered,
@@ -93,48 +93,38 @@ def sign_conflict(piece: Piece, deltas: torch.Tensor, patterns: Patterns) -> Con
     )
 
 
-def _masses(piece: Piece, deltas: torch.Tensor, patterns: Patterns, count: torch.Tensor) -> list[float]:
-    """Σ Σ_t|δ_t|, Σ|Σ_t δ_t| and the same of random signs, over the elements that at least two experts changed; `count` says
-    of each pattern how many did."""
+def _masses(piece: Piece, deltas: torch.Tensor) -> list[float]:
+    """Σ Σ_t|δ_t|, Σ|Σ_t δ_t| and the same of random signs, over the elements that at least two experts changed."""
     flips = noise.coin_flips(piece, len(deltas), FLIP_SEED)
     if ops.compiled(deltas):
         sums = np.zeros(3)
         ops.loops().masses(ops.array(deltas, 2), ops.array(flips, 2), sums)
         return sums.tolist()
-    magnitudes, where = deltas.abs(), patterns.at_elements(count >= 2)
+    magnitudes, shared = deltas.abs(), deltas.count_nonzero(0) > 1
     among = [ops.sum_experts(magnitudes), ops.sum_experts(deltas), ops.sum_experts(flips * magnitudes)]
-    return [float(ops.inner(values.abs_()[None], where[None])) for values in among]
+    return [float((values.abs_() * shared).sum(dtype=torch.float64)) for values in among]
 
 
 class Patterns(NamedTuple):
     """The sign patterns that occur in some changes [experts, n]: their `signs`, float64 [patterns, experts] of −1, 0
-    and 1, and how often each occurs, float64 [patterns]. `number` [n] is the pattern of every element, by the numbers
-    `numbers` [patterns]."""
+    and 1, and how often each occurs, float64 [patterns]."""
 
-    number: torch.Tensor
-    numbers: torch.Tensor
     signs: torch.Tensor
     counts: torch.Tensor
 
     @classmethod
     def of(cls, deltas: torch.Tensor) -> Patterns:
         if len(deltas) <= COUNTED:
-            number, counts = _numbered(deltas)
-            numbers = counts.nonzero()[:, 0]
-            return cls(number, numbers, _every_pattern(len(deltas))[numbers], counts[numbers].double())
+            counts = _counts(deltas)
+            occurring = counts.nonzero()[:, 0]
+            return cls(_every_pattern(len(deltas))[occurring], counts[occurring].double())
         signs = deltas.sign()
         number = torch.zeros(signs.shape[1], dtype=torch.int64, device=signs.device)
         for some in signs.split(COUNTED):
             number = (number * 3**COUNTED + _numbers(some)).unique(return_inverse=True)[1]
         counts = number.bincount()
         one = torch.empty_like(counts).scatter_(0, number, torch.arange(len(number), device=number.device))
-        return cls(number, torch.arange(len(counts)), signs[:, one].T.double().cpu(), counts.double().cpu())
-
-    def at_elements(self, values: torch.Tensor) -> torch.Tensor:
-        """A value of each pattern at the elements that have it: float32 [n]."""
-        table = torch.zeros(1 + int(self.numbers.max()))
-        table[self.numbers] = values.float()
-        return table.to(self.number.device).index_select(0, self.number)
+        return cls(signs[:, one].T.double().cpu(), counts.double().cpu())
 
     def nonzero(self) -> list[int]:
         """How many elements each expert changed."""
@@ -145,15 +135,13 @@ class Patterns(NamedTuple):
         return values.T @ (values * self.counts[:, None])
 
 
-def _numbered(deltas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pattern of every element of at most `COUNTED` experts, int32 [n], and how often each occurs, int64 on the CPU."""
-    if ops.compiled(deltas):
-        number = torch.empty(deltas.shape[1], dtype=torch.int32)
-        counts = torch.zeros(3 ** len(deltas), dtype=torch.int64)
-        ops.loops().sign_patterns(ops.array(deltas, 2), number.numpy(), counts.numpy())
-        return number, counts
-    number = _numbers(deltas.sign())
-    return number, number.bincount(minlength=3 ** len(deltas)).cpu()
+def _counts(deltas: torch.Tensor) -> torch.Tensor:
+    """How often each sign pattern of at most `COUNTED` experts occurs, by its number: int64 [3^experts] on the CPU."""
+    if not ops.compiled(deltas):
+        return _numbers(deltas.sign()).bincount(minlength=3 ** len(deltas)).cpu()
+    counts = torch.zeros(3 ** len(deltas), dtype=torch.int64)
+    ops.loops().sign_patterns(ops.array(deltas, 2), counts.numpy())
+    return counts
 
 
 def _numbers(signs: torch.Tensor) -> torch.Tensor:

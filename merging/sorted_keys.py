@@ -89,8 +89,8 @@ class SortedKeys:
 class SpreadCut(Cut):
     """A cut of a sample: of equal keys those that stay are spread over a piece, so that all its groups share them."""
 
-    def _keep_tied(self, piece: Piece, cut: int, allowed: int, keep: torch.Tensor) -> None:
-        tied = ops.positions(self.ranking.row(piece, cut) == int(self.bits[cut]))
+    def _keep_tied(self, row: torch.Tensor, bits: int, allowed: int, keep: torch.Tensor) -> None:
+        tied = ops.positions(ops.keys_of(row) == bits)
         count = min(allowed, len(tied))
         keep.view(-1)[tied[torch.arange(count) * len(tied) // count]] = True
 
