@@ -29,6 +29,8 @@ from components.settings import Settings
 from components.shared import Shared
 from merging import MergingError
 
+ROWS, JUDGED = 3 + 2 * MOST_EXPERTS, 6 + MOST_EXPERTS
+"""How many values `add_expert` and its like return, and `judge`."""
 RESTORED = "() => document.documentElement.classList.remove('restoring')"
 """Shows the rows that `theme.HEAD` hides until what the browser kept has been put in."""
 
@@ -68,7 +70,11 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         )
         demo = gr.Button("Demo family", size="sm", min_width=120, scale=0)
         add_long = gr.Button(
-            f"Add {LONG_EXPERT}: tuned long at a high rate", size="sm", scale=0, min_width=290, visible=False
+            f"Add {LONG_EXPERT}: tuned long at a high rate",
+            size="sm",
+            scale=0,
+            min_width=290,
+            visible=has_long_expert(settings),
         )
     base = _build_row("Base", typed_base, card_html(choice.base, is_base=True), visible=True)
     experts = []
@@ -82,7 +88,14 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         add = gr.Button("Add an expert", size="sm", scale=0, min_width=140)
     estimate = gr.HTML(_estimate(choice), elem_classes="estimate")
     with gr.Row(elem_classes="actions"):
-        following = gr.Button("Inspect these models", variant="primary", size="md", scale=0, min_width=220)
+        following = gr.Button(
+            "Inspect these models",
+            variant="primary",
+            size="md",
+            scale=0,
+            min_width=220,
+            interactive=bool(choice.family.experts),
+        )
     shown = gr.State(len(typed))
     return ModelsTab(base, tuple(experts), shown, demo, add_long, add, estimate, following)
 
@@ -117,11 +130,11 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
     judged = [*cards, tab.estimate, shared.family, tab.add_long, tab.next, shared.models]
     rows = [tab.shown, *fields, *(row.frame for row in tab.experts), tab.add]
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    judging: dict[str, Any] = {**options, "concurrency_id": "models", "concurrency_limit": 1}
     events = [event for field in fields for event in (field.submit, field.blur)]
     app.load(
-        partial(restore, settings), [shared.models, shared.family], [*rows, *judged, shared.opened], **options
+        partial(restore, settings), [shared.models, shared.family], [*rows, *judged, shared.opened], **judging
     ).then(None, None, None, js=RESTORED, api_visibility="private")
-    judging: dict[str, Any] = {**options, "concurrency_id": "models", "concurrency_limit": 1}
     gr.on(
         events, partial(judge, settings), [tab.shown, *fields], judged, trigger_mode="always_last", **judging
     )
@@ -140,15 +153,14 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
 
 
 def restore(settings: Settings, stored: object, family: Family) -> list[Any]:
-    """The rows that this browser kept, or the demo's; what `judge` says of them; and for `Shared.opened` that the family
-    is the one that is there already."""
+    """The rows that this browser kept; what `judge` says of them; and for `Shared.opened` that the family is the one that is
+    there already. Where it kept none, the page is right as it was built, unless more was typed since."""
     kept = kept_rows(stored)
-    base, experts = kept or demo_rows(settings)
+    if kept is None:
+        return [*[gr.skip()] * (ROWS + JUDGED), True]
+    base, experts = kept
     arranged = _arranged((), base, experts)
     judged = judge(settings, len(experts), *arranged[1 : 2 + MOST_EXPERTS])
-    if kept is None:
-        arranged = [gr.skip()] * len(arranged)
-        judged[-1] = gr.skip()
     stays = judged[2 + MOST_EXPERTS] == family
     return [*arranged, *judged, True if stays else gr.skip()]
 

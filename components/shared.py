@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from components.family import Family
+from components.models import choose, demo_rows
 from components.settings import Settings
 
 LOCAL_OWNER = "local"
@@ -36,7 +36,7 @@ class Shared:
 def build_shared(settings: Settings) -> Shared:
     """The shared state of one page."""
     return Shared(
-        family=gr.State(Family.demo(settings.demo)),
+        family=gr.State(choose(settings, *demo_rows(settings)).family),
         # the browser keeps these under fixed keys, so that they survive a restart of the app
         owner=gr.BrowserState(None, storage_key="mergescope-owner", secret="mergescope-owner"),
         importance=gr.State(None),

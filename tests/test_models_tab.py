@@ -11,9 +11,10 @@ import pytest
 from components.family import Family
 from components.model_cards import card_html, estimate_html
 from components.models import MOST_EXPERTS, choose, plan_family, resolve
-from components.models_tab import add_expert, judge, remove_expert, restore, take_demo
+from components.models_tab import add_expert, build_models_tab, judge, remove_expert, restore, take_demo
 from components.numbers import count, size
 from components.settings import Settings
+from components.shared import build_shared
 from merging import MergingError
 from tests.conftest import edit_config
 
@@ -184,14 +185,31 @@ def test_what_was_typed_is_kept_and_comes_back(settings, family, tmp_path):
         {"base": "\ud800", "experts": []},
     ],
 )
-def test_who_has_nothing_kept_or_something_odd_gets_the_demo(stored):
+def test_who_has_nothing_kept_or_something_odd_keeps_the_page_as_built(stored):
     settings = Settings()
-    demo = Family.demo(settings.demo)
-    rows = restore(settings, stored, demo)
-    assert rows[:19] == [gr.skip()] * 19, "the rows of the demo are there already"
-    assert rows[29] == demo
-    assert rows[-2] == gr.skip(), "nothing is kept of somebody who chose nothing"
-    assert rows[-1] is True
+    rows = restore(settings, stored, Family.demo(settings.demo))
+    whole = len(restore(settings, {"base": "demo:base", "experts": []}, Family.demo(settings.demo)))
+    assert rows == [gr.skip()] * (whole - 1) + [True]
+
+
+def test_the_page_is_built_with_the_demo_judged(settings, family):
+    for name in ("math", "code", "words", "math-long"):
+        shutil.copytree(family / "one", family / name)
+    assert build_shared(settings).family.value == Family.demo(family)
+    with gr.Blocks():
+        tab = build_models_tab(settings)
+    assert tab.next.interactive
+    assert tab.add_long.visible
+    assert all("Fits the base" in row.card.value for row in tab.experts[:3])
+
+
+def test_without_a_demo_nothing_is_chosen(tmp_path):
+    settings = Settings(demo=tmp_path / "gone")
+    assert build_shared(settings).family.value == Family("", ())
+    with gr.Blocks():
+        tab = build_models_tab(settings)
+    assert not tab.next.interactive
+    assert not tab.add_long.visible
 
 
 @pytest.mark.parametrize("base", ["", "/gone", "a\0b", "demo:nothing"])

@@ -80,6 +80,33 @@ def test_the_page_says_first_what_the_demo_models_cannot_do(page):
     assert "know nothing else" in text
 
 
+def test_what_is_typed_before_the_page_has_its_answers_stays(new_window, app_url, tmp_path, console_errors):
+    mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
+    page, early = new_window(), []
+
+    def hold(event) -> None:
+        if early is None or str(mine) in (event.request.post_data or ""):
+            event.continue_()
+        else:
+            early.append(event)
+
+    page.route("**/queue/join*", hold)
+    page.goto(app_url)
+    field = page.get_by_label("Expert 3")
+    field.fill(str(mine))
+    field.press("Enter")
+    page.locator(".card-name", has_text="mine").wait_for()
+    held, early = early, None
+    for event in held:
+        event.continue_()
+    open_tab(page, "2 Inspect")
+    expect(page.locator("#map")).to_contain_text("mine")
+    open_tab(page, "1 Models")
+    assert page.locator(".card-name").all_inner_texts() == ["base", "math", "code", "mine"]
+    expect(page.get_by_text("The demo models are tiny")).to_be_hidden()
+    assert console_errors == []
+
+
 def test_it_says_so_only_while_they_are_chosen(page, reload, tmp_path, requests_seen, console_errors):
     mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
     about = page.get_by_text("The demo models are tiny")
