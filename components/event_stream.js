@@ -7,6 +7,7 @@
   const unanswered = new Set();
   const answeredEarly = new Set();
   let sending = 0;
+  window.awaitedAnswers = () => sending + unanswered.size;
 
   window.fetch = (input, options) => {
     const { pathname } = new URL(input.url ?? input, location.href);

@@ -115,6 +115,20 @@ def console_errors() -> list[str]:
 
 
 @pytest.fixture
+def quiet(requests_seen):
+    """`quiet(page)` waits until the page asks for nothing for a second and no event has an answer to come. A page that goes
+    before leaves an error in its log, and what comes last is only known then."""
+
+    def wait(page) -> None:
+        before = -1
+        while before != len(requests_seen) or page.evaluate("awaitedAnswers()"):
+            before = len(requests_seen)
+            page.wait_for_timeout(1000)
+
+    return wait
+
+
+@pytest.fixture
 def new_window(browser, requests_seen, console_errors):
     """A window without a page: `new_window(390, dark=True, touch=True)`."""
     contexts = []

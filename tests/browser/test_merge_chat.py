@@ -374,7 +374,7 @@ def press(page, button, held: int) -> None:
 
 
 @pytest.mark.parametrize("held", [0, 120])
-def test_a_new_seed_keeps_the_number_just_typed(at_merge, console_errors, held):
+def test_a_new_seed_keeps_the_number_just_typed(at_merge, quiet, console_errors, held):
     page = at_merge
     choose(page, "dare_ties")
     button, seed = page.get_by_role("button", name="New seed"), page.locator("#merge-seed input")
@@ -385,7 +385,7 @@ def test_a_new_seed_keeps_the_number_just_typed(at_merge, console_errors, held):
     expect(seed).not_to_have_value(before)
     wait_for_recipe(page, f"seed: {seed.input_value()}")
     wait_for_recipe(page, "density: 0.37")
-    page.wait_for_timeout(1000)
+    quiet(page)
     assert f"seed: {seed.input_value()}" in recipe(page), "nothing older comes after it"
     assert "density: 0.37" in recipe(page)
     expect(page.locator("#merge-density-0 input[type=number]")).to_have_value("0.37")
@@ -393,7 +393,7 @@ def test_a_new_seed_keeps_the_number_just_typed(at_merge, console_errors, held):
 
 
 @pytest.mark.parametrize("held", [0, 120])
-def test_a_preset_is_not_undone_by_the_number_just_typed(at_merge, console_errors, held):
+def test_a_preset_is_not_undone_by_the_number_just_typed(at_merge, quiet, console_errors, held):
     page = at_merge
     choose(page, "ties")
     preset = page.locator("#merge-preset")
@@ -402,13 +402,13 @@ def test_a_preset_is_not_undone_by_the_number_just_typed(at_merge, console_error
     press(page, preset, held)
     page.locator("#merge-note", has_text="back at its paper's value").wait_for()
     expect(page.locator("#merge-lambda input")).to_have_value("1")
-    page.wait_for_timeout(1000)
+    quiet(page)
     assert "0.375" not in recipe(page)
     expect(page.locator("#merge-lambda input")).to_have_value("1")
     assert console_errors == []
 
 
-def test_numbers_typed_while_the_server_is_slow_keep_their_place(at_merge, console_errors):
+def test_numbers_typed_while_the_server_is_slow_keep_their_place(at_merge, quiet, console_errors):
     page = at_merge
     choose(page, "dare_ties")
     density, preset = page.locator("#merge-density-0 input[type=number]"), page.locator("#merge-preset")
@@ -421,7 +421,7 @@ def test_numbers_typed_while_the_server_is_slow_keep_their_place(at_merge, conso
         page.wait_for_timeout(500)
         answer()
     expect(density).to_have_value("0.8")
-    page.wait_for_timeout(1000)
+    quiet(page)
     assert "density" not in recipe(page)
     assert console_errors == []
 

@@ -54,13 +54,13 @@ def click_cell(page, row: int, column: int, *, rows: int = 6, columns: int = 7) 
     )
 
 
-def test_a_slider_changes_the_map_and_writes_nothing(page, app_url, requests_seen, console_errors):
+def test_a_slider_changes_the_map_and_writes_nothing(page, quiet, app_url, requests_seen, console_errors):
     at_preview(page)
     before, merges = values(page), page.locator("#merge-history label").count()
     slide(page, "#merge-density-1", 0.1)
     moved = wait_for_other(page, before)
     page.wait_for_function(f"() => {RECIPE}.includes('density: 0.1')")
-    page.wait_for_timeout(1500)
+    quiet(page)
     assert values(page) == moved, "the recipe's own picture is that of the slider"
     slide(page, "#merge-density-1", 0.5)
     page.wait_for_function(f"before => ({VALUES})() === before", arg=before)
@@ -100,7 +100,7 @@ def test_map_and_brush_bar_are_in_view_together(open_page, dark):
     assert bar["y"] + bar["height"] - top < room, "the choice of the map, the map and its bar"
 
 
-def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, console_errors):
+def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, quiet, console_errors):
     at_preview(page)
     before = values(page)
     page.locator("#preview-number label", has_text="Presence").click()
@@ -111,7 +111,7 @@ def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, co
     with page.expect_response("**/component_server/**"):
         field.fill("")
     page.wait_for_function(f"before => ({VALUES})() === before", arg=before)
-    page.wait_for_timeout(1200)
+    quiet(page)
     assert values(page) == before
     assert console_errors == []
 
@@ -195,7 +195,7 @@ def test_a_cell_s_bars_by_keyboard_alone(page, console_errors):
     assert console_errors == []
 
 
-def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(page, console_errors):
+def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(page, quiet, console_errors):
     at_preview(page)
     click_cell(page, 2, 4)
     expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
@@ -207,7 +207,7 @@ def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(page, console_errors):
     page.wait_for_function(f"before => ({bars})() !== before", arg=before)
     moved = page.evaluate(bars)
     page.wait_for_function(f"() => {RECIPE}.includes('density: 0.15')")
-    page.wait_for_timeout(1200)
+    quiet(page)
     assert page.evaluate(bars) == moved, "the slider's bars are those of the cell, as the recipe's are"
     expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
     assert console_errors == []

@@ -58,14 +58,6 @@ def wait_for_trim(page) -> None:
     )
 
 
-def wait_until_quiet(page, requests_seen: list[str]) -> None:
-    """Until nothing has been asked for a second: a page that goes while Gradio answers it leaves an error in its log."""
-    before = -1
-    while before != len(requests_seen):
-        before = len(requests_seen)
-        page.wait_for_timeout(1000)
-
-
 def outside(requests: list[str], app_url: str) -> list[str]:
     return [
         url
@@ -107,14 +99,14 @@ def test_what_is_typed_before_the_page_has_its_answers_stays(new_window, app_url
     assert console_errors == []
 
 
-def test_it_says_so_only_while_they_are_chosen(page, reload, tmp_path, requests_seen, console_errors):
+def test_it_says_so_only_while_they_are_chosen(page, reload, tmp_path, quiet, console_errors):
     mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
     about = page.get_by_text("The demo models are tiny")
     page.get_by_label("Expert 3").fill(str(mine))
     page.get_by_label("Expert 3").press("Enter")
     expect(about).to_be_hidden()
     expect(page.get_by_text("See where fine-tuned experts changed their base")).to_be_visible()
-    wait_until_quiet(page, requests_seen)
+    quiet(page)
     reload(page)
     page.locator(".card-name", has_text="mine").wait_for()
     expect(about).to_be_hidden()
@@ -333,7 +325,7 @@ def click_row(page, row: int) -> None:
     page.mouse.click(*place)
 
 
-def test_the_last_of_some_quick_clicks_is_shown(page, console_errors):
+def test_the_last_of_some_quick_clicks_is_shown(page, quiet, console_errors):
     open_tab(page, "2 Inspect")
     page.locator("#map .heatmaplayer").first.wait_for()
     page.locator("#story h2").filter(has_text="Block").wait_for()
@@ -346,7 +338,7 @@ def test_the_last_of_some_quick_clicks_is_shown(page, console_errors):
         assert shapes(page) == {(3, 0)}
         answer()
     wait_for_story(page, "Block 3, q")
-    page.wait_for_timeout(1000)
+    quiet(page)
     wait_for_story(page, "Block 3, q")
     assert console_errors == []
 
@@ -384,7 +376,7 @@ def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):
     assert console_errors == []
 
 
-def test_chosen_models_outlive_a_reload(page, reload, tmp_path, requests_seen):
+def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
     mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
     page.get_by_role("button", name="Remove expert 3").click()
     page.get_by_text("base + 2 experts").wait_for()
@@ -396,7 +388,7 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, requests_seen):
         new MutationObserver(() => document.querySelectorAll('#map .annotation-text')
           .forEach((name) => window.seen.push(name.textContent))).observe(document, {childList: true, subtree: true});"""
     )
-    wait_until_quiet(page, requests_seen)
+    quiet(page)
     reload(page)
     page.locator(".card-name", has_text="mine").wait_for()
     assert page.get_by_label("Expert 1").input_value() == "demo:math"
@@ -412,13 +404,13 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, requests_seen):
     page.wait_for_function(f"{asked}.includes('mine')")
     assert not {"code", "words"} & set(page.evaluate(asked))
     shutil.rmtree(mine)
-    wait_until_quiet(page, requests_seen)
+    quiet(page)
     reload(page)
     open_tab(page, "1 Models")
     page.get_by_text("there is no such folder").wait_for()
     page.get_by_text("base + 1 of 2 experts").wait_for()
     page.evaluate(f"localStorage.setItem('{MODELS_KEY}', 'odd')")
-    wait_until_quiet(page, requests_seen)
+    quiet(page)
     page.reload()
     page.get_by_text("base + 3 experts").wait_for()
     expect(page.get_by_label("Expert 2")).to_have_value("demo:code")
