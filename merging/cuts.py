@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from merging import ops
@@ -71,7 +70,7 @@ class Cut:
 
     def _keep(self, piece: Piece) -> torch.Tensor:
         rows = self.ranking.of(piece)
-        keep = torch.stack([ops.above(row, int(bits)) for row, bits in zip(rows, self.bits, strict=True)])
+        keep = ops.above(rows, self.bits.tolist())
         for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
             if allowed:
                 self._keep_tied(rows[cut], int(self.bits[cut]), allowed, keep[cut])
@@ -91,14 +90,9 @@ class KeyHistogram:
         self.counts = torch.zeros(rows, COARSE_BINS + self.below, dtype=torch.int64)
 
     def update(self, piece: Piece) -> None:
-        if self.keys is magnitudes and ops.compiled(piece.deltas):
-            ops.loops().histogram(ops.array(piece.deltas, 2), np.uint32(COARSE_SHIFT), self.counts.numpy())
-            return
-        bins = self.keys(piece) >> COARSE_SHIFT
-        if self.below:
-            bins += self.below
-        for row, values in enumerate(bins):
-            self.counts[row] += torch.bincount(values.flatten(), minlength=self.counts.shape[1]).cpu()
+        rows = piece.deltas if self.keys is magnitudes else self.keys(piece)
+        for counts, row in zip(self.counts, rows, strict=True):
+            ops.count_bins(row, COARSE_SHIFT, self.below, counts)
 
     def combine(self, other: KeyHistogram) -> None:
         self.counts += other.counts

@@ -22,7 +22,7 @@ from merging.events import Event, Finished, Progress, TensorResult
 from merging.executors import Executor, Inline, executor_for
 from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method, Survey
-from merging.pieces import Outcome, Piece
+from merging.pieces import Outcome, Piece, StoredPiece
 from merging.plan import KEEP_BYTES, Plan
 from merging.reading import Pieces, Reader, Spot, input_bytes
 from merging.relations import Products, Relations
@@ -324,15 +324,20 @@ class _Run:
 
     def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, sink: Sink) -> _Merged:
         """Merge one piece, show it to the watches and write it."""
+        swept = None if self.watches else _swept(tensor, piece)
         products = Products.of(piece)
         if not products.finite:
             require_finite(self.plan, tensor, piece)
-        outcome, tally = outcome_of(self.plan, tensor, piece, known, explain=bool(self.watches))
-        for watch in self.watches:
-            watch.update(outcome)
-        sink.write(tensor.info.name, outcome.rows, piece.start)
-        totals = _Totals.of(piece, tally)
-        return _Merged(outcome.rows.nbytes, products, totals)
+        if self.watches:
+            outcome, tally = outcome_of(self.plan, tensor, piece, known)
+            for watch in self.watches:
+                watch.update(outcome)
+            rows = outcome.rows
+        else:
+            rows, tally = swept or _rows_of(tensor, piece, known)
+            _require_finite_rows(self.plan, tensor, piece, rows, tally)
+        sink.write(tensor.info.name, rows, piece.start)
+        return _Merged(rows.nbytes, products, _Totals.of(piece, tally))
 
 
 @dataclass
@@ -346,10 +351,8 @@ class _Made:
     results: list[TensorResult] = field(default_factory=list)
 
 
-def outcome_of(
-    plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, *, explain: bool
-) -> tuple[Outcome, ops.Tally]:
-    """One piece merged and cast, with its explanation if that is asked for and the method has one; and its sums.
+def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any) -> tuple[Outcome, ops.Tally]:
+    """One piece merged and cast, with its explanation if the method has one; and its sums.
 
     Raises:
         MergingError: the result is not finite.
@@ -357,19 +360,48 @@ def outcome_of(
     method, dtype = tensor.method, tensor.info.torch_dtype
     assert method is not None
     if method.elementwise:
-        explained = method.explain(piece, known) if explain else None
-        coefficients = explained.coefficients if explained else method.coefficients(piece, known)
-        change = method.change(coefficients, piece)
+        explained = method.explain(piece, known)
+        change = method.change(explained.coefficients, piece)
         merged, rows, tally = ops.finish(piece.base, change, dtype)
         outcome = Outcome(piece, merged, rows, change, explained)
     else:
-        merged, rows, tally = ops.finish(None, method.merge(piece, known), dtype)
-        if piece.base is not None:
-            tally = ops.tally(piece.base, merged, rows)
+        merged, rows, tally = _merged_whole(method, piece, known, dtype)
         outcome = Outcome(piece, merged, rows)
-    if not tally.finite:
-        raise MergingError(_not_finite(plan, tensor, piece, rows))
+    _require_finite_rows(plan, tensor, piece, rows, tally)
     return outcome, tally
+
+
+def _rows_of(tensor: TensorPlan, piece: Piece, known: Any) -> tuple[torch.Tensor, ops.Tally]:
+    """The rows of `outcome_of`, bit by bit, and their sums, where nobody asks how they came about."""
+    method, dtype = tensor.method, tensor.info.torch_dtype
+    assert method is not None
+    if not method.elementwise:
+        return _merged_whole(method, piece, known, dtype)[1:]
+    return ops.finish(piece.base, method.change_of(piece, known), dtype, in_float32=False)[1:]
+
+
+def _swept(tensor: TensorPlan, piece: Piece) -> tuple[torch.Tensor, ops.Tally] | None:
+    """The same in one sweep over what is stored, where the method and the values allow it; the piece then knows its
+    products."""
+    method, dtype = tensor.method, tensor.info.torch_dtype
+    assert method is not None
+    if dtype not in ops.BITS or not isinstance(piece, StoredPiece) or not ops.sweepable(piece.stored):
+        return None
+    factors = method.addends(piece)
+    if factors is None:
+        return None
+    scale = getattr(method, "lambda_", 1.0)
+    return piece.add_up(factors, dtype, scale=scale, keeps_common=method.keeps_common)
+
+
+def _merged_whole(
+    method: Method, piece: Piece, known: Any, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, ops.Tally]:
+    """What a method merges that is no sum of scaled changes: in float32, as it is written, and its sums."""
+    merged, rows, tally = ops.finish(None, method.merge(piece, known), dtype)
+    if piece.base is not None:
+        tally = ops.tally(piece.base, merged, rows)
+    return merged, rows, tally
 
 
 @dataclass
@@ -418,6 +450,13 @@ def require_finite(plan: Plan, tensor: TensorPlan, piece: Piece) -> None:
     """Raise if base or an expert holds NaN or infinite values in a piece; squares may also be just too large."""
     if not bool(piece.models.isfinite().all() and piece.base_or_zero.isfinite().all()):
         raise MergingError(f"'{tensor.info.name}': {_damage(plan, tensor, piece)}")
+
+
+def _require_finite_rows(
+    plan: Plan, tensor: TensorPlan, piece: Piece, rows: torch.Tensor, tally: ops.Tally
+) -> None:
+    if not tally.finite:
+        raise MergingError(_not_finite(plan, tensor, piece, rows))
 
 
 def _not_finite(plan: Plan, tensor: TensorPlan, piece: Piece, rows: torch.Tensor) -> str:

@@ -143,10 +143,10 @@ class Origin:
 
     def under(self, piece: Piece) -> Piece:
         """The piece with this base's rows as its base."""
-        rows = self.source.read(self.names[piece.name], piece.start, piece.stop).to(piece.models.device)
+        rows = self.source.read(self.names[piece.name], piece.start, piece.stop).to(piece.device)
         if self.work_dtype is not None:
             rows = rows.to(self.work_dtype)
-        return replace(piece, base=rows.to(torch.float32), memory=None)
+        return piece.over(rows.to(torch.float32))
 
 
 def fate(outcome: Outcome, *, casts: bool = True) -> TensorFate:
@@ -215,7 +215,7 @@ def _energy(
 
 def _nonzero(factors: torch.Tensor, piece: Piece) -> torch.Tensor:
     """Where factors that broadcast to a piece are not 0: bool [experts, n]."""
-    return ops.flat(factors.bool().expand(piece.models.shape))
+    return ops.flat(factors.bool().expand(piece.shape))
 
 
 def _signs_differ(deltas: torch.Tensor, change: torch.Tensor) -> torch.Tensor:

@@ -7,23 +7,40 @@ digits but for the last.
 
 Values come as contiguous NumPy views of float32 tensors: base [n] (empty for none), deltas [experts, n], and factors
 [experts, n] or, of one for all elements, [experts, 1].
+
+They are one file because numba keeps what it compiled until the file of a loop changes, whatever becomes of the loops it calls.
 """
 
 from __future__ import annotations
+
+from math import factorial
 
 import numba
 import numpy as np
 
 CHUNK = 1024
 """Elements worked on at once: with all that is made of three experts' less than half of a first cache."""
+BLOCK = 32
+"""Elements that are looked at together for something rare."""
 SIGN = np.uint32(0x80000000)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITE = np.uint32(0x7F800000)
-BF16_INFINITE = np.uint16(0x7F80)
+FORMS = {
+    2: np.array([0x8000, 0x7F80], np.uint16),
+    4: np.array([0x80000000, 0x7F800000], np.uint32),
+}
+"""Sign and infinity of bfloat16 and float32, by their bytes: stored values come and go as whole numbers of their bits."""
 BF16_NAN = np.uint32(0x7FC0)
 HALF = np.uint32(0x7FFF)
 LOW = np.uint32(16)
 ZERO, ONE = np.float32(0), np.float32(1)
+LOG2E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+"""ln 2 in two parts, the first of so few digits that a multiple of it is exact."""
+F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13 = (1 / factorial(k) for k in range(2, 14))
+MOST_TANH = 45.0
+"""Twice what tanh is 1 from, in float64."""
+TINY = 1e-12
 
 
 _exact = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -47,98 +64,50 @@ def _widen(values, wide):
 
 
 @_exact
-def products(base, deltas, out):
-    """Σx·y of base and deltas, all with all: float64 [1 + experts, 1 + experts], 0 for a base that is empty."""
-    experts, count = deltas.shape
-    wide = np.zeros((1 + experts, CHUNK))
-    for start in range(0, count, CHUNK):
-        size = min(CHUNK, count - start)
-        first = 1
-        if len(base):
-            _widen(base[start : start + size], wide[0, :size])
-            first = 0
-        for t in range(experts):
-            _widen(deltas[t, start : start + size], wide[1 + t, :size])
-        for a in range(first, 1 + experts):
-            for b in range(a, 1 + experts):
-                out[a, b] += _dot(wide[a, :size], wide[b, :size])
-    for a in range(1 + experts):
-        for b in range(a):
-            out[a, b] = out[b, a]
-
-
-@_exact
-def _of(factors, expert, start, stop):
+def _own(factors, expert, start, stop):
     """An expert's factors of some elements: [stop - start], or [1] for all."""
     return factors[expert, start:stop] if factors.shape[1] > 1 else factors[expert]
 
 
 @_exact
-def _sign(value):
+def _sign_of(value):
     return np.int32(value > ZERO) - np.int32(value < ZERO)
 
 
 @_exact
 def _scaled(change, factors, deltas):
     if len(factors) == 1:
-        factor = factors[0]
+        factor = np.float32(factors[0])
         for i in range(len(change)):
             change[i] = factor * deltas[i]
     else:
         for i in range(len(change)):
-            change[i] = factors[i] * deltas[i]
+            change[i] = np.float32(factors[i]) * deltas[i]
 
 
 @_exact
 def _add_scaled(change, factors, deltas):
     if len(factors) == 1:
-        factor = factors[0]
+        factor = np.float32(factors[0])
         for i in range(len(change)):
             change[i] += factor * deltas[i]
     else:
         for i in range(len(change)):
-            change[i] += factors[i] * deltas[i]
+            change[i] += np.float32(factors[i]) * deltas[i]
 
 
 @_exact
-def weighted_sum(factors, deltas, scale, change):
-    """scale·Σ_t factor_t·δ_t into `change` [n]; factors are [experts, n] or [experts, 1]."""
-    experts, count = deltas.shape
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
-        part = change[start:stop]
-        for t in range(experts):
-            mine = _of(factors, t, start, stop)
-            if t == 0:
-                _scaled(part, mine, deltas[t, start:stop])
-            else:
-                _add_scaled(part, mine, deltas[t, start:stop])
-        if scale != ONE:
-            for i in range(len(part)):
-                part[i] *= scale
-
-
-@_exact
-def _apply(base, change, merged):
-    for i in range(len(change)):
-        merged[i] = base[i] - (ZERO - change[i])
-
-
-@_exact
-def _round_bf16(bits, rows):
-    for i in range(len(bits)):
-        value = bits[i]
-        odd = np.uint32(np.uint32(value >> LOW) & np.uint32(1))
-        rounded = np.uint32(np.uint32(value + np.uint32(HALF + odd)) >> LOW)
-        rows[i] = np.uint16(BF16_NAN if np.uint32(value & MAGNITUDE) > INFINITE else rounded)
-
-
-@_exact
-def _largest_magnitude(bits):
-    largest = np.uint32(0)
-    for i in range(len(bits)):
-        largest = max(largest, bits[i] & MAGNITUDE)
-    return largest
+def _sum_scaled(factors, at, deltas, start, stop, scale, change):
+    """scale·Σ_t factor_t·δ_t of elements start to stop, whose factors begin at `at`, into `change` [stop - start]."""
+    for t in range(len(deltas)):
+        mine = _own(factors, t, at, at + len(change))
+        if t == 0:
+            _scaled(change, mine, deltas[t, start:stop])
+        else:
+            _add_scaled(change, mine, deltas[t, start:stop])
+    if scale != ONE:
+        for i in range(len(change)):
+            change[i] *= scale
 
 
 @_summing
@@ -150,14 +119,10 @@ def _square(values):
 
 
 @_summing
-def _error_of_bf16(rows, merged, scratch):
-    bits = scratch.view(np.uint32)
-    for i in range(len(rows)):
-        bits[i] = np.uint32(rows[i]) << LOW
+def _sum_of_magnitudes(values):
     total = 0.0
-    for i in range(len(rows)):
-        error = np.float64(scratch[i] - merged[i])
-        total += error * error
+    for i in range(len(values)):
+        total += np.float64(abs(values[i]))
     return total
 
 
@@ -170,7 +135,7 @@ def _count_nonzero(values):
 
 
 @_exact
-def _differ(one, two, sign):
+def _is_different(one, two, sign):
     """Whether the bits of two numbers differ, 0 and −0 being equal; `sign` is the sign's bit."""
     return (one != two) & (((one | two) & ~sign) != 0)
 
@@ -179,62 +144,239 @@ def _differ(one, two, sign):
 def _count_differing(one, two, sign):
     count = 0
     for i in range(len(one)):
-        count += _differ(one[i], two[i], sign)
+        count += _is_different(one[i], two[i], sign)
     return count
 
 
 @_exact
-def finish_bf16(base, change, merged, rows, sums):
-    """base + change into `merged`, rounded to the bits of bfloat16 in `rows`; adds to `sums`: Σ change², Σ error², how many
-    elements changed, how many of them equal the rounded base. Returns whether all rows are finite."""
-    count = len(change)
-    scratch, plain = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.uint16)
-    finite = True
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
-        part, moved, out = merged[start:stop], change[start:stop], rows[start:stop]
-        if len(base):
-            _apply(base[start:stop], moved, part)
-        else:
-            part[:] = moved
-        _round_bf16(part.view(np.uint32), out)
-        finite &= _fit_bf16(out)
-        sums[1] += _error_of_bf16(out, part, scratch[: len(out)])
-        if len(base):
-            sums[0] += _square(moved)
-            changed = _count_nonzero(moved)
-            _round_bf16(base[start:stop].view(np.uint32), plain[: len(out)])
-            sums[2] += changed
-            sums[3] += changed - _count_differing(out, plain[: len(out)], np.uint16(0x8000))
-    return finite
+def _largest_magnitude(bits):
+    largest = np.uint32(0)
+    for i in range(len(bits)):
+        largest = max(largest, bits[i] & MAGNITUDE)
+    return largest
 
 
 @_exact
-def _fit_bf16(rows):
-    largest = np.uint16(0)
+def _add_products(wide, first, size, out):
+    """Adds Σx·y of rows from `first` on, all with all, to the upper triangle of `out`."""
+    for a in range(first, len(wide)):
+        for b in range(a, len(wide)):
+            out[a, b] += _dot(wide[a, :size], wide[b, :size])
+
+
+@_exact
+def _mirror(out):
+    for a in range(len(out)):
+        for b in range(a):
+            out[a, b] = out[b, a]
+
+
+@_exact
+def products(base, deltas, out):
+    """Σx·y of base and deltas, all with all: adds to float64 [1 + experts, 1 + experts], nothing for a base that is empty."""
+    experts, count = deltas.shape
+    wide = np.empty((1 + experts, CHUNK))
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        size = stop - start
+        if len(base):
+            _widen(base[start:stop], wide[0, :size])
+        for t in range(experts):
+            _widen(deltas[t, start:stop], wide[1 + t, :size])
+        _add_products(wide, 0 if len(base) else 1, size, out)
+    _mirror(out)
+
+
+@_exact
+def _take(stored, start, stop, has_base, values, wide):
+    """Stored bits [m, n] from start to stop as float32 into `values` [m, CHUNK], and as float64 into the last rows of `wide`;
+    with a base, all but the first as changes from it."""
+    shift, size, first_wide = np.uint32(32 - 8 * stored.itemsize), stop - start, len(wide) - len(stored)
+    first = values[0, :size]
+    for m in range(len(stored)):
+        row, mine = stored[m, start:stop], values[m, :size]
+        bits = mine.view(np.uint32)
+        for i in range(size):
+            bits[i] = np.uint32(np.uint32(row[i]) << shift)
+        if has_base and m > 0:
+            for i in range(size):
+                mine[i] -= first[i]
+        _widen(mine, wide[first_wide + m, :size])
+
+
+@_exact
+def task_vectors(stored, base, deltas, out):
+    """Base [n] and task vectors [experts, n] of the bits of base and experts as stored, and their `products`."""
+    count = stored.shape[1]
+    values, wide = np.empty((len(stored), CHUNK), np.float32), np.empty((len(stored), CHUNK))
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        size = stop - start
+        _take(stored, start, stop, True, values, wide)
+        _add_products(wide, 0, size, out)
+        base[start:stop] = values[0, :size]
+        for t in range(len(deltas)):
+            deltas[t, start:stop] = values[1 + t, :size]
+    _mirror(out)
+
+
+@_exact
+def weighted_sum(factors, deltas, scale, change):
+    """scale·Σ_t factor_t·δ_t into `change` [n]; factors are [experts, n] or [experts, 1]."""
+    for start in range(0, len(change), CHUNK):
+        stop = min(start + CHUNK, len(change))
+        _sum_scaled(factors, start, deltas, start, stop, scale, change[start:stop])
+
+
+@_exact
+def _apply(base, change, merged):
+    for i in range(len(change)):
+        merged[i] = base[i] - (ZERO - change[i])
+
+
+@_exact
+def _round(bits, rows):
+    """float32 bits to those of what is written, to even where two are equally near."""
+    if rows.itemsize == 4:
+        for i in range(len(bits)):
+            rows[i] = bits[i]
+        return
+    for i in range(len(bits)):
+        value = bits[i]
+        odd = np.uint32(np.uint32(value >> LOW) & np.uint32(1))
+        rounded = np.uint32(np.uint32(value + np.uint32(HALF + odd)) >> LOW)
+        rows[i] = BF16_NAN if np.uint32(value & MAGNITUDE) > INFINITE else rounded
+
+
+@_summing
+def _error_of_rounding(rows, merged, scratch):
+    if rows.itemsize == 4:
+        return 0.0
+    bits = scratch.view(np.uint32)
     for i in range(len(rows)):
-        largest = max(largest, rows[i] & BF16_INFINITE)
-    return largest < BF16_INFINITE
+        bits[i] = np.uint32(rows[i]) << LOW
+    total = 0.0
+    for i in range(len(rows)):
+        error = np.float64(scratch[i] - merged[i])
+        total += error * error
+    return total
 
 
 @_exact
-def finish_float32(base, change, merged, sums):
-    """base + change into `merged`, which is also what is written; see `finish_bf16`."""
+def _fit(rows, infinite):
+    largest = rows[0] & infinite
+    for i in range(len(rows)):
+        largest = max(largest, rows[i] & infinite)
+    return largest < infinite
+
+
+@_exact
+def _finish_part(base, change, form, merged, rows, scratch, plain, sums):
+    """`finish` of one chunk, with room for as many float32 and rows."""
+    if len(base):
+        _apply(base, change, merged)
+    else:
+        merged[:] = change
+    _round(merged.view(np.uint32), rows)
+    sums[1] += _error_of_rounding(rows, merged, scratch)
+    if len(base):
+        sums[0] += _square(change)
+        changed = _count_nonzero(change)
+        _round(base.view(np.uint32), plain)
+        sums[2] += changed
+        sums[3] += changed - _count_differing(rows, plain, form[0])
+    return _fit(rows, form[1])
+
+
+@_exact
+def finish(base, change, form, merged, rows, sums):
+    """base + change into `merged`, unless that is empty, and rounded to the bits of `rows`; adds to `sums`: Σ change²,
+    Σ error², how many elements changed, how many of them equal the rounded base. Returns whether all rows are finite."""
     count, finite = len(change), True
+    scratch, plain, room = (
+        np.empty(CHUNK, np.float32),
+        np.empty(CHUNK, rows.dtype),
+        np.empty(CHUNK, np.float32),
+    )
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
-        part, moved = merged[start:stop], change[start:stop]
-        if len(base):
-            _apply(base[start:stop], moved, part)
-            sums[0] += _square(moved)
-            changed = _count_nonzero(moved)
-            sums[2] += changed
-            written = _count_differing(part.view(np.uint32), base[start:stop].view(np.uint32), SIGN)
-            sums[3] += changed - written
-        else:
-            part[:] = moved
-        finite &= _largest_magnitude(part.view(np.uint32)) < INFINITE
+        size = stop - start
+        finite &= _finish_part(
+            base[start:stop],
+            change[start:stop],
+            form,
+            merged[start:stop] if len(merged) else room[:size],
+            rows[start:stop],
+            scratch[:size],
+            plain[:size],
+            sums,
+        )
     return finite
+
+
+@_exact
+def _keep_common_part(models, start, merged, same):
+    size = len(merged)
+    same[:size] = True
+    first = models[0, start : start + size]
+    for t in range(1, len(models)):
+        other = models[t, start : start + size]
+        for i in range(size):
+            same[i] &= other[i] == first[i]
+    for i in range(size):
+        merged[i] = first[i] if same[i] else merged[i]
+
+
+@_exact
+def keep_common(models, merged):
+    """Put the models' own value where all of them have the same."""
+    same = np.empty(CHUNK, np.bool_)
+    for start in range(0, len(merged), CHUNK):
+        stop = min(start + CHUNK, len(merged))
+        _keep_common_part(models, start, merged[start:stop], same)
+
+
+@_exact
+def add_up(stored, has_base, factors, scale, keeps_common, form, rows, sums, out):
+    """All of a merge by one factor [experts, 1] for each expert, from stored bits [m, n] to `rows`, in one sweep: adds to
+    `sums` as `finish` does, and to `out` the `products`. `keeps_common`: see `keep_common`."""
+    models, count = stored.shape
+    values, wide = np.empty((models, CHUNK), np.float32), np.empty((len(out), CHUNK))
+    merged, scratch, change = (
+        np.empty(CHUNK, np.float32),
+        np.empty(CHUNK, np.float32),
+        np.empty(CHUNK, np.float32),
+    )
+    plain, same, finite = np.empty(CHUNK, rows.dtype), np.empty(CHUNK, np.bool_), True
+    first = 1 if has_base else 0
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        size = stop - start
+        moved, base = change[:size], values[0, : size * first]
+        _take(stored, start, stop, has_base, values, wide)
+        _add_products(wide, 1 - first, size, out)
+        _sum_scaled(factors, 0, values[first:], 0, size, scale, moved)
+        if keeps_common:
+            _keep_common_part(values, 0, moved, same)
+        finite &= _finish_part(
+            base, moved, form, merged[:size], rows[start:stop], scratch[:size], plain[:size], sums
+        )
+    _mirror(out)
+    return finite
+
+
+@_exact
+def l1_norms(factors, deltas, norms):
+    """Σ|δ| and Σ|factor·δ| of every expert, into float64 [2, experts]."""
+    experts, count = deltas.shape
+    sparse = np.empty(CHUNK, np.float32)
+    for t in range(experts):
+        for start in range(0, count, CHUNK):
+            stop = min(start + CHUNK, count)
+            mine, whole = sparse[: stop - start], deltas[t, start:stop]
+            _scaled(mine, _own(factors, t, start, stop), whole)
+            norms[0, t] += _sum_of_magnitudes(whole)
+            norms[1, t] += _sum_of_magnitudes(mine)
 
 
 @_exact
@@ -249,7 +391,7 @@ def _cast_votes(factors, deltas, weight, votes):
 def _count_votes(votes, frequency, total):
     if frequency:
         for i in range(len(total)):
-            total[i] += _sign(votes[i])
+            total[i] += _sign_of(votes[i])
     else:
         for i in range(len(total)):
             total[i] += votes[i]
@@ -268,38 +410,58 @@ def _divide(values, divisor):
 
 
 @_exact
-def elect(factors, deltas, vote_weight, weight, frequency, if_draw, normalize, coefficients):
-    """What `ops.elected_coefficients` says, into `coefficients` [experts, n]; factors are [experts, n] or [experts, 1]."""
+def _elect(factors, deltas, start, stop, rule, votes, elected, coefficients, at):
+    """`elect` of elements start to stop, with room for their votes [experts, CHUNK] and sums [size]; the coefficients go
+    where `at` says."""
+    vote_weight, weight, frequency, if_draw, normalize = rule
+    experts, size = len(deltas), stop - start
+    elected[:] = ZERO
+    for t in range(experts):
+        cast = votes[t, :size]
+        _cast_votes(_own(factors, t, start, stop), deltas[t, start:stop], vote_weight[t], cast)
+        _count_votes(cast, frequency, elected)
+    for i in range(size):
+        value = elected[i]
+        elected[i] = ONE if value > ZERO else -ONE if value < ZERO else if_draw
+    for t in range(experts):
+        _agree(votes[t, :size], elected, weight[t], coefficients[t, at : at + size])
+    if normalize:
+        divisor = elected
+        divisor[:] = coefficients[0, at : at + size]
+        for t in range(1, experts):
+            part = coefficients[t, at : at + size]
+            for i in range(size):
+                divisor[i] += part[i]
+        for i in range(size):
+            divisor[i] = divisor[i] if divisor[i] != ZERO else ONE
+        for t in range(experts):
+            _divide(coefficients[t, at : at + size], divisor)
+    for t in range(experts):
+        part = coefficients[t, at : at + size]
+        _scaled(part, _own(factors, t, start, stop), part)
+
+
+@_exact
+def elect(factors, deltas, rule, coefficients):
+    """What `ops.elected_coefficients` says, into `coefficients` [experts, n]; factors are [experts, n] or [experts, 1]. The
+    `rule` is (vote_weight [experts], weight [experts], frequency, if_draw, normalize)."""
     experts, count = deltas.shape
     votes, total = np.empty((experts, CHUNK), np.float32), np.empty(CHUNK, np.float32)
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
-        size = stop - start
-        elected = total[:size]
-        elected[:] = ZERO
-        for t in range(experts):
-            mine = _of(factors, t, start, stop)
-            _cast_votes(mine, deltas[t, start:stop], vote_weight[t], votes[t, :size])
-            _count_votes(votes[t, :size], frequency, elected)
-        for i in range(size):
-            value = elected[i]
-            elected[i] = ONE if value > ZERO else -ONE if value < ZERO else if_draw
-        for t in range(experts):
-            _agree(votes[t, :size], elected, weight[t], coefficients[t, start:stop])
-        if normalize:
-            divisor = elected
-            divisor[:] = coefficients[0, start:stop]
-            for t in range(1, experts):
-                part = coefficients[t, start:stop]
-                for i in range(size):
-                    divisor[i] += part[i]
-            for i in range(size):
-                divisor[i] = divisor[i] if divisor[i] != ZERO else ONE
-            for t in range(experts):
-                _divide(coefficients[t, start:stop], divisor)
-        for t in range(experts):
-            part = coefficients[t, start:stop]
-            _scaled(part, _of(factors, t, start, stop), part)
+        _elect(factors, deltas, start, stop, rule, votes, total[: stop - start], coefficients, start)
+
+
+@_exact
+def elected_sum(factors, deltas, rule, scale, change):
+    """`weighted_sum` with the coefficients of `elect`, which are not kept."""
+    experts, count = deltas.shape
+    votes, total = np.empty((experts, CHUNK), np.float32), np.empty(CHUNK, np.float32)
+    coefficients = np.empty((experts, CHUNK), np.float32)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        _elect(factors, deltas, start, stop, rule, votes, total[: stop - start], coefficients, 0)
+        _sum_scaled(coefficients, 0, deltas, start, stop, scale, change[start:stop])
 
 
 @_exact
@@ -312,11 +474,11 @@ def balance(factors, deltas, vote_weight):
         size = stop - start
         total[:] = ZERO
         for t in range(experts):
-            mine = _of(factors, t, start, stop)
+            mine = _own(factors, t, start, stop)
             _cast_votes(mine, deltas[t, start:stop], vote_weight[t], votes[:size])
             _count_votes(votes[:size], False, total[:size])
         for i in range(size):
-            found += _sign(total[i])
+            found += _sign_of(total[i])
     return found
 
 
@@ -328,55 +490,58 @@ def above(keys, mask, threshold, keep):
 
 
 @_exact
-def histogram(deltas, shift, counts):
-    """Counts of the upper magnitude bits of every expert's change: adds to int64 [experts, bins]."""
-    for t in range(len(deltas)):
-        bits, mine = deltas[t].view(np.uint32), counts[t]
-        for i in range(len(bits)):
-            mine[(bits[i] & MAGNITUDE) >> shift] += 1
+def histogram(keys, mask, shift, below, counts):
+    """Counts of the upper bits of keys, masked first, with `below` added: adds to int64 [bins]."""
+    for i in range(len(keys)):
+        counts[((keys[i] & mask) >> shift) + below] += 1
+
+
+@_exact
+def order_bits(values, keys):
+    """Values as integers that order as they do, both 0 alike, in the bits of float32 `keys`."""
+    for i in range(len(values)):
+        keys[i] = values[i] + ZERO
+    whole = keys.view(np.int32)
+    for i in range(len(whole)):
+        whole[i] ^= (whole[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+
+
+@_exact
+def _any_in_bin(keys, mask, shift, chosen):
+    met = False
+    for i in range(len(keys)):
+        met |= ((keys[i] & mask) >> shift) == chosen
+    return met
 
 
 @_exact
 def keep_tied(keys, mask, threshold, allowed, keep):
     """Keep the first `allowed` elements whose keys, masked first, equal the threshold: sets bool [n]."""
-    for i in range(len(keys)):
-        if (keys[i] & mask) == threshold:
-            keep[i] = True
-            allowed -= 1
-            if not allowed:
-                return
+    for start in range(0, len(keys), BLOCK):
+        stop = min(start + BLOCK, len(keys))
+        if not _any_in_bin(keys[start:stop], mask, np.int32(0), threshold):
+            continue
+        for i in range(start, stop):
+            if (keys[i] & mask) == threshold:
+                keep[i] = True
+                allowed -= 1
+                if not allowed:
+                    return
 
 
 @_exact
 def in_bin(keys, mask, shift, chosen, found):
     """The keys, masked first, whose upper bits are `chosen`, into `found`; returns how many they are."""
     count = 0
-    for i in range(len(keys)):
-        key = keys[i] & mask
-        found[count] = key
-        count += (key >> shift) == chosen
+    for start in range(0, len(keys), BLOCK):
+        stop = min(start + BLOCK, len(keys))
+        if not _any_in_bin(keys[start:stop], mask, shift, chosen):
+            continue
+        for i in range(start, stop):
+            key = keys[i] & mask
+            found[count] = key
+            count += (key >> shift) == chosen
     return count
-
-
-@_summing
-def _sum_of_magnitudes(values):
-    total = 0.0
-    for i in range(len(values)):
-        total += np.float64(abs(values[i]))
-    return total
-
-
-@_exact
-def l1_norms(factors, deltas, norms):
-    """Σ|factor·δ| of every expert, into float64 [experts]."""
-    experts, count = deltas.shape
-    sparse = np.empty(CHUNK, np.float32)
-    for t in range(experts):
-        for start in range(0, count, CHUNK):
-            stop = min(start + CHUNK, count)
-            mine = _of(factors, t, start, stop)
-            _scaled(sparse[: stop - start], mine, deltas[t, start:stop])
-            norms[t] += _sum_of_magnitudes(sparse[: stop - start])
 
 
 @_exact
@@ -475,8 +640,8 @@ def fates(deltas, coefficients, sparse, weight, change, written, energy):
             if weight[t] == ZERO:
                 mine[:] = 0
             else:
-                _is_present(_of(sparse, t, start, stop), mine)
-            _is_present(_of(coefficients, t, start, stop), met)
+                _is_present(_own(sparse, t, start, stop), mine)
+            _is_present(_own(coefficients, t, start, stop), met)
             _raise_code(mine, 1, met)
             _raise_code(mine, 2, written[start:stop])
             _same_sign(part, change[start:stop], met)
@@ -501,23 +666,6 @@ def along(deltas, change, sums):
             _widen(deltas[t, start:stop], other[:size])
             sums[1 + t] += _dot(wide[:size], other[:size])
     return changed
-
-
-@_exact
-def keep_common(models, merged):
-    """Put the models' own value where all of them have the same."""
-    same = np.empty(CHUNK, np.bool_)
-    for start in range(0, len(merged), CHUNK):
-        stop = min(start + CHUNK, len(merged))
-        size = stop - start
-        first, part = models[0, start:stop], merged[start:stop]
-        same[:size] = True
-        for t in range(1, len(models)):
-            other = models[t, start:stop]
-            for i in range(size):
-                same[i] &= other[i] == first[i]
-        for i in range(size):
-            part[i] = first[i] if same[i] else part[i]
 
 
 @_summing
@@ -557,7 +705,7 @@ def sign_patterns(deltas, counts):
         for t in range(experts):
             values = deltas[t, start : start + len(part)]
             for i in range(len(part)):
-                part[i] += np.int32(_sign(values[i]) + 1) * power
+                part[i] += np.int32(_sign_of(values[i]) + 1) * power
             power = np.int32(power * 3)
         for i in range(len(part)):
             counts[part[i]] += 1
@@ -598,9 +746,9 @@ def masses(deltas, flips, sums):
 
 @_exact
 def differ(one, two, sign, found):
-    """Where two arrays of numbers, as bits, differ: into bool [n]; see `_differ`."""
+    """Where two arrays of numbers, as bits, differ: into bool [n]; see `is_different`."""
     for i in range(len(found)):
-        found[i] = _differ(one[i], two[i], sign)
+        found[i] = _is_different(one[i], two[i], sign)
 
 
 @_summing
@@ -629,3 +777,126 @@ def losses(change, differs, lost, energy):
             mine = differs[dtype, start : start + len(part)]
             lost[dtype] += _count_equal(part, mine)
             energy[dtype] += _square_where_equal(part, mine)
+
+
+@_exact
+def outliers(deltas, limits, counts):
+    """How many |δ| of every expert exceed each of its limits: adds to int64 [limits, experts]."""
+    for t in range(len(deltas)):
+        for row in range(len(limits)):
+            counts[row, t] += _count_above(deltas[t], limits[row, t])
+
+
+@_exact
+def _count_above(values, limit):
+    count = 0
+    for i in range(len(values)):
+        count += np.float64(abs(values[i])) > limit
+    return count
+
+
+@_exact
+def _expm1(values, power, room):
+    """e^x − 1 of float64 values from 0 to 700 in place, to the last digit or two: 2^k·e^r − 1 with |r| ≤ ln 2 / 2."""
+    bits = room.view(np.int64)
+    for i in range(len(values)):
+        power[i] = np.floor(values[i] * LOG2E + 0.5)
+        values[i] = (values[i] - power[i] * LN2_HIGH) - power[i] * LN2_LOW
+    for i in range(len(values)):
+        r = values[i]
+        high = ((((F13 * r + F12) * r + F11) * r + F10) * r + F9) * r + F8
+        low = ((((high * r + F7) * r + F6) * r + F5) * r + F4) * r + F3
+        values[i] = r + r * r * (low * r + F2)
+    for i in range(len(values)):
+        bits[i] = (np.int64(power[i]) + 1023) << 52
+    for i in range(len(values)):
+        values[i] = room[i] * values[i] + (room[i] - 1.0)
+
+
+@_exact
+def _minmax(value, low, span):
+    return (value - low) / span if span > 0.0 else 0.0
+
+
+@_exact
+def _clipped(value, low, high):
+    return min(max(abs(value), low), high)
+
+
+@_exact
+def competition(deltas, lower, upper, scores):
+    """PCB's score β of every change, into float32 [experts, n]; see `methods.pcb.Clipped.score`."""
+    experts, count = deltas.shape
+    wide, total = np.empty((experts, CHUNK)), np.empty(CHUNK)
+    value, power, room, agreement = np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK)
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        sum_, one, two, three, agree = total[:size], value[:size], power[:size], room[:size], agreement[:size]
+        sum_[:] = 0.0
+        for t in range(experts):
+            mine = wide[t, :size]
+            _widen(deltas[t, start : start + size], mine)
+            for i in range(size):
+                sum_[i] += mine[i]
+        for t in range(experts):
+            mine, out = wide[t, :size], scores[t, start : start + size]
+            for i in range(size):
+                agree[i] = mine[i] * sum_[i]
+                one[i] = min(2.0 * abs(agree[i]), MOST_TANH)
+            _expm1(one, two, three)
+            for i in range(size):
+                tanh = one[i] / (one[i] + 2.0)
+                agree[i] = -tanh if agree[i] < 0.0 else tanh
+            low, span = lower[t], upper[t] - lower[t]
+            for i in range(size):
+                part = _minmax(_clipped(mine[i], low, upper[t]), low, span)
+                one[i] = experts * (part * part)
+            _expm1(one, two, three)
+            for i in range(size):
+                out[i] = (one[i] + 1.0) * agree[i]
+
+
+@_exact
+def competing(scores, deltas, bounds, weight, coefficients):
+    """PCB's coefficients from its scores, into float32 [experts, n]; `bounds` are lower and upper of |δ|, threshold and top
+    of β: float64 [4, experts]. See `methods.pcb.Pcb.coefficients`."""
+    experts, count = deltas.shape
+    shares, total = np.empty((experts, CHUNK)), np.empty(CHUNK)
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        sum_ = total[:size]
+        sum_[:] = 0.0
+        for t in range(experts):
+            part, mine = shares[t, :size], scores[t, start : start + size]
+            low, span = bounds[2, t], bounds[3, t] - bounds[2, t]
+            for i in range(size):
+                part[i] = _minmax(max(np.float64(mine[i]), low), low, span)
+                sum_[i] += part[i]
+        for i in range(size):
+            sum_[i] = max(sum_[i], TINY)
+        for t in range(experts):
+            part, mine = shares[t, :size], deltas[t, start : start + size]
+            out = coefficients[t, start : start + size]
+            low, high, own = bounds[0, t], bounds[1, t], np.float64(weight[t])
+            for i in range(size):
+                value = abs(np.float64(mine[i]))
+                clip = min(max(value, low), high) / value if value > 0.0 else 0.0
+                out[i] = part[i] / sum_[i] * clip * own
+
+
+@_exact
+def graded(keep, factors, largest, out):
+    """DPPA's factor of every change, into float32 [experts, n]: that of the strictest level that keeps it or, if `largest`,
+    the largest of those that do. Levels go from strict to loose, `keep` is bool [experts · levels, n]."""
+    levels = len(factors)
+    for t in range(len(out)):
+        mine = out[t]
+        mine[:] = ZERO
+        for level in range(levels - 1, -1, -1):
+            kept, factor = keep[t * levels + level], factors[level]
+            if largest:
+                for i in range(len(mine)):
+                    mine[i] = factor if kept[i] & (abs(factor) >= abs(mine[i])) else mine[i]
+            else:
+                for i in range(len(mine)):
+                    mine[i] = factor if kept[i] else mine[i]

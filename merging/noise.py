@@ -107,14 +107,13 @@ def _runs(start: int, count: int) -> Iterator[tuple[int, int, slice]]:
 
 def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
     """u of every element of a piece for every expert: int32 [experts, *shape]."""
-    shape = piece.models.shape
-    count = piece.models[0].numel()
+    shape, count = piece.shape, piece.elements
     start = _first_element(piece)
 
     def make() -> torch.Tensor:
         return torch.stack(
             [
-                uniform(seed, expert, piece.name, start, count, piece.models.device).view(shape[1:])
+                uniform(seed, expert, piece.name, start, count, piece.device).view(shape[1:])
                 for expert in range(piece.experts)
             ]
         )
@@ -128,9 +127,9 @@ def coin_flips(piece: Piece, count: int, seed: int) -> torch.Tensor:
     They repeat after `FLIPS` elements, so that they are drawn once; every tensor begins at another place, so that many
     small ones do not all have the same.
     """
-    elements = piece.models[0].numel()
+    elements = piece.elements
     begin = (key(seed, 0, piece.name)[0] + _first_element(piece)) % FLIPS
-    flips = _flips(count, seed, piece.models.device, 1 + (begin + elements) // FLIPS)
+    flips = _flips(count, seed, piece.device, 1 + (begin + elements) // FLIPS)
     return flips[:, begin : begin + elements]
 
 
@@ -145,8 +144,8 @@ def _flips(count: int, seed: int, device: torch.device, times: int) -> torch.Ten
 
 def _first_element(piece: Piece) -> int:
     """The row-major index of a piece's first element in its tensor."""
-    shape = piece.models.shape
-    return piece.start * (piece.models[0].numel() // shape[1] if len(shape) > 1 and shape[1] else 1)
+    shape = piece.shape
+    return piece.start * (piece.elements // shape[1] if len(shape) > 1 and shape[1] else 1)
 
 
 def threshold(keep: float) -> int:

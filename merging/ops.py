@@ -13,6 +13,9 @@ import torch
 TINY_SUM = 1e-8
 CANCELLED = 1e-6
 """A sum of weights smaller than this share of their magnitudes is float32 rounding, not a divisor."""
+BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+"""What `loops` read and write as it is stored: the integers that have the same bits."""
+UNSIGNED = {2: np.uint16, 4: np.uint32}
 EXPONENTS = {
     torch.float32: (torch.int32, 0x7F800000),
     torch.bfloat16: (torch.int16, 0x7F80),
@@ -67,12 +70,14 @@ def keys_of(row: torch.Tensor) -> torch.Tensor:
     return row if row.dtype == torch.int32 else magnitude_bits(row)
 
 
-def above(row: torch.Tensor, threshold: int) -> torch.Tensor:
-    """Where `keys_of` a row [*shape] are above a threshold: bool."""
-    if not looped(row):
-        return keys_of(row) > threshold
-    keep = torch.empty(row.shape, dtype=torch.bool)
-    loops().above(*_masked(row), np.int32(threshold), array(keep))
+def above(rows: Sequence[torch.Tensor], thresholds: Sequence[int]) -> torch.Tensor:
+    """Where `keys_of` each row [*shape] are above its threshold: bool [rows, *shape]."""
+    pairs = zip(rows, thresholds, strict=True)
+    if not looped(rows[0]):
+        return torch.stack([keys_of(row) > threshold for row, threshold in pairs])
+    keep = torch.empty((len(rows), *rows[0].shape), dtype=torch.bool)
+    for mine, (row, threshold) in zip(keep, pairs, strict=True):
+        loops().above(*_masked(row), np.int32(threshold), array(mine))
     return keep
 
 
@@ -92,6 +97,15 @@ def in_bin(row: torch.Tensor, shift: int, chosen: int) -> torch.Tensor:
     found = np.empty(len(row), dtype=np.int32)
     count = loops().in_bin(*_masked(row), np.int32(shift), np.int32(chosen), found)
     return torch.from_numpy(found[:count].copy())
+
+
+def count_bins(row: torch.Tensor, shift: int, below: int, counts: torch.Tensor) -> None:
+    """Add how often the bits above `shift` of `keys_of` a row occur, with `below` added, to int64 [bins] on the CPU."""
+    if looped(row):
+        loops().histogram(*_masked(row), np.int32(shift), np.int32(below), counts.numpy())
+    else:
+        bins = (keys_of(row) >> shift) + below
+        counts += torch.bincount(bins.flatten(), minlength=len(counts)).cpu()
 
 
 def _masked(row: torch.Tensor) -> tuple[Any, np.int32]:
@@ -116,6 +130,10 @@ def broadcast_rows(values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 def order_bits(values: torch.Tensor) -> torch.Tensor:
     """float32 values as int32 that order exactly as the values do; −0 and 0 are equal."""
+    if compiled(values):
+        found = torch.empty_like(values, memory_format=torch.contiguous_format)
+        loops().order_bits(array(values), array(found))
+        return found.view(torch.int32)
     bits = (values + 0.0).contiguous().view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -243,14 +261,38 @@ def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
 
 
 def l1_norms(deltas: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
-    """Σ|δ|, or Σ|factor·δ|, of each expert: float64 [experts] on the CPU, summed as such."""
+    """Σ|δ| and Σ|factor·δ| of each expert: float64 [2, experts] on the CPU, summed as such."""
+    factors = deltas.new_ones([1] * deltas.ndim) if factors is None else factors
     if compiled(deltas):
-        norms = np.zeros(len(deltas))
-        ones = np.ones((len(deltas), 1), dtype=np.float32)
-        loops().l1_norms(ones if factors is None else factors_of(factors, deltas), array(deltas, 2), norms)
+        norms = np.zeros((2, len(deltas)))
+        loops().l1_norms(factors_of(factors, deltas), array(deltas, 2), norms)
         return torch.from_numpy(norms)
-    sizes = flat((deltas if factors is None else factors * deltas).abs())
-    return sizes.sum(1, dtype=torch.float64).cpu()
+    sizes = torch.stack([flat(values.abs()) for values in (deltas, factors * deltas)])
+    return sizes.sum(2, dtype=torch.float64).cpu()
+
+
+def stored_bits(stored: torch.Tensor) -> Any:
+    """Stored models [m, *shape] as `loops` take them: whole numbers [m, n] of their bits."""
+    return array(stored.contiguous().view(BITS[stored.dtype]), 2).view(UNSIGNED[stored.dtype.itemsize])
+
+
+def sweepable(stored: torch.Tensor) -> bool:
+    """Whether `loops` read models as they are stored."""
+    return stored.dtype in BITS and looped(stored)
+
+
+def task_vectors(stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Base [*shape] and task vectors [experts, *shape] in float32, and their `products`, of base and experts [1 + experts,
+    *shape] as they are stored."""
+    if not sweepable(stored):
+        base, models = (values := stored.to(torch.float32))[0], values[1:]
+        deltas = models - base
+        return base, deltas, products(base, deltas)
+    base = torch.empty(stored.shape[1:], dtype=torch.float32)
+    deltas = torch.empty((len(stored) - 1, *stored.shape[1:]), dtype=torch.float32)
+    found = torch.zeros(len(stored), len(stored), dtype=torch.float64)
+    loops().task_vectors(stored_bits(stored), array(base), array(deltas, 2), found.numpy())
+    return base, deltas, found
 
 
 def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
@@ -296,24 +338,63 @@ class Tally(NamedTuple):
 
 
 def finish(
-    base: torch.Tensor | None, change: torch.Tensor, dtype: torch.dtype
+    base: torch.Tensor | None, change: torch.Tensor, dtype: torch.dtype, *, in_float32: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, Tally]:
-    """base + change in float32 (see `apply`), the same in the dtype it is written in, and what came of it: [*shape]
-    twice."""
-    if compiled(change) and dtype in (torch.float32, torch.bfloat16):
-        merged, sums = torch.empty_like(change, memory_format=torch.contiguous_format), np.zeros(4)
-        if dtype == torch.float32:
-            rows = merged
-            finite = loops().finish_float32(array(base), array(change), array(merged), sums)
-        else:
-            rows = torch.empty_like(merged, dtype=dtype)
-            bits = rows.view(torch.int16).reshape(-1).numpy().view(np.uint16)
-            finite = loops().finish_bf16(array(base), array(change), array(merged), bits, sums)
-        moved, error, changed, lost = sums.tolist()
-        return merged, rows, Tally(moved, error, int(changed), int(lost), bool(finite))
+    """base + change in float32 (see `apply`; nothing of use unless `in_float32`), the same in the dtype it is written in, and
+    what came of it: [*shape] twice."""
+    if compiled(change) and dtype in BITS:
+        merged = torch.empty(change.shape if in_float32 else 0, dtype=torch.float32)
+        rows, bits, sums = _rows(change.shape, dtype)
+        finite = loops().finish(
+            array(base), array(change), loops().FORMS[dtype.itemsize], array(merged), bits, sums
+        )
+        return merged, rows, _tally(sums, finite)
     merged = apply(base, change)
     rows = merged.to(dtype)
     return merged, rows, tally(base, merged, rows, change)
+
+
+def _rows(shape: torch.Size, dtype: torch.dtype) -> tuple[torch.Tensor, Any, Any]:
+    """Room for rows in the dtype they are written in, the same as whole numbers of their bits [n], and four sums."""
+    rows = torch.empty(shape, dtype=dtype)
+    bits = rows.view(BITS[dtype]).reshape(-1).numpy().view(UNSIGNED[dtype.itemsize])
+    return rows, bits, np.zeros(4)
+
+
+def _tally(sums: Any, finite: bool) -> Tally:
+    moved, error, changed, lost = sums.tolist()
+    return Tally(moved, error, int(changed), int(lost), bool(finite))
+
+
+def add_up(
+    stored: torch.Tensor,
+    factors: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    has_base: bool,
+    scale: float = 1.0,
+    keeps_common: bool = False,
+) -> tuple[torch.Tensor, Tally, torch.Tensor]:
+    """All of a merge that adds up by one factor for each expert, in one sweep over `sweepable` models: the rows [*shape] in
+    the dtype they are written in, what came of it, and the `products`.
+
+    Shapes: stored [m, *shape], the base first if there is one; factors [experts]. The same as `task_vectors`,
+    `weighted_sum`, `keep_common` (if `keeps_common`, without a base) and `finish`, bit by bit.
+    """
+    rows, bits, sums = _rows(stored.shape[1:], dtype)
+    found = torch.zeros(1 + len(factors), 1 + len(factors), dtype=torch.float64)
+    finite = loops().add_up(
+        stored_bits(stored),
+        has_base,
+        factors.numpy()[:, None],
+        np.float32(scale),
+        keeps_common,
+        loops().FORMS[dtype.itemsize],
+        bits,
+        sums,
+        found.numpy(),
+    )
+    return rows, _tally(sums, finite), found
 
 
 def tally(
@@ -333,16 +414,12 @@ def _square(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
 
 
-def shares(weight: torch.Tensor, normalize: bool, like: torch.Tensor) -> torch.Tensor:
-    """The experts' weights, divided by their sum if `normalize`, shaped to broadcast against `like`.
-
-    A sum that cancels to nothing divides by 1.
-    """
+def shares(weight: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """The experts' weights [experts], divided by their sum if `normalize`. A sum that cancels to nothing divides by 1."""
     if not normalize:
-        return per_expert(weight, like)
+        return weight
     total = sum_experts(weight)
-    divide = float(total.abs()) >= TINY_SUM
-    return per_expert(weight / total if divide else weight, like)
+    return weight / total if float(total.abs()) >= TINY_SUM else weight
 
 
 def cancel(weights: Sequence[float]) -> bool:
@@ -399,22 +476,41 @@ def elected_coefficients(
     """
     if compiled(deltas):
         found = torch.empty_like(deltas, memory_format=torch.contiguous_format)
-        mine, frequency = array(weight), sign == "frequency"
-        say = mine if weighted else np.ones_like(mine)
-        loops().elect(
-            factors_of(factors, deltas),
-            array(deltas, 2),
-            say,
-            mine,
-            frequency,
-            np.float32(if_draw),
-            normalize,
-            array(found, 2),
-        )
+        rule = _rule(weight, weighted, sign, if_draw, normalize)
+        loops().elect(factors_of(factors, deltas), array(deltas, 2), rule, array(found, 2))
         return found
     cast = votes(factors, deltas, weight, weighted)
     agree = agreement(cast, elect_sign(cast, sign, if_draw))
     return disjoint_coefficients(agree, weight, normalize).mul_(factors)
+
+
+def elected_sum(
+    factors: torch.Tensor,
+    deltas: torch.Tensor,
+    weight: torch.Tensor,
+    scale: float = 1.0,
+    *,
+    weighted: bool = False,
+    sign: Literal["total", "frequency"] = "total",
+    if_draw: float = 1.0,
+    normalize: bool = True,
+) -> torch.Tensor:
+    """The `weighted_sum` by `elected_coefficients`, bit by bit, without room for these: [*shape]."""
+    if not compiled(deltas):
+        coefficients = elected_coefficients(
+            factors, deltas, weight, weighted=weighted, sign=sign, if_draw=if_draw, normalize=normalize
+        )
+        return weighted_sum(coefficients, deltas, scale)
+    change = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
+    rule = _rule(weight, weighted, sign, if_draw, normalize)
+    loops().elected_sum(factors_of(factors, deltas), array(deltas, 2), rule, np.float32(scale), array(change))
+    return change
+
+
+def _rule(weight: torch.Tensor, weighted: bool, sign: str, if_draw: float, normalize: bool) -> Any:
+    """How `loops` elect."""
+    mine = array(weight)
+    return mine if weighted else np.ones_like(mine), mine, sign == "frequency", np.float32(if_draw), normalize
 
 
 def balance(
@@ -435,10 +531,10 @@ def votes(factors: torch.Tensor, deltas: torch.Tensor, weight: torch.Tensor, wei
 
 
 def factors_of(factors: torch.Tensor, deltas: torch.Tensor) -> Any:
-    """Factors as `loops` take them: one for each expert, or for each element."""
+    """Factors as `loops` take them, a mask as bytes: one for each expert, or for each element."""
     if factors.shape != (len(deltas), *[1] * (deltas.ndim - 1)):
         factors = factors.expand(deltas.shape)
-    return array(factors, 2)
+    return array(factors.view(torch.uint8) if factors.dtype == torch.bool else factors, 2)
 
 
 def minmax(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:

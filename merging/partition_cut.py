@@ -29,7 +29,7 @@ class Labels:
     def of(self, piece: Piece) -> torch.Tensor:
         """The partition of every element of a piece: int64 [elements]."""
         index = ops.broadcast_rows(self.index[piece.name], piece.start, piece.stop)
-        return index.to(piece.models.device).expand(piece.models.shape[1:]).flatten()
+        return index.to(piece.device).expand(piece.shape[1:]).flatten()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,11 +61,25 @@ class Piece:
     @property
     def stop(self) -> int:
         """The row after the piece's last; a scalar has one row."""
-        return self.start + (self.models.shape[1] if self.models.ndim > 1 else 1)
+        return self.start + (self.shape[1] if len(self.shape) > 1 else 1)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[experts, *shape]."""
+        return self.models.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.models.device
 
     @property
     def experts(self) -> int:
-        return self.models.shape[0]
+        return self.shape[0]
+
+    @property
+    def elements(self) -> int:
+        """Of one model."""
+        return math.prod(self.shape[1:])
 
     @property
     def base_or_zero(self) -> torch.Tensor:
@@ -97,6 +112,10 @@ class Piece:
         """Σθ0², 0 without a base."""
         return float(self.products[0, 0])
 
+    def over(self, base: torch.Tensor, memory: Memory | None = None) -> Piece:
+        """The same models as changes from a base [*shape]."""
+        return Piece(self.name, self.start, base, self.models, self.weight, self.saliency, memory)
+
     def apply(self, change: torch.Tensor) -> torch.Tensor:
         """base + change in float32; where the change is exactly 0 the base's own bits (−0 included)."""
         return ops.apply(self.base, change)
@@ -104,6 +123,77 @@ class Piece:
     def remember(self, kind: str, variant: Hashable, make: Callable[[], T]) -> T:
         """What `make` makes of the piece's values; `variant` names all else that it depends on."""
         return make() if self.memory is None else self.memory.recall(kind, variant, make)
+
+
+class StoredPiece(Piece):
+    """A piece whose values are there as they are stored [models, *shape], the base first if there is one: they are widened
+    when somebody first asks for them, base and task vectors in one sweep."""
+
+    stored: torch.Tensor
+    has_base: bool
+
+    def __init__(
+        self,
+        name: str,
+        start: int,
+        stored: torch.Tensor,
+        has_base: bool,
+        weight: torch.Tensor,
+        saliency: torch.Tensor | None = None,
+        memory: Memory | None = None,
+    ):
+        vars(self).update(
+            name=name,
+            start=start,
+            stored=stored,
+            has_base=has_base,
+            weight=weight,
+            saliency=saliency,
+            memory=memory,
+        )
+
+    @property
+    def shape(self) -> torch.Size:
+        models, *shape = self.stored.shape
+        return torch.Size((models - self.has_base, *shape))
+
+    @property
+    def device(self) -> torch.device:
+        return self.stored.device
+
+    @cached_property
+    def base(self) -> torch.Tensor | None:
+        return self._vectors[0] if self.has_base else None
+
+    @cached_property
+    def models(self) -> torch.Tensor:
+        return self.stored[int(self.has_base) :].to(torch.float32)
+
+    @cached_property
+    def deltas(self) -> torch.Tensor:
+        return self._vectors[1] if self.has_base else self.models
+
+    @cached_property
+    def products(self) -> torch.Tensor:
+        return self._vectors[2] if self.has_base else ops.products(None, self.models)
+
+    def add_up(
+        self, factors: torch.Tensor, dtype: torch.dtype, *, scale: float, keeps_common: bool
+    ) -> tuple[torch.Tensor, ops.Tally]:
+        """See `ops.add_up`; the products are kept."""
+        rows, tally, vars(self)["products"] = ops.add_up(
+            self.stored,
+            factors,
+            dtype,
+            has_base=self.has_base,
+            scale=scale,
+            keeps_common=keeps_common,
+        )
+        return rows, tally
+
+    @cached_property
+    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return ops.task_vectors(self.stored)
 
 
 class Explained(NamedTuple):

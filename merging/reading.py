@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from merging.checkpoint import Checkpoint, bytes_of
 from merging.layout import Input
-from merging.pieces import Memory, Piece, PieceKey
+from merging.pieces import Memory, Piece, PieceKey, StoredPiece
 from merging.plan import KEEP_BYTES, Plan
 from merging.tensor_plan import TensorPlan
 
@@ -50,12 +49,11 @@ class Reader:
             self.bytes_read += values.nbytes
         return values
 
-    def piece(self, spot: Spot) -> Piece:
+    def piece(self, spot: Spot, memory: Memory | None = None) -> Piece:
         tensor, start, stop = spot
-        values = self._values(tensor.inputs, start, stop)
-        base, models = (values[0], values[1:]) if tensor.base is not None else (None, values)
-        saliency = self._saliency(tensor, start, stop)
-        return Piece(tensor.info.name, start, base, models, weights(tensor).to(self.device), saliency)
+        stored = self._stored(tensor.inputs, start, stop)
+        weight, saliency = weights(tensor).to(self.device), self._saliency(tensor, start, stop)
+        return StoredPiece(tensor.info.name, start, stored, tensor.base is not None, weight, saliency, memory)
 
     def _saliency(self, tensor: TensorPlan, start: int, stop: int) -> torch.Tensor | None:
         if tensor.method is None or not tensor.method.needs_saliency:
@@ -63,12 +61,13 @@ class Reader:
         sources = self.plan.saliency
         return torch.stack([source.read(tensor.info.name, start, stop) for source in sources]).to(self.device)
 
-    def _values(self, inputs: Sequence[Input], start: int, stop: int) -> torch.Tensor:
-        """Rows of several models: float32 [models, rows, ...]."""
+    def _stored(self, inputs: Sequence[Input], start: int, stop: int) -> torch.Tensor:
+        """Rows of several models [models, rows, ...], as they are stored where that is alike, else in float32."""
         stored = self._together(inputs, start, stop)
         if stored is not None:
-            return self._widened(stored.to(self.device))
-        return torch.stack([self._widened(self.rows(one, start, stop).to(self.device)) for one in inputs])
+            return self._rounded(stored.to(self.device))
+        each = [self._rounded(self.rows(one, start, stop).to(self.device)) for one in inputs]
+        return torch.stack([values.to(torch.float32) for values in each])
 
     def _together(self, inputs: Sequence[Input], start: int, stop: int) -> torch.Tensor | None:
         """Rows of several files, as they are stored, in one tensor, so that few operations follow; None where that is not
@@ -88,10 +87,9 @@ class Reader:
             self.bytes_read += found.nbytes
         return found
 
-    def _widened(self, values: torch.Tensor) -> torch.Tensor:
-        if self.plan.work_dtype is not None:
-            values = values.to(self.plan.work_dtype)
-        return values.to(torch.float32)
+    def _rounded(self, values: torch.Tensor) -> torch.Tensor:
+        dtype = self.plan.work_dtype
+        return values if dtype in (None, torch.float32) else values.to(dtype)
 
 
 def input_bytes(tensors: Sequence[TensorPlan]) -> int:
@@ -128,7 +126,7 @@ class Pieces:
         key = spot.tensor.info.name, spot.start
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = replace(self.reader.piece(spot), memory=Memory())
+            found = self._kept[key] = self.reader.piece(spot, Memory())
         return found
 
     def of(self, tensors: Sequence[TensorPlan]) -> Pieces:

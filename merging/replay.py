@@ -57,7 +57,7 @@ def merged(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]
             tensor, piece, known = step
             if not family.finite(tensor):
                 require_finite(plan, tensor, piece)
-            outcome, _ = outcome_of(plan, tensor, piece, known, explain=True)
+            outcome, _ = outcome_of(plan, tensor, piece, known)
             if plan.base is None:
                 outcome = replace(outcome, piece=family.under(piece))
             watch.update(outcome)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class Family:
         origin = self._held[piece.name].origin
         assert origin is not None
         rows = origin[piece.start : piece.stop] if origin.ndim else origin
-        return replace(piece, base=rows, memory=self._memory(("origin", *piece.key, piece.stop)))
+        return piece.over(rows, self._memory(("origin", *piece.key, piece.stop)))
 
     def keeps(self, keys: Keys) -> bool:
         """Whether keys are kept in order: those that depend on the models alone."""

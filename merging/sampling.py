@@ -205,7 +205,7 @@ class Estimating:
 def part_of(outcome: Outcome, group: int) -> Outcome:
     """What became of one group's rows of a piece."""
     piece = outcome.piece
-    size = piece.models.shape[1] // GROUPS
+    size = piece.shape[1] // GROUPS
     rows = slice(group * size, (group + 1) * size)
 
     def of_each(values: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ def sort_keys(keys: Keys, pieces: Sequence[Piece], weights: Sequence[float] | No
     """Sort the keys of all pieces of a scope; `weights` say how many elements one of each piece stands for."""
     order = sorted(range(len(pieces)), key=lambda number: pieces[number].key)
     rows = torch.cat([ops.flat(keys(pieces[number])) for number in order], 1)
-    bounds = torch.tensor([0, *(pieces[number].models[0].numel() for number in order)]).cumsum(0)
+    bounds = torch.tensor([0, *(pieces[number].elements for number in order)]).cumsum(0)
     positions = torch.empty(rows.shape, dtype=torch.int32 if rows.shape[1] <= MOST_NARROW else torch.int64)
     each = heavier = None
     if weights is not None:

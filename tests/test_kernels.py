@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import merging
 from merging import METHODS, noise, ops
+from merging.methods import dppa
+from merging.methods.pcb import Clipped, Known, Pcb
+from merging.pieces import Piece
 
 pytestmark = pytest.mark.skipif(ops.loops() is None, reason="numba is not installed")
 SIZES = (0, 1, 7, 2048, 5000)
@@ -123,7 +128,7 @@ def test_sums_and_cuts(both, size):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=0)
     for keys in (deltas[0], ops.order_bits(deltas[0])):
         for bits in (0x3C000000, 0, 0x7FFFFFFF):
-            one, other = both(lambda k=keys, b=bits: ops.above(k, b))
+            one, other = both(lambda k=keys, b=bits: ops.above([k, k], [b, b + 1 if b < 2**31 - 1 else b]))
             assert same_bits(one, other)
         one, other = both(lambda k=keys: ops.in_bin(k, 15, 0x3C000000 >> 15))
         assert same_bits(one, other)
@@ -131,6 +136,96 @@ def test_sums_and_cuts(both, size):
     assert same_bits(one, other)
     one, other = both(lambda: ops.keep_common(torch.stack([base, base, deltas[0]]), deltas[1].clone()))
     assert same_bits(one, other)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_task_vectors_of_what_is_stored(both, dtype, size):
+    stored = torch.stack([values(size, seed=seed) for seed in range(4)]).to(dtype)
+    one, other = both(lambda: ops.task_vectors(stored))
+    assert same_bits(one[0], other[0])
+    assert same_bits(one[1], other[1])
+    torch.testing.assert_close(one[2], other[2], rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("out", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_sweep_gives_what_the_steps_give(dtype, out, size):
+    stored = torch.stack([values(size, seed=seed) for seed in range(4)]).to(dtype)
+    stored[2:, ::5] = stored[1, ::5]
+    factors = torch.tensor([0.5, -0.25, 1.5])
+    base, deltas, found = ops.task_vectors(stored)
+    for scale in (1.0, 0.4):
+        _, wanted, sums = ops.finish(base, ops.weighted_sum(factors[:, None], deltas, scale), out)
+        rows, tally, products = ops.add_up(stored, factors, out, has_base=True, scale=scale)
+        assert same_bits(rows, wanted)
+        assert tally == sums
+        torch.testing.assert_close(products, found, rtol=1e-12, atol=1e-18)
+    models = stored[1:].float()
+    _, wanted, sums = ops.finish(
+        None, ops.keep_common(models, ops.weighted_sum(factors[:, None], models)), out
+    )
+    rows, tally, products = ops.add_up(stored[1:], factors, out, has_base=False, keeps_common=True)
+    assert same_bits(rows, wanted)
+    assert tally == sums
+    torch.testing.assert_close(products, ops.products(None, models), rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_elected_sum_is_the_sum_of_what_is_elected(both, size):
+    deltas, weight = values(3, size), torch.tensor([0.5, -1.0, 2.0])
+    for factors in (torch.ones(3, 1), values(3, size, seed=4) != 0, values(3, size, seed=4) * 70):
+        for rule in ({"weighted": True, "if_draw": -1.0}, {"sign": "frequency"}, {"normalize": False}):
+            change, reference = both(lambda f=factors, r=rule: ops.elected_sum(f, deltas, weight, 0.7, **r))
+            assert same_bits(change, reference)
+            coefficients = ops.elected_coefficients(factors, deltas, weight, **rule)
+            assert same_bits(change, ops.weighted_sum(coefficients, deltas, 0.7))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_keys_and_their_bins(both, size):
+    scores = values(size, seed=7) * 300
+    one, other = both(lambda: ops.order_bits(scores))
+    assert same_bits(one, other)
+    for row, below in ((scores, 0), (one, 1 << 16)):
+
+        def bins(row=row, below=below):
+            counts = torch.zeros(1 << 17, dtype=torch.int64)
+            ops.count_bins(row, 15, below, counts)
+            return counts
+
+        counted, wanted = both(bins)
+        assert torch.equal(counted, wanted)
+        assert int(counted.sum()) == size
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0])
+def test_competition(both, size, scale):
+    deltas = values(3, size) * scale
+    piece = Piece("w", 0, torch.zeros(size), deltas, torch.tensor([1.0, 0.5, -2.0]))
+    lower = torch.full((3,), 1e-4 * scale, dtype=torch.float64)
+    upper = torch.tensor([0.02, 0.01, 1e-4], dtype=torch.float64) * scale  # the last has a range of one point
+    formula = Clipped(lower, upper, "root")
+    one, other = both(lambda: formula.score(piece).float())
+    torch.testing.assert_close(one, other, rtol=3e-7, atol=0)
+    threshold, top = one.double().median(1).values, one.double().amax(1)
+    known = Known(formula, threshold, top)
+    one, other = both(lambda: Pcb().coefficients(replace(piece, memory=None), known))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("rule", ["strictest", "authors"])
+def test_graded_factors_and_outliers(both, rule):
+    keep = values(3, 2, 40, 5, seed=8) > 0
+    one, other = both(lambda: dppa.amplified(keep, [0.5, -1.5], rule))
+    assert same_bits(one, other)
+    deltas = values(3, 40, 5)
+    piece = Piece("w", 0, torch.zeros(40, 5), deltas, torch.ones(3))
+    limits = {"w": torch.tensor([[0.01, 0.0, 1.0], [0.002, 0.0078125, 0.02]], dtype=torch.float64)}
+    one, other = both(lambda: dppa._outliers(piece, limits))
+    assert torch.equal(one.long(), other.long())
 
 
 @pytest.mark.parametrize("start", [0, 2**32 - 3, 5 * 2**32 + 1])

@@ -200,6 +200,20 @@ class Method(BaseModel):
         coefficients = self.coefficients(piece, known)
         return Explained(coefficients, coefficients)
 
+    def addends(self, piece: Piece) -> torch.Tensor | None:
+        """The experts' factors [experts] where a merge adds up by one for all elements of a tensor, the models themselves
+        without a base: then it is one sweep. None: elements have factors of their own."""
+        return None
+
+    @property
+    def keeps_common(self) -> bool:
+        """Whether what all models have in common stays, where a merge adds up without a base."""
+        return False
+
+    def change_of(self, piece: Piece, known: Any) -> torch.Tensor:
+        """`change` by the `coefficients`, without room for these where there is a shorter way, bit by bit: [*shape]."""
+        return self.change(self.coefficients(piece, known), piece)
+
     def change(self, coefficients: torch.Tensor, piece: Piece) -> torch.Tensor:
         """λ·Σ_t coefficient_t·δ_t in float32: [*shape]."""
         return ops.weighted_sum(coefficients, piece.deltas, getattr(self, "lambda_", 1.0))
@@ -218,7 +232,7 @@ class Method(BaseModel):
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
         """The merged rows in float32: [*shape]."""
-        return piece.apply(self.change(self.coefficients(piece, known), piece))
+        return piece.apply(self.change_of(piece, known))
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -74,7 +74,8 @@ class Added(Combined):
         return known.cut.attained if known.cut else None
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
-        return ops.shares(piece.weight, self.normalize, piece.deltas) * self.factors(piece, known)
+        shares = ops.shares(piece.weight, self.normalize)
+        return ops.per_expert(shares, piece.deltas) * self.factors(piece, known)
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,21 @@ class Elected(Combined):
     def explain(self, piece: Piece, known: Ballot) -> Explained:
         """What was trimmed or dropped has no vote; who loses the vote has a sparse factor, but no coefficient."""
         factors = self.factors(piece, known.sparsity)
-        elected = ops.elected_coefficients(
-            factors,
-            piece.deltas,
-            piece.weight,
-            weighted=self.elect_on == "weighted",
-            sign=self.sign,
-            if_draw=known.if_draw,
-            normalize=self.normalize,
-        )
-        return Explained(elected, factors)
+        rule = self._rule(known)
+        return Explained(ops.elected_coefficients(factors, piece.deltas, piece.weight, **rule), factors)
+
+    def change_of(self, piece: Piece, known: Ballot) -> torch.Tensor:
+        factors = self.factors(piece, known.sparsity)
+        return ops.elected_sum(factors, piece.deltas, piece.weight, self.lambda_, **self._rule(known))
+
+    def _rule(self, known: Ballot) -> dict[str, Any]:
+        """How votes are cast and counted, for `ops`."""
+        return {
+            "weighted": self.elect_on == "weighted",
+            "sign": self.sign,
+            "if_draw": known.if_draw,
+            "normalize": self.normalize,
+        }
 
 
 def mean_problem(weights: tuple[float, ...]) -> list[str]:

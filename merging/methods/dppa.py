@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -149,7 +150,7 @@ class Dppa(Added):
         linears = Linears.among(group.shapes)
         if not linears.names:
             return Known({})
-        totals = yield Sums(lambda piece: ops.l1_norms(piece.deltas))
+        totals = yield Sums(lambda piece: ops.l1_norms(piece.deltas)[0])
         sums = torch.stack([totals[name] for name in linears.names])
         of_linear = dict(zip(linears.names, sums / linears.sizes[:, None], strict=True))
         of_block = linears.by_block(sums) / linears.by_block(linears.sizes)[:, None]
@@ -204,6 +205,11 @@ def amplified(keep: torch.Tensor, amplify: Sequence[float], rule: str) -> torch.
 
     Levels go from strict to loose. Source: DPPA, 2403.02799.
     """
+    if ops.looped(keep):
+        found = torch.empty((len(keep), *keep.shape[2:]), dtype=torch.float32)
+        factors = np.array(amplify, dtype=np.float32)
+        ops.loops().graded(ops.array(keep.flatten(0, 1), 2), factors, rule == "authors", ops.array(found, 2))
+        return found
     factor = torch.zeros_like(keep[:, 0], dtype=torch.float32)
     for level in reversed(range(len(amplify))):
         alpha = torch.full_like(factor, amplify[level])
@@ -218,6 +224,10 @@ def _outliers(piece: Piece, limits: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """How many |δ| of a linear exceed the limits [2, experts]; 0 where nothing changed or it is no linear."""
     if piece.name not in limits:
         return torch.zeros(2, piece.experts, dtype=torch.float32)
+    if ops.compiled(piece.deltas):
+        counts = torch.zeros(2, piece.experts, dtype=torch.int64)
+        ops.loops().outliers(ops.array(piece.deltas, 2), limits[piece.name].numpy(), counts.numpy())
+        return counts
     magnitude = piece.deltas.abs().double()
     limit = limits[piece.name].to(magnitude.device)
     return torch.stack([ops.flat(magnitude > ops.per_expert(row, magnitude)).sum(1) for row in limit])

@@ -42,6 +42,13 @@ class Linear(Method):
     def problems(self, experts: int, profile: Profile) -> list[str]:
         return mean_problem(self.for_experts("weight", experts)) if self.normalize else []
 
+    def addends(self, piece: Piece) -> torch.Tensor | None:
+        return ops.shares(piece.weight, self.normalize) if bool(piece.weight.all()) else None
+
+    @property
+    def keeps_common(self) -> bool:
+        return self.normalize
+
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
         """Models of weight 0 take no part; where all others are equal, an average is exactly their value."""
         models, weight = piece.models, piece.weight
@@ -49,5 +56,5 @@ class Linear(Method):
             models, weight = models[weight != 0], weight[weight != 0]
         if len(models) == 0:
             return torch.zeros_like(piece.models[0])
-        merged = ops.weighted_sum(ops.shares(weight, self.normalize, models), models)
+        merged = ops.weighted_sum(ops.per_expert(ops.shares(weight, self.normalize), models), models)
         return ops.keep_common(models, merged) if self.normalize else merged

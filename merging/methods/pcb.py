@@ -40,6 +40,11 @@ class Clipped:
 
     def score(self, piece: Piece) -> torch.Tensor:
         """β = exp(T·minmax(|δ|)²) · agreement with the other experts."""
+        if self.variant == "root" and ops.compiled(piece.deltas):
+            found = torch.empty_like(piece.deltas, memory_format=torch.contiguous_format)
+            bounds = self.lower.numpy(), self.upper.numpy()
+            ops.loops().competition(ops.array(piece.deltas, 2), *bounds, ops.array(found, 2))
+            return found
         deltas = piece.deltas.double()
         size = ops.minmax(self.magnitudes(piece), self.lower, self.upper)
         if self.variant == "root":
@@ -69,7 +74,7 @@ class Competition:
 
     def exponentials(self, piece: Piece) -> torch.Tensor:
         values = ops.minmax(self.terms(piece).flatten(0, 1), self.low.flatten(), self.high.flatten())
-        values = values.view(1 + piece.experts, *piece.models.shape)
+        values = values.view(1 + piece.experts, *piece.shape)
         values[0] *= piece.experts
         return values.exp()
 
@@ -120,6 +125,22 @@ class Scores:
 
 def _plain(value: Any) -> Any:
     return tuple(value.flatten().tolist()) if isinstance(value, torch.Tensor) else value
+
+
+def _competing(scores: torch.Tensor, piece: Piece, known: Known, formula: Clipped) -> torch.Tensor:
+    """The coefficients by a compiled loop."""
+    assert known.threshold is not None
+    assert known.top is not None
+    found = torch.empty_like(piece.deltas, memory_format=torch.contiguous_format)
+    bounds = torch.stack([formula.lower, formula.upper, known.threshold, known.top])
+    ops.loops().competing(
+        ops.array(scores, 2),
+        ops.array(piece.deltas, 2),
+        bounds.numpy(),
+        ops.array(piece.weight),
+        ops.array(found, 2),
+    )
+    return found
 
 
 def _rank(position: float, elements: int) -> int:
@@ -190,7 +211,10 @@ class Pcb(Method):
         return (yield from (self._competition(group) if self.variant == "paper" else self._clipped(group)))
 
     def coefficients(self, piece: Piece, known: Known) -> torch.Tensor:
-        score = Scores(known.formula).of(piece).double()
+        scores = Scores(known.formula).of(piece)
+        if isinstance(known.formula, Clipped) and ops.compiled(piece.deltas):
+            return _competing(scores, piece, known, known.formula)
+        score = scores.double()
         clip: torch.Tensor | float = 1.0
         if isinstance(known.formula, Clipped):
             assert known.threshold is not None

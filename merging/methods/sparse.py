@@ -62,11 +62,7 @@ class Sparse(Method):
         cut = yield from self.select(group)
         if getattr(self, "rescale", "none") != "l1":
             return Sparsity(cut)
-        sums = yield Sums(
-            lambda piece: torch.stack(
-                [ops.l1_norms(piece.deltas), ops.l1_norms(piece.deltas, self.kept(piece, cut))],
-            )
-        )
+        sums = yield Sums(lambda piece: ops.l1_norms(piece.deltas, self.kept(piece, cut)))
         return Sparsity(cut, {tensor: _gain(before, after) for tensor, (before, after) in sums.items()})
 
     def select(self, group: Group) -> Survey:
@@ -75,12 +71,12 @@ class Sparse(Method):
         yield
 
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
-        """The factor of each element before an l1 rescale, 0 where it is dropped: float32 [experts, *shape], or what
+        """The factor of each element before an l1 rescale, 0 where it is dropped: float32 or bool [experts, *shape], or what
         broadcasts to it."""
         return piece.deltas.new_ones([1] * piece.deltas.ndim)
 
     def factors(self, piece: Piece, known: Any) -> torch.Tensor:
-        """The factor of each element: [experts, *shape]."""
+        """The factor of each element: float32 or bool [experts, *shape], or what broadcasts to it."""
         kept = self.kept(piece, known.cut)
         if piece.name in known.gain:
             kept = kept * ops.per_expert(known.gain[piece.name].to(kept.device), kept)
@@ -112,7 +108,7 @@ class Trim(Sparse):
 
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
         assert cut is not None
-        return ops.factor(cut.keep(piece))
+        return cut.keep(piece)
 
 
 class Random(Sparse):

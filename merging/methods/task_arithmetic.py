@@ -3,8 +3,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
+
+from merging import ops
 from merging.methods.base import Number, parameter, register
 from merging.methods.combine import LAMBDA, Added
+from merging.pieces import Piece
 
 FAR = 3
 """A sum of the factors from which on whole changes that agree go far beyond any one of them."""
@@ -27,6 +31,9 @@ class TaskArithmetic(Added):
     MERGEKIT: ClassVar[dict[str, Any]] = {"lambda": 1.0, "zero_divisor": "one"}
 
     lambda_: Number = parameter(0.4, "λ", LAMBDA, alias="lambda")
+
+    def addends(self, piece: Piece) -> torch.Tensor:
+        return ops.shares(piece.weight, self.normalize)
 
     def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
         found = super().cautions(changes, names)
