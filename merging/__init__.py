@@ -3,6 +3,13 @@
 The names below are the public API; everything else may change.
 """
 
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # `python -m merging` loads torch for seconds before `__main__` begins: until then Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from merging.api import check, inspect, merge, merge_state_dicts, plan_file, run
 from merging.artefact import Importance
 from merging.checkpoint import Checkpoint

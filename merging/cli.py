@@ -6,6 +6,7 @@ A front end beside the page: it alone of this package may use `components.figure
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -51,13 +52,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, o
 app.command()(importance)
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
-    """Run the command line. Exit code 0: done, 1: a MergingError (its text on stderr), 2: wrong usage."""
+    """Run the command line. Exit code 0: done, 1: a MergingError (its text on stderr), 2: wrong usage, 130: Ctrl-C."""
     try:
         app()
     except MergingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _leave_at_once()
+        raise
+
+
+def _leave_at_once() -> None:
+    """End without waiting for a loop that is being compiled, or for torch to be taken down, which takes half a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 @app.command()
@@ -244,7 +259,7 @@ def _follow(events: Iterator[Any], as_json: bool) -> Any:
     except KeyboardInterrupt:
         events.close()  # type: ignore[attr-defined]
         print("cancelled; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _show(events: Iterator[Any], as_json: bool) -> Any:

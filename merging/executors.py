@@ -12,11 +12,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from threading import Barrier, Lock
+from threading import Barrier, Event, Lock
 from typing import ParamSpec, Protocol, TypeVar
 
 import torch
+
+from merging.heartbeats import Stopped
 
 AT_ONCE = 2
 """Short calls that are worked on at the same time, by `quietly`."""
@@ -29,10 +33,32 @@ KEPT_BYTES, LARGEST_KEPT = 256 << 20, 32 << 20
 """Freed memory that each heap keeps, and the largest request that is served from a heap: glibc allows no more."""
 AHEAD = 2
 """Pieces that are under way for each worker, so that none waits for the caller."""
+LOOK_UP = 0.1
+"""Seconds between two looks at whether the results are still wanted."""
+PATIENCE = 0.5
+"""Seconds that an early end waits for what is under way. A loop that is being compiled takes longer; nobody then waits for
+it, and what comes of it is forgotten."""
 _starting = Lock()
+_unwanted: ContextVar[Callable[[], bool]] = ContextVar("unwanted", default=lambda: False)
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+@contextmanager
+def wanted_until(stop: Callable[[], bool]) -> Iterator[None]:
+    """Once `stop` says so, whatever an executor of this thread is at raises `Stopped`, between two things or while it waits
+    for one."""
+    before = _unwanted.set(stop)
+    try:
+        yield
+    finally:
+        _unwanted.reset(before)
+
+
+def _go_on() -> None:
+    if _unwanted.get()():
+        raise Stopped
 
 
 class Executor(Protocol):
@@ -49,7 +75,9 @@ class Inline:
     workers = 1
 
     def map(self, work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
-        return map(work, things)
+        for thing in things:
+            _go_on()
+            yield work(thing)
 
 
 class Threads:
@@ -59,23 +87,35 @@ class Threads:
         self.workers = workers
 
     def map(self, work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
-        """Closing the iterator waits for what is under way and begins nothing more; so does an error in the work."""
+        """Closing the iterator begins nothing more, stops executors inside the work, and waits for what is under way, within
+        `PATIENCE`; so does an error in the work."""
         pool, pending = _threads(self.workers, "piece"), deque[Future[T]]()
+        ended, unwanted = Event(), _unwanted.get()
+
+        def stoppable(thing: S) -> T:
+            with wanted_until(lambda: ended.is_set() or unwanted()):
+                _go_on()
+                return work(thing)
+
         try:
             for thing in things:
-                pending.append(pool.submit(work, thing))
+                pending.append(pool.submit(stoppable, thing))
                 if len(pending) >= AHEAD * self.workers:
                     yield _first(pending)
             while pending:
                 yield _first(pending)
         finally:
+            ended.set()
             for future in pending:
                 future.cancel()
-            wait(pending)
+            wait(pending, PATIENCE)
 
 
 def _first(pending: deque[Future[T]]) -> T:
     """Its result, and it is no longer pending: only then, so that it is waited for where this wait is interrupted."""
+    _go_on()
+    while not wait([pending[0]], LOOK_UP).done:
+        _go_on()
     result = pending[0].result()
     pending.popleft()
     return result

@@ -21,6 +21,8 @@ import torch
 
 from merging.engine import Finished, Progress
 from merging.errors import MergingError
+from merging.executors import wanted_until
+from merging.heartbeats import Stopped
 from merging.job_records import RECORD, Job, State, is_name, outcome, read_record, write_record
 
 Work = Callable[[Path], Iterator[Any]]
@@ -190,7 +192,10 @@ class JobStore:
         changes: dict[str, Any] = {}
         try:
             self._keep(live.job)
-            state: State = "done" if self._follow(live, changes) else "cancelled"
+            with wanted_until(live.stop.is_set):
+                state: State = "done" if self._follow(live, changes) else "cancelled"
+        except Stopped:
+            state = "cancelled"
         except MergingError as error:
             state, changes["error"] = "failed", str(error)
         except Exception as error:

@@ -39,8 +39,7 @@ class CheckpointWriter:
         shard_bytes: int = SHARD_BYTES,
     ):
         self.out = Path(os.path.abspath(out))
-        self._descriptors: list[int] = []
-        self._place: dict[str, tuple[int, TensorInfo]] = {}
+        self._place: dict[str, tuple[_File, TensorInfo]] = {}
         with self._explained("cannot be written"):
             self._folder = AtomicFolder(self.out, MARKER, ensure_replaceable)
             self.partial = self._folder.partial
@@ -65,12 +64,11 @@ class CheckpointWriter:
         weight_map: dict[str, str] = {}
         for name, shard in zip(names, shards, strict=True):
             header, placed = build_header(shard, metadata)
-            descriptor = os.open(self.partial / name, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
-            self._descriptors.append(descriptor)
-            os.truncate(descriptor, placed[-1].stop if placed else len(header))
-            write_at(descriptor, torch.frombuffer(bytearray(header), dtype=torch.uint8), 0)
+            file = _File(self.partial / name)
+            os.truncate(file.descriptor, placed[-1].stop if placed else len(header))
+            write_at(file.descriptor, torch.frombuffer(bytearray(header), dtype=torch.uint8), 0)
             for tensor in placed:
-                self._place[tensor.name] = (descriptor, tensor)
+                self._place[tensor.name] = (file, tensor)
                 weight_map[tensor.name] = name
         if len(shards) > 1:
             total = sum(tensor.nbytes for shard in shards for tensor in shard)
@@ -78,13 +76,20 @@ class CheckpointWriter:
             self.add_text(INDEX, json.dumps(index, indent=2) + "\n")
 
     def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None:
-        """Write `rows` of a tensor, beginning with its row `start`; dtype and row shape are those announced."""
-        descriptor, tensor = self._place[name]
+        """Write `rows` of a tensor, beginning with its row `start`; dtype and row shape are those announced.
+
+        Raises:
+            OutputError: it failed, or the writer has ended meanwhile.
+        """
+        place = self._place.get(name)
+        if place is None:
+            raise OutputError(f"{self.out}: '{name}' comes after the end; nothing of it was written.")
+        file, tensor = place
         assert tensor.torch_dtype == rows.dtype, f"{name}: announced {tensor.dtype}, given {rows.dtype}"
         values = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         offset = tensor.start + start * tensor.row_elements * tensor.torch_dtype.itemsize
         with self._explained(f"writing '{name}' failed"):
-            write_at(descriptor, values, offset)
+            write_at(file.descriptor, values, offset)
 
     def add_text(self, name: str, text: str) -> None:
         with self._explained(f"writing {name} failed"):
@@ -97,19 +102,14 @@ class CheckpointWriter:
     def commit(self) -> Path:
         """Make everything durable and let it appear as `out`, replacing an earlier result of ours."""
         with self._explained("cannot be completed"):
-            self._close_files()
+            self._place.clear()
             self._folder.commit()
         return self.out
 
     def abort(self) -> None:
         """Remove what was written; `out` stays as it was."""
-        self._close_files()
+        self._place.clear()
         self._folder.abort()
-
-    def _close_files(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -125,6 +125,18 @@ class CheckpointWriter:
         except BaseException:
             self.abort()
             raise
+
+
+class _File:
+    """An open file that is closed when nobody writes to it any more: when a merge is given up, a piece may still be on its
+    way to what is removed."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 def ensure_replaceable(out: Path) -> None:

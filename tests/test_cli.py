@@ -178,6 +178,28 @@ def slow_family(tmp_path):
     return tmp_path / "slow"
 
 
+@pytest.mark.parametrize("point", ["loading", "compiling", "merging"])
+def test_an_interrupt_leaves_nothing(slow_family, write_recipe, tmp_path, point):
+    """Ctrl-C while modules are loaded, while the first piece waits for its loops, and in the middle."""
+    recipe = write_recipe(slow_family, "ties", scope="model", profile="paper", parameters={"density": 0.5})
+    folder = tmp_path / "results"
+    folder.mkdir()
+    command = [sys.executable, "-m", "merging", "merge", str(recipe), str(folder / "out")]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "loops")} if point == "compiling" else None
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.time() + 60
+    while point != "loading" and not (folder / ".out.partial").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    if point == "loading":
+        assert (process.returncode, said) == (-signal.SIGINT, "")
+    else:
+        assert (process.returncode, said) == (130, "cancelled; nothing was written\n")
+    assert list(folder.iterdir()) == []
+
+
 def test_killed_in_the_middle_leaves_no_result(slow_family, write_recipe, tmp_path):
     recipe = write_recipe(slow_family, "ties", parameters={"density": 0.5})
     out = tmp_path / "out"

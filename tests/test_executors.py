@@ -14,7 +14,9 @@ from references.importance import made_up_importance
 import merging
 from merging import METHODS, MergingError, merge_state_dicts
 from merging.engine import run_plan
-from merging.executors import AHEAD, Executor, Inline, Threads
+from merging.executors import AHEAD, Executor, Inline, Threads, wanted_until
+from merging.heartbeats import Stopped
+from merging.reading import Pieces
 from tests.conftest import threads_of_another
 
 WORKERS = 5
@@ -113,6 +115,64 @@ def test_an_interrupted_wait_waits_for_what_is_under_way():
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.parametrize("how", ["closed", "unwanted"])
+def test_an_early_end_does_not_wait_for_ever(how):
+    """As for a loop that is being compiled: what is under way goes on alone, and nothing more begins."""
+    begun, under_way, release, stop = [], threading.Event(), threading.Event(), threading.Event()
+
+    def hold(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            under_way.set()
+            release.wait(60)
+        return number
+
+    with wanted_until(stop.is_set):
+        results = Threads(1).map(hold, range(9))
+        assert next(results) == 0
+        under_way.wait(10)
+        if how == "closed":
+            results.close()
+        else:
+            stop.set()
+            with pytest.raises(Stopped):
+                next(results)
+    assert not release.is_set()
+    release.set()
+    assert list(Threads(1).map(str, [7])) == ["7"]
+    assert begun == [0, 1]
+
+
+@pytest.mark.parametrize("executor", [Inline(), Threads(2)])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("task_arithmetic", {}), ("ties", {}), ("ties", {"scope": "model"}), ("pcb", {}), ("karcher", {})],
+)
+def test_after_a_stop_only_what_is_under_way_is_worked_on(
+    monkeypatch, family, write_recipe, executor, method, options
+):
+    """At any point: in every scan and in the merge, of one group of tensors and of many side by side."""
+    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 2000)
+    use(monkeypatch, executor)
+    plan = merging.check(write_recipe(family, method, profile="paper", **options))
+    loaded, stop_at, lock = 0, -1, threading.Lock()
+
+    def load(self, spot, original=Pieces.load):
+        nonlocal loaded
+        with lock:
+            loaded += 1
+        return original(self, spot)
+
+    monkeypatch.setattr(Pieces, "load", load)
+    list(run_plan(plan, Sink(pause=0), device="cpu"))
+    whole, points = loaded, 9
+    for point in range(points):
+        loaded, stop_at = 0, 1 + point * (whole - 20) // points
+        with wanted_until(lambda at=stop_at: loaded >= at), pytest.raises(Stopped):
+            list(run_plan(plan, Sink(pause=0), device="cpu"))
+        assert stop_at <= loaded <= stop_at + executor.workers
+
+
 def test_threads_leave_torch_s_number_of_threads_to_others():
     before = torch.get_num_threads()
     for workers in range(8, 24):  # pools of their own: it is the threads that start together that may meet
@@ -174,8 +234,8 @@ def test_merges_at_the_same_time_do_not_meet(monkeypatch):
 class Sink:
     """Counts writes; the one of this number fails, as on a full disk."""
 
-    def __init__(self, fails: int = -1):
-        self.fails, self.writes = fails, 0
+    def __init__(self, fails: int = -1, pause: float = 0.01):
+        self.fails, self.writes, self.pause = fails, 0, pause
         self.closed = False
         self._lock = threading.Lock()
 
@@ -184,7 +244,7 @@ class Sink:
         with self._lock:
             self.writes += 1
             number = self.writes
-        time.sleep(0.01)
+        time.sleep(self.pause)
         if number == self.fails:
             raise OSError("full")
 

@@ -15,7 +15,9 @@ import pytest
 
 import merging
 from merging.engine import Progress
+from merging.executors import Threads
 from merging.jobs import MAX_ALL_WAITING, MAX_WAITING, NO_MEMORY, UNEXPECTED, JobStore
+from merging.reading import Pieces
 
 ROOT = Path(__file__).parent.parent
 ADA, BOB = "a" * 32, "b" * 32
@@ -120,6 +122,28 @@ def test_cancel_in_the_middle_of_a_real_merge_leaves_nothing(store, recipe):
     store.cancel(ADA, job)
     go_on.set()
     assert store.wait(ADA, job, 10).state == "cancelled"
+    assert [file.name for file in (store.folder / ADA / job).iterdir()] == ["job.json"]
+
+
+def test_a_cancel_does_not_wait_for_a_piece_that_takes_long(store, recipe, monkeypatch):
+    """As the first one does, while its loops are compiled; what comes of it later is written nowhere."""
+    under_way, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def load(self, spot, original=Pieces.load):
+        under_way.set()
+        release.wait(60)
+        ended.set()
+        return original(self, spot)
+
+    monkeypatch.setattr("merging.engine.executor_for", lambda device, elements: Threads(2))
+    monkeypatch.setattr(Pieces, "load", load)
+    job = store.start(ADA, "merge", lambda out: merging.run(recipe, out))
+    under_way.wait(30)
+    store.cancel(ADA, job)
+    assert store.wait(ADA, job, 30).state == "cancelled"
+    assert not release.is_set()
+    release.set()
+    ended.wait(10)
     assert [file.name for file in (store.folder / ADA / job).iterdir()] == ["job.json"]
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -190,6 +191,35 @@ def test_a_full_disk_is_one_sentence_and_no_litter(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left"):
         CheckpointWriter(tmp_path / "out", LAYOUT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_piece_that_comes_after_the_end_is_written_nowhere(tmp_path, monkeypatch):
+    """Neither what comes later, nor what was under way: its file's number may belong to another file by then."""
+    from merging import writer as module
+
+    writer, under_way, go_on = (
+        CheckpointWriter(tmp_path / "out", LAYOUT),
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def wait_and_write(*arguments, original=module.write_at):
+        under_way.set()
+        go_on.wait(10)
+        original(*arguments)
+
+    monkeypatch.setattr(module, "write_at", wait_and_write)
+    late = threading.Thread(target=writer.write, args=("a", VALUES["a"]))
+    late.start()
+    under_way.wait(10)
+    writer.abort()
+    others = [(tmp_path / str(number)).open("w+b") for number in range(4)]
+    go_on.set()
+    late.join()
+    assert all(os.fstat(other.fileno()).st_size == 0 for other in others)
+    with pytest.raises(OutputError, match="after the end"):
+        writer.write("b", VALUES["b"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1", "2", "3"]
 
 
 def test_names_with_dots_are_made_plain_first(tmp_path):
