@@ -35,7 +35,7 @@ AHEAD = 2
 """Pieces that are under way for each worker, so that none waits for the caller."""
 LOOK_UP = 0.1
 """Seconds between two looks at whether the results are still wanted."""
-PATIENCE = 0.5
+PATIENCE = 0.3
 """Seconds that an early end waits for what is under way. A loop that is being compiled takes longer; nobody then waits for
 it, and what comes of it is forgotten."""
 _starting = Lock()

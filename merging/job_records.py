@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from merging.engine import Finished, Progress
+from merging.errors import OutputError
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 
@@ -78,8 +80,20 @@ def read_record(folder: Path) -> Job | None:
 
 
 def write_record(folder: Path, job: Job) -> None:
-    """Replace the record as a whole, so that no reader ever sees half of one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Replace the record as a whole, so that no reader ever sees half of one.
+
+    Raises:
+        OutputError: the disk is full, or the folder may not be written.
+    """
     draft = folder / f".{RECORD}"
-    draft.write_text(job.model_dump_json(indent=1), encoding="utf-8")
-    os.replace(draft, folder / RECORD)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        os.replace(draft, folder / RECORD)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+            folder.rmdir()  # unless there is an earlier record
+        raise OutputError(
+            f"{folder.parent.parent}: jobs cannot be recorded there ({error.strerror}); make room on that disk."
+        ) from None

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -232,7 +233,7 @@ class JobStore:
                 shutil.rmtree(self._folder_of(live.job), ignore_errors=True)
             else:
                 self._keep(live.job)
-        except (OSError, ValueError):
+        except (MergingError, ValueError):
             _log.exception("job %s: its record cannot be written", live.job.id)
         del self._live[live.job.id]
         self._changed.notify_all()
@@ -260,5 +261,6 @@ class JobStore:
             if job is not None and job.active:
                 for leftover in record.parent.glob(".*.partial"):
                     shutil.rmtree(leftover, ignore_errors=True)
-                self._keep(job.model_copy(update={"state": "interrupted"}))
+                with suppress(MergingError):  # then it only looks so, see `_at_rest`
+                    self._keep(job.model_copy(update={"state": "interrupted"}))
         return lock

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import torch
@@ -39,6 +41,7 @@ class CheckpointWriter:
         shard_bytes: int = SHARD_BYTES,
     ):
         self.out = Path(os.path.abspath(out))
+        self._files: list[_File] = []
         self._place: dict[str, tuple[_File, TensorInfo]] = {}
         with self._explained("cannot be written"):
             self._folder = AtomicFolder(self.out, MARKER, ensure_replaceable)
@@ -65,6 +68,7 @@ class CheckpointWriter:
         for name, shard in zip(names, shards, strict=True):
             header, placed = build_header(shard, metadata)
             file = _File(self.partial / name)
+            self._files.append(file)
             os.truncate(file.descriptor, placed[-1].stop if placed else len(header))
             write_at(file.descriptor, torch.frombuffer(bytearray(header), dtype=torch.uint8), 0)
             for tensor in placed:
@@ -81,15 +85,12 @@ class CheckpointWriter:
         Raises:
             OutputError: it failed, or the writer has ended meanwhile.
         """
-        place = self._place.get(name)
-        if place is None:
-            raise OutputError(f"{self.out}: '{name}' comes after the end; nothing of it was written.")
-        file, tensor = place
+        file, tensor = self._place[name]
         assert tensor.torch_dtype == rows.dtype, f"{name}: announced {tensor.dtype}, given {rows.dtype}"
         values = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         offset = tensor.start + start * tensor.row_elements * tensor.torch_dtype.itemsize
-        with self._explained(f"writing '{name}' failed"):
-            write_at(file.descriptor, values, offset)
+        with self._explained(f"writing '{name}' failed"), file.used() as descriptor:
+            write_at(descriptor, values, offset)
 
     def add_text(self, name: str, text: str) -> None:
         with self._explained(f"writing {name} failed"):
@@ -102,14 +103,19 @@ class CheckpointWriter:
     def commit(self) -> Path:
         """Make everything durable and let it appear as `out`, replacing an earlier result of ours."""
         with self._explained("cannot be completed"):
-            self._place.clear()
+            self._close_files()
             self._folder.commit()
         return self.out
 
     def abort(self) -> None:
         """Remove what was written; `out` stays as it was."""
-        self._place.clear()
+        self._close_files()
         self._folder.abort()
+
+    def _close_files(self) -> None:
+        for file in self._files:
+            file.leave()
+        self._files.clear()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -128,15 +134,32 @@ class CheckpointWriter:
 
 
 class _File:
-    """An open file that is closed when nobody writes to it any more: when a merge is given up, a piece may still be on its
-    way to what is removed."""
+    """A file that several threads write to. When a merge is given up, a piece may still be on its way: then the last one
+    closes it, lest its number mean another file by then."""
 
     def __init__(self, path: Path):
         self.descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
+        self._lock = Lock()
+        self._users = 1
 
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+    @contextmanager
+    def used(self) -> Iterator[int]:
+        """The descriptor, open for as long as this lasts."""
+        with self._lock:
+            if not self._users:
+                raise OSError(errno.EBADF, "it was given up")
+            self._users += 1
+        try:
+            yield self.descriptor
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """One user less; the writer itself is the first."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                os.close(self.descriptor)
 
 
 def ensure_replaceable(out: Path) -> None:

@@ -96,7 +96,7 @@ def test_an_interrupted_wait_waits_for_what_is_under_way():
     slow = threading.Event()
 
     def interrupt(*_: object) -> None:
-        threading.Timer(0.2, slow.set).start()
+        threading.Timer(0.05, slow.set).start()
         raise KeyboardInterrupt
 
     def hold(number: int) -> int:
@@ -155,22 +155,21 @@ def test_after_a_stop_only_what_is_under_way_is_worked_on(
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 2000)
     use(monkeypatch, executor)
     plan = merging.check(write_recipe(family, method, profile="paper", **options))
-    loaded, stop_at, lock = 0, -1, threading.Lock()
+    loaded: list[int] = []
 
     def load(self, spot, original=Pieces.load):
-        nonlocal loaded
-        with lock:
-            loaded += 1
+        loaded.append(spot.start)
         return original(self, spot)
 
     monkeypatch.setattr(Pieces, "load", load)
     list(run_plan(plan, Sink(pause=0), device="cpu"))
-    whole, points = loaded, 9
+    whole, points = len(loaded), 9
     for point in range(points):
-        loaded, stop_at = 0, 1 + point * (whole - 20) // points
-        with wanted_until(lambda at=stop_at: loaded >= at), pytest.raises(Stopped):
+        loaded.clear()
+        stop_at = 1 + point * (whole - 20) // points
+        with wanted_until(lambda at=stop_at: len(loaded) >= at), pytest.raises(Stopped):
             list(run_plan(plan, Sink(pause=0), device="cpu"))
-        assert stop_at <= loaded <= stop_at + executor.workers
+        assert stop_at <= len(loaded) <= stop_at + executor.workers
 
 
 def test_threads_leave_torch_s_number_of_threads_to_others():

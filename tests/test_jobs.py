@@ -334,7 +334,7 @@ def test_a_record_that_cannot_be_written_leaves_no_job_running_forever(store, mo
 
     def full(folder, job, original=jobs.write_record):
         if job.state == "done":
-            raise OSError(28, "No space left on device")
+            raise merging.OutputError("No space left on device")
         original(folder, job)
 
     monkeypatch.setattr(jobs, "write_record", full)

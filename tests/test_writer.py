@@ -217,7 +217,7 @@ def test_a_piece_that_comes_after_the_end_is_written_nowhere(tmp_path, monkeypat
     go_on.set()
     late.join()
     assert all(os.fstat(other.fileno()).st_size == 0 for other in others)
-    with pytest.raises(OutputError, match="after the end"):
+    with pytest.raises(OutputError, match="given up"):
         writer.write("b", VALUES["b"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1", "2", "3"]
 
