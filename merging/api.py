@@ -20,45 +20,55 @@ from merging.output import write_merge
 from merging.plan import Plan, make_plan, plan_sources
 from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
 from merging.report import Report
+from merging.room import parse_bytes
 from merging.values import value_problem
 
 
-def check(recipe: Recipe | str | Path, out: str | Path | None = None) -> Plan:
+def check(
+    recipe: Recipe | str | Path, out: str | Path | None = None, *, memory: int | str | None = None
+) -> Plan:
     """Plan a merge from headers alone, without reading a weight.
 
     A path is read as a YAML recipe; then mistakes in the file and in the models are listed together. With `out` the
-    output folder and the disk are checked as well.
+    output folder and the disk are checked as well. `memory` (bytes, or as `512MB`) is what the tensors of the merge may take;
+    torch itself comes on top. It changes what is read how often, and at most the last bit of methods that need a sum over
+    a tensor.
 
     Raises:
         MergingError: listing every problem.
     """
     target = Path(out) if out is not None else None
     if isinstance(recipe, Recipe):
-        return make_plan(recipe, out=target)
-    return plan_file(recipe, out=target)
+        return make_plan(recipe, out=target, memory=parse_bytes(memory))
+    return plan_file(recipe, out=target, memory=parse_bytes(memory))
 
 
-def plan_file(path: str | Path, out: Path | None = None) -> Plan:
+def plan_file(path: str | Path, out: Path | None = None, memory: int | None = None) -> Plan:
     """`check` for a recipe file."""
     path = Path(path)
     recipe, problems = Recipe.parse(read_text(path), name=str(path), folder=path.parent)
     if recipe is None:
         raise PlanError(problems)
-    return make_plan(recipe, out=out, earlier=problems)
+    return make_plan(recipe, out=out, earlier=problems, memory=memory)
 
 
-def run(recipe: Recipe | str | Path, out: str | Path, *, device: str = "auto") -> Iterator[Event]:
+def run(
+    recipe: Recipe | str | Path, out: str | Path, *, device: str = "auto", memory: int | str | None = None
+) -> Iterator[Event]:
     """Merge into the folder `out`: `Progress` events, then one `Finished`. Closing the iterator cancels cleanly.
+    `memory` as for `check`.
 
     Raises:
         MergingError: before anything is read if the recipe cannot run, or during the run; `out` stays as it was.
     """
-    return write_merge(check(recipe, out), Path(out), device=device)
+    return write_merge(check(recipe, out, memory=memory), Path(out), device=device)
 
 
-def merge(recipe: Recipe | str | Path, out: str | Path, *, device: str = "auto") -> Path:
+def merge(
+    recipe: Recipe | str | Path, out: str | Path, *, device: str = "auto", memory: int | str | None = None
+) -> Path:
     """`run` without the events; the path of the finished folder."""
-    for event in run(recipe, out, device=device):
+    for event in run(recipe, out, device=device, memory=memory):
         if isinstance(event, Finished) and event.path is not None:
             return event.path
     raise AssertionError("a run ends with Finished")

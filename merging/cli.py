@@ -34,7 +34,7 @@ from merging.plan import Plan
 from merging.recipe import Recipe, read_text
 from merging.report import Report
 from merging.report_folder import ensure_report_folder, write_report
-from merging.room import input_problem
+from merging.room import bytes_text, input_problem
 
 app = typer.Typer(
     name="merging",
@@ -46,6 +46,12 @@ app = typer.Typer(
 )
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in mergekit's YAML.", metavar="RECIPE")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="What the tensors of a merge may take of memory, such as 512MB; torch itself comes on top."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, one JSON object a line.")]
 
 
@@ -96,11 +102,12 @@ def check(
             "--effective", help="Also show the value every parameter really gets, tensor by tensor."
         ),
     ] = False,
+    memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a recipe against its models' headers; lists every problem at once, reads no weight."""
     try:
-        plan = api.check(recipe)
+        plan = api.check(recipe, memory=memory)
     except PlanError as error:
         if as_json:
             _print_json({"ok": False, "problems": error.problems})
@@ -115,7 +122,7 @@ def check(
         f"{recipe}: can run. {plan.recipe.merge_method} of {size['experts']} models, {size['tensors']} tensors."
     )
     print(
-        f"parameters {size['parameters']:,} · reads {_bytes(size['bytes_read'])} · writes {_bytes(size['bytes_written'])}"
+        f"parameters {size['parameters']:,} · reads {bytes_text(size['bytes_read'])} · writes {bytes_text(size['bytes_written'])}"
     )
     for warning in plan.warnings:
         print(f"warning: {warning}")
@@ -141,13 +148,14 @@ def merge(
         Path, typer.Argument(help="Folder for the result; appears when it is complete.", metavar="OUT")
     ],
     device: Device = "auto",
+    memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge into a folder that transformers loads."""
-    finished = _follow(api.run(recipe, out, device=device), as_json)
+    finished = _follow(api.run(recipe, out, device=device, memory=memory), as_json)
     if as_json:
         return
-    print(f"{finished.path}: written in {finished.seconds:.1f} s ({_bytes(finished.bytes_written)}).")
+    print(f"{finished.path}: written in {finished.seconds:.1f} s ({bytes_text(finished.bytes_written)}).")
     if finished.relative_change is not None:
         print(
             f"relative change {finished.relative_change:.4g} · rounded away {finished.lost_share:.1%} of the changed weights"
@@ -300,14 +308,6 @@ def _size(plan: Plan) -> dict[str, int]:
         "bytes_read": plan.bytes_to_read,
         "bytes_written": plan.bytes_to_write,
     }
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def _print_json(content: Any) -> None:

@@ -143,7 +143,7 @@ class _Run:
                 continue
             if tensors[0].method is None:
                 yield from self.copy(tensors, sink)
-            elif input_bytes(tensors) * self.executor.workers <= KEEP_BYTES:
+            elif input_bytes(tensors) * self.executor.workers <= self.plan.keep(KEEP_BYTES):
                 small.append(tensors)
             else:
                 yield from self.merge(tensors, sink, self.executor)

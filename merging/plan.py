@@ -16,13 +16,13 @@ from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
 from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
-from merging.executors import workers_here
+from merging.executors import MOST_WORKERS, workers_here
 from merging.header import DTYPES
 from merging.layout import Slot, layout
 from merging.methods import Method, get_method
 from merging.partitions import Scores
 from merging.recipe import ModelEntry, Recipe
-from merging.room import disk_problem, memory_problem, output_problem
+from merging.room import bytes_text, disk_problem, memory_problem, output_problem
 from merging.settings import Settings
 from merging.sources import Member, Part, open_parts
 from merging.tensor_plan import NAME_OF_WORD, GroupKey, TensorPlan, plan_tensors
@@ -34,6 +34,10 @@ KEPT = 6
 """What is kept takes at most about so many times the float32 inputs (DELLA with many experts 5.4; the others below 4)."""
 SCRATCH = 4
 """Merging a piece takes at most about so many times its float32 bytes (measured for TIES)."""
+PIECE_SHARE = 4 * SCRATCH * MOST_WORKERS
+"""A piece takes at most this part of the memory that a merge may use: a quarter of it holds one for every worker."""
+KEEP_SHARE = 8
+"""What is kept takes, before what is made of it, at most this part: `KEPT` times as much is the rest."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Plan:
     """The importance of every partition, for a method that needs it."""
     saliency: tuple[TensorSource, ...] = ()
     """Each expert's δ·g of every element, for a method that needs it."""
+    budget: int | None = None
+    """Bytes of memory that the user allows."""
 
     @cached_property
     def groups(self) -> dict[GroupKey, list[TensorPlan]]:
@@ -83,15 +89,15 @@ class Plan:
     @property
     def memory(self) -> int:
         """Bytes the tensors of a merge need at once, at most; torch itself comes on top."""
-        pieces = [
-            (stop - start) * tensor.info.row_elements * 4 * (len(tensor.experts) + 1)
-            for tensor in self.tensors
-            for start, stop in tensor.row_blocks
-        ]
-        largest = max(pieces, default=0)
+        largest = max((tensor.piece_bytes for tensor in self.tensors), default=0)
+        pieces = sum(len(tensor.row_blocks) for tensor in self.tensors)
         everything = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in self.tensors)
-        at_once = min(workers_here(), len(pieces))
-        return SCRATCH * largest * at_once + KEPT * min(KEEP_BYTES, everything)
+        at_once = min(workers_here(), pieces)
+        return SCRATCH * largest * at_once + KEPT * min(self.keep(KEEP_BYTES), everything)
+
+    def keep(self, most: int) -> int:
+        """Float32 bytes of inputs that may be kept between scans: `most`, or what the budget allows."""
+        return most if self.budget is None else min(most, self.budget // KEEP_SHARE)
 
     @property
     def bytes_to_write(self) -> int:
@@ -108,8 +114,10 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, *, out: Path | None = None, earlier: Sequence[str] = ()) -> Plan:
-    """Open the models of a recipe by their headers and plan the merge.
+def make_plan(
+    recipe: Recipe, *, out: Path | None = None, earlier: Sequence[str] = (), memory: int | None = None
+) -> Plan:
+    """Open the models of a recipe by their headers and plan the merge, in so many bytes of memory if that is given.
 
     Raises:
         PlanError: with every problem found, those of the recipe itself (`earlier`) first.
@@ -126,7 +134,7 @@ def make_plan(recipe: Recipe, *, out: Path | None = None, earlier: Sequence[str]
             importance = Importance.load(recipe.locate(recipe.importance))
         except MergingError as error:
             problems.append(str(error))
-    return plan_parts(recipe, base, parts, out=out, earlier=problems, importance=importance)
+    return plan_parts(recipe, base, parts, out=out, earlier=problems, importance=importance, memory=memory)
 
 
 def plan_sources(
@@ -150,6 +158,7 @@ def plan_parts(
     out: Path | None = None,
     earlier: Sequence[str] = (),
     importance: Importance | None = None,
+    memory: int | None = None,
 ) -> Plan:
     """Plan the merge of models that are already open and divided into parts; see `make_plan`."""
     problems: list[str] = list(earlier)
@@ -183,7 +192,8 @@ def plan_parts(
         scores = _scores(settings.method, base, list(experts.values()), importance)
     except MergingError as error:
         problems.append(str(error))
-    tensors, found = plan_tensors(recipe, slots, settings, complete=complete)
+    piece = None if memory is None else memory // PIECE_SHARE
+    tensors, found = plan_tensors(recipe, slots, settings, complete=complete, piece_bytes=piece)
     problems += found
     warnings += settings.warnings
     warnings += recipe_cautions(recipe, tensors)
@@ -200,13 +210,28 @@ def plan_parts(
         warnings=tuple(dict.fromkeys(warnings)),
         scores=scores,
         saliency=_saliency(tensors, list(experts.values()), importance, problems),
+        budget=memory,
     )
+    problems += _budget_problem(tensors, memory)
     problems += memory_problem(plan.memory)
     if out is not None:
         problems += disk_problem(out, plan.bytes_to_write)
     if problems:
         raise PlanError(list(dict.fromkeys(problems)))
     return plan
+
+
+def _budget_problem(tensors: Sequence[TensorPlan], memory: int | None) -> list[str]:
+    """The tensor that cannot be merged in the memory that the user allows, not even by rows."""
+    largest = max(tensors, key=lambda tensor: tensor.piece_bytes, default=None)
+    if memory is None or largest is None or largest.piece_bytes * PIECE_SHARE <= memory:
+        return []
+    least = largest.piece_bytes * PIECE_SHARE
+    one = "a row" if len(largest.row_blocks) == largest.info.rows else "the whole"
+    return [
+        f"memory: '{largest.info.name}' needs {bytes_text(least)}, for {one} of all models and what is made of it in "
+        f"every worker, and {bytes_text(memory)} are allowed; set memory to {-(-least // 10**6)}MB or more."
+    ]
 
 
 def _judge(

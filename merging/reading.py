@@ -40,7 +40,9 @@ class Reader:
 
     def pieces(self, tensors: Sequence[TensorPlan], *, again: bool) -> Pieces:
         """The pieces of some tensors; if they will be read again and fit, they are kept from the first time on."""
-        return Pieces(self, tensors, {} if again and input_bytes(tensors) <= KEEP_BYTES else None)
+        return Pieces(
+            self, tensors, {} if again and input_bytes(tensors) <= self.plan.keep(KEEP_BYTES) else None
+        )
 
     def rows(self, one: Input, start: int, stop: int) -> torch.Tensor:
         """Rows of one model's tensor as they are stored."""

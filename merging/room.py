@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from merging.atomic_folder import hidden_names
-from merging.errors import OutputError
+from merging.errors import MergingError, OutputError
 from merging.recipe import path_exists
 from merging.writer import ensure_replaceable
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def parse_bytes(size: str | int | None) -> int | None:
+    """A number of bytes as people write it: `512MB`, `1.5 GiB`; None stays None.
+
+    Raises:
+        MergingError: it is none.
+    """
+    if size is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    units = {unit.lower(): count for unit, count in UNITS.items()}
+    if found is None or (found[2] or "B").lower() not in units:
+        raise MergingError(
+            f"memory: {str(size)[:40]!r} is no number of bytes; write for example 512MB or 2GB."
+        )
+    return int(float(found[1]) * units[(found[2] or "B").lower()])
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes with a unit, such as `98.3 kB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def output_problem(out: Path, inputs: Iterable[Path]) -> list[str]:

@@ -52,22 +52,34 @@ class TensorPlan:
         return (*((self.base,) if self.base else ()), *self.experts)
 
     @property
+    def piece_bytes(self) -> int:
+        """Float32 bytes of its largest piece over base and experts."""
+        rows = max((stop - start for start, stop in self.row_blocks), default=0)
+        return rows * self.info.row_elements * 4 * (len(self.experts) + 1)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The experts as the recipe names them."""
         return tuple(one.model for one in self.experts)
 
 
 def plan_tensors(
-    recipe: Recipe, slots: Sequence[Slot], settings: Settings, *, complete: bool = True
+    recipe: Recipe,
+    slots: Sequence[Slot],
+    settings: Settings,
+    *,
+    complete: bool = True,
+    piece_bytes: int | None = None,
 ) -> tuple[list[TensorPlan], list[str]]:
     """A plan for every slot, and the problems found on the way. In a layout that is not `complete` it is no problem
-    that a glob matches no tensor."""
+    that a glob matches no tensor. Pieces take `piece_bytes` at most, but one row at least."""
+    piece = PIECE_BYTES if piece_bytes is None else min(PIECE_BYTES, piece_bytes)
     unused = set(recipe.exclude)
     planned = []
     for slot in slots:
         matching = {glob for glob in recipe.exclude if fnmatchcase(slot.name, glob)}
         unused -= matching
-        planned.append(_plan_tensor(recipe, slot, settings, excluded=bool(matching)))
+        planned.append(_plan_tensor(recipe, slot, settings, piece, excluded=bool(matching)))
     problems = list(settings.problems_found)
     if complete:
         problems += [f"exclude: '{glob}' matches no tensor." for glob in sorted(unused)]
@@ -75,7 +87,9 @@ def plan_tensors(
     return planned, problems + list(_mixed_scopes(planned))
 
 
-def _plan_tensor(recipe: Recipe, slot: Slot, settings: Settings, *, excluded: bool) -> TensorPlan:
+def _plan_tensor(
+    recipe: Recipe, slot: Slot, settings: Settings, piece_bytes: int, *, excluded: bool
+) -> TensorPlan:
     stored = slot.reference.info
     assert stored is not None
     merged = not excluded and stored.dtype in MERGEABLE
@@ -83,7 +97,7 @@ def _plan_tensor(recipe: Recipe, slot: Slot, settings: Settings, *, excluded: bo
     inputs = [one.info for one in slot.inputs if one.info is not None]
     info = replace(stored, name=slot.name, dtype=_out_dtype(recipe, stored, inputs), file=None, start=0)
     whole = settings.method.whole_vectors and len(info.shape) == 1
-    piece = PIECE_BYTES // (4 * (len(slot.experts) + 1))
+    piece = piece_bytes // (4 * (len(slot.experts) + 1))
     return TensorPlan(
         info=info,
         method=method,

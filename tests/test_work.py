@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,18 +74,21 @@ def plan_of(tmp_path, write_recipe, monkeypatch):
     return make
 
 
+def counting(count: dict[str, int], name: str, call: Callable[..., int]) -> Callable[..., int]:
+    def counted(*arguments) -> int:
+        done = call(*arguments)
+        count[name] += done
+        return done
+
+    return counted
+
+
 @pytest.fixture
 def moved(monkeypatch) -> dict[str, int]:
     """Bytes that the system really reads and writes at places in files."""
     count = {"preadv": 0, "pwritev": 0}
     for name in count:
-
-        def call(*arguments, name=name, original=getattr(os, name)):
-            done = original(*arguments)
-            count[name] += done
-            return done
-
-        monkeypatch.setattr(os, name, call)
+        monkeypatch.setattr(os, name, counting(count, name, getattr(os, name)))
     return count
 
 
