@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from components.settings import Settings
-from merging.inference import ModelCache
 from merging.jobs import JobStore
+from merging.model_cache import ModelCache
 
 
 def job_store(settings: Settings) -> JobStore:

@@ -29,6 +29,8 @@ from merging.relations import Products, Relations
 from merging.statistics import Accumulator, Attained
 from merging.tensor_plan import GroupKey, TensorPlan
 
+_Rows = tuple[torch.Tensor, ops.Tally]
+
 
 class Sink(Protocol):
     """Where merged rows go, maybe from several threads at once; a `CheckpointWriter` or tensors in memory."""
@@ -252,32 +254,15 @@ class _Run:
             accumulator.combine(other)
 
     def copy(self, tensors: Sequence[TensorPlan], sink: Sink) -> Iterator[Progress]:
-        """Write the reference's values; an integer tensor must be the same in every model."""
+        """Write the reference's values."""
         for tensor in tensors:
-            name, reference = tensor.info.name, tensor.reference
             for start, stop in tensor.row_blocks:
-                rows = self.reader.rows(reference, start, stop)
-                if tensor.info.dtype not in MERGEABLE and not tensor.excluded:
-                    self._require_equal(tensor, rows, start, stop)
-                rows = rows.to(tensor.info.torch_dtype)
-                if rows.is_floating_point() and not ops.all_finite(rows):
-                    raise MergingError(
-                        f"'{name}': copied from {reference.source.label}, and not finite as {tensor.info.dtype}. Set "
-                        "out_dtype: float32, or use an intact model."
-                    )
-                sink.write(name, rows, start)
+                rows = copied(tensor, self.reader.rows(tensor.reference, start, stop), start)
+                sink.write(tensor.info.name, rows, start)
                 self.bytes_written += rows.nbytes
                 self.work_done += rows.numel()
                 self.tensors_done["merging"] += stop == tensor.info.rows
                 yield self._progress("merging", len(self.plan.tensors))
-
-    def _require_equal(self, tensor: TensorPlan, rows: torch.Tensor, start: int, stop: int) -> None:
-        for expert in tensor.experts:
-            if not torch.equal(expert.source.read(expert.name, start, stop), rows):
-                raise MergingError(
-                    f"{expert.model}: '{expert.name}' is {tensor.info.dtype} and differs from the base's; such tensors can "
-                    "only be copied. Exclude it to keep the base's."
-                )
 
     def advance(self, stage: str, spot: Spot, tensors: int) -> Progress:
         with self.lock:
@@ -334,8 +319,7 @@ class _Run:
                 watch.update(outcome)
             rows = outcome.rows
         else:
-            rows, tally = swept or _rows_of(tensor, piece, known)
-            _require_finite_rows(self.plan, tensor, piece, rows, tally)
+            rows, tally = rows_of(self.plan, tensor, piece, known, swept)
         sink.write(tensor.info.name, rows, piece.start)
         return _Merged(rows.nbytes, products, _Totals.of(piece, tally))
 
@@ -349,6 +333,34 @@ class _Made:
     attained: list[Attained] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     results: list[TensorResult] = field(default_factory=list)
+
+
+def copied(tensor: TensorPlan, rows: torch.Tensor, start: int) -> torch.Tensor:
+    """The reference's rows from row `start` on, as the output has them.
+
+    Raises:
+        MergingError: the result is not finite, or integers that differ between the models.
+    """
+    name = tensor.info.name
+    if tensor.info.dtype not in MERGEABLE and not tensor.excluded:
+        _require_equal(tensor, rows, start)
+    cast = rows.to(tensor.info.torch_dtype)
+    if cast.is_floating_point() and not ops.all_finite(cast):
+        raise MergingError(
+            f"'{name}': copied from {tensor.reference.source.label}, and not finite as {tensor.info.dtype}. Set "
+            "out_dtype: float32, or use an intact model."
+        )
+    return cast
+
+
+def _require_equal(tensor: TensorPlan, rows: torch.Tensor, start: int) -> None:
+    stop = start + (len(rows) if rows.ndim else 1)
+    for expert in tensor.experts:
+        if not torch.equal(expert.source.read(expert.name, start, stop), rows):
+            raise MergingError(
+                f"{expert.model}: '{expert.name}' is {tensor.info.dtype} and differs from the base's; such tensors can "
+                "only be copied. Exclude it to keep the base's."
+            )
 
 
 def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any) -> tuple[Outcome, ops.Tally]:
@@ -371,16 +383,27 @@ def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any) -> tupl
     return outcome, tally
 
 
-def _rows_of(tensor: TensorPlan, piece: Piece, known: Any) -> tuple[torch.Tensor, ops.Tally]:
-    """The rows of `outcome_of`, bit by bit, and their sums, where nobody asks how they came about."""
+def rows_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, swept: _Rows | None = None) -> _Rows:
+    """The rows of `outcome_of`, bit by bit, and their sums, where nobody asks how they came about; they may be `_swept`
+    already.
+
+    Raises:
+        MergingError: the result is not finite.
+    """
     method, dtype = tensor.method, tensor.info.torch_dtype
     assert method is not None
-    if not method.elementwise:
-        return _merged_whole(method, piece, known, dtype)[1:]
-    return ops.finish(piece.base, method.change_of(piece, known), dtype, in_float32=False)[1:]
+    if swept is not None:
+        rows, tally = swept
+    elif method.elementwise:
+        change = method.change_of(piece, known)
+        _, rows, tally = ops.finish(piece.base, change, dtype, in_float32=False)
+    else:
+        _, rows, tally = _merged_whole(method, piece, known, dtype)
+    _require_finite_rows(plan, tensor, piece, rows, tally)
+    return rows, tally
 
 
-def _swept(tensor: TensorPlan, piece: Piece) -> tuple[torch.Tensor, ops.Tally] | None:
+def _swept(tensor: TensorPlan, piece: Piece) -> _Rows | None:
     """The same in one sweep over what is stored, where the method and the values allow it; the piece then knows its
     products."""
     method, dtype = tensor.method, tensor.info.torch_dtype

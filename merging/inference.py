@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, MergingError
 
 SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
@@ -46,32 +44,55 @@ class LoadedModel:
         folder = Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"There is no model folder at {folder}.")
-        if not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
-            raise CheckpointError(f"The model in {folder} has no tokenizer: add its tokenizer.json.")
-        with _LOADING:
-            return cls._load(folder, device)
+        return cls._loaded(folder, device, f"The model in {folder}", _from_folder)
 
     @classmethod
-    def _load(cls, folder: Path, device: str) -> LoadedModel:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def of(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any],
+        folder: Path,
+        *,
+        chat_template: str | None = None,
+        device: str = "cpu",
+    ) -> LoadedModel:
+        """A model of tensors in memory, as `load` makes it of a folder that holds them. No weight is read or written.
 
-        dtype = "float32" if device == "cpu" else "auto"
+        Args:
+            config: the content of its config.json.
+            folder: a model of the same kind, which gives tokenizer and generation settings.
+            chat_template: takes the place of the tokenizer's.
+
+        Raises:
+            CheckpointError: transformers cannot make such a model of them, or the folder has no tokenizer.
+        """
+
+        def make(folder: Path, dtype: str) -> tuple[Any, Any]:
+            return _from_memory(tensors, config, folder, dtype)
+
+        loaded = cls._loaded(folder, device, "The merged model", make)
+        if chat_template is not None:
+            loaded.tokenizer.chat_template = chat_template
+        return loaded
+
+    @classmethod
+    def _loaded(cls, folder: Path, device: str, name: str, make: _Make) -> LoadedModel:
+        if not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
+            raise CheckpointError(f"The model in {folder} has no tokenizer: add its tokenizer.json.")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE_LOADING
-            )
-            model, info = loaded
-            model = model.to(device).eval()
+            with _LOADING:
+                from transformers import AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
+                model, info = make(folder, "float32" if device == "cpu" else "auto")
+                model = model.to(device).eval()
         except torch.OutOfMemoryError as cause:
-            raise CheckpointError(
-                f"The model in {folder} does not fit into the memory of {device}."
-            ) from cause
+            raise CheckpointError(f"{name} does not fit into the memory of {device}.") from cause
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
-            raise CheckpointError(f"The model in {folder} cannot be loaded: {_reason(cause)}") from cause
+            raise CheckpointError(f"{name} cannot be loaded: {_reason(cause)}") from cause
         if missing := sorted(info["missing_keys"]):
             raise CheckpointError(
-                f"The model in {folder} cannot be loaded: config.json asks for weights that are not there "
+                f"{name} cannot be loaded: config.json asks for weights that are not there "
                 f"({len(missing)}, such as {missing[0]})."
             )
         return cls(model, tokenizer, folder, device)
@@ -113,6 +134,40 @@ class LoadedModel:
     def context(self) -> int | None:
         """How many tokens a conversation may have; None where the config does not say."""
         return getattr(self.model.config, "max_position_embeddings", None)
+
+
+_Make = Callable[[Path, str], tuple[Any, Any]]
+"""A folder and a dtype to a model, and what transformers says of its loading."""
+
+
+def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE_LOADING
+    )
+    return loaded
+
+
+def _from_memory(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], folder: Path, dtype: str
+) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    kind = type(AutoConfig.from_pretrained(folder, **SAFE_LOADING))
+    with torch.device("meta"):  # only to learn its class: AutoModel itself takes no tensors
+        hollow = AutoModelForCausalLM.from_config(kind.from_dict(dict(config)), trust_remote_code=False)
+    model, info = type(hollow).from_pretrained(
+        None,
+        config=hollow.config,
+        state_dict=dict(tensors),
+        dtype=dtype,
+        output_loading_info=True,
+        **SAFE_LOADING,
+    )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model, info
 
 
 def _reason(error: Exception) -> str:
@@ -252,45 +307,3 @@ class _Draw:
             scores = scores.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
         noise = torch.empty(scores.shape).exponential_(generator=self.generator).log().neg()
         return scores + noise.to(scores.device)
-
-
-class ModelCache:
-    """Models kept in memory, the least recently used given up first once they take more than `limit` bytes.
-
-    A model is known by its folder, its fingerprint and its device: a folder that was written anew is loaded anew.
-    """
-
-    def __init__(self, limit: int = 4 << 30):
-        self.limit = limit
-        self._models: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
-        self._loading = threading.Lock()
-        self._lock = threading.Lock()
-
-    def get(self, path: str | Path, device: str = "cpu") -> LoadedModel:
-        """The model in a folder, loaded if need be.
-
-        Raises:
-            CheckpointError: as `LoadedModel.load`.
-        """
-        folder = Path(path).resolve()
-        key = (str(folder), Checkpoint.open(folder).fingerprint, device)
-        if (model := self._resident(key)) is not None:
-            return model
-        with self._loading:
-            if (model := self._resident(key)) is not None:
-                return model
-            model = LoadedModel.load(folder, device)
-            with self._lock:
-                self._models[key] = model
-                while len(self._models) > 1 and sum(m.nbytes for m in self._models.values()) > self.limit:
-                    self._models.popitem(last=False)
-            return model
-
-    def _resident(self, key: tuple[str, str, str]) -> LoadedModel | None:
-        with self._lock:
-            if key in self._models:
-                self._models.move_to_end(key)
-            return self._models.get(key)
-
-    def __len__(self) -> int:
-        return len(self._models)

@@ -54,7 +54,7 @@ def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished) -> None
     reference = plan.reference
     if not isinstance(reference, Checkpoint) or not reference.config:
         return
-    writer.add_text("config.json", json.dumps(_config(plan, reference), indent=2) + "\n")
+    writer.add_text("config.json", json.dumps(config_of(plan, reference), indent=2) + "\n")
     for name in ("generation_config.json", *TOKENIZER_FILES):
         if (file := reference.folder / name).is_file():
             writer.add_file(file)
@@ -62,7 +62,8 @@ def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished) -> None
         writer.add_text("chat_template.jinja", plan.recipe.chat_template)
 
 
-def _config(plan: Plan, reference: Checkpoint) -> dict[str, object]:
+def config_of(plan: Plan, reference: Checkpoint) -> dict[str, object]:
+    """The config.json of a plan's output: the reference's, with the blocks and the dtype of the output."""
     stored = {DTYPE_WORDS[t.info.dtype] for t in plan.tensors if t.info.dtype in DTYPE_WORDS}
     dtype = plan.recipe.out_dtype or plan.recipe.dtype or (stored.pop() if len(stored) == 1 else "float32")
     config = dict(reference.config)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from merging.cuts import KeyHistogram, LargestCut
-from merging.engine import outcome_of, require_finite
+from merging.engine import Sink, copied, outcome_of, require_finite, rows_of
 from merging.events import Progress
 from merging.methods import Group, Survey
 from merging.pieces import Outcome, Piece
@@ -55,8 +55,6 @@ def merged(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]
     for step in _surveyed(plan, family):
         if step is not None:
             tensor, piece, known = step
-            if not family.finite(tensor):
-                require_finite(plan, tensor, piece)
             outcome, _ = outcome_of(plan, tensor, piece, known)
             if plan.base is None:
                 outcome = replace(outcome, piece=family.under(piece))
@@ -65,6 +63,23 @@ def merged(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]
             read += piece.models.nbytes + (0 if piece.base is None else piece.base.nbytes)
         share = len(done) / max(1, count)
         yield Progress("merging", len(done), count, read, share, time.perf_counter() - started)
+
+
+def write(plan: Plan, family: Family, sink: Sink) -> None:
+    """Merge a family in memory into a sink: the bits that `engine.run_plan` writes.
+
+    Raises:
+        MergingError: the merge itself would fail.
+    """
+    for step in _surveyed(plan, family):
+        if step is not None:
+            tensor, piece, known = step
+            sink.write(tensor.info.name, rows_of(plan, tensor, piece, known)[0], piece.start)
+    for tensor in plan.tensors:
+        if tensor.method is None and tensor.info.elements:
+            source, name = tensor.reference.source, tensor.reference.name
+            for start, stop in tensor.row_blocks:
+                sink.write(tensor.info.name, copied(tensor, source.read(name, start, stop), start), start)
 
 
 def show(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]:
@@ -97,7 +112,10 @@ def _surveyed(plan: Plan, family: Family) -> Iterator[tuple[TensorPlan, Piece, A
             found = known
             if name is not None:
                 found = yield from _known(method.refine(_group(plan, family, part), known), some, family)
-            yield from ((tensor, piece, found) for tensor, piece in some)
+            for tensor, piece in some:
+                if not family.finite(tensor):
+                    require_finite(plan, tensor, piece)
+                yield tensor, piece, found
 
 
 def _group(plan: Plan, family: Family, tensors: Sequence[TensorPlan]) -> Group:

@@ -173,8 +173,14 @@ def family_bytes(plan: Plan, elements: int | None = None) -> int:
 def family_key(plan: Plan) -> Hashable:
     """What the pieces of a plan depend on: the models' contents, their layout, and what they are rounded to."""
     sources = tuple(source_key(source) for source in sources_of(plan))
+    numbers = {id(source): number for number, source in enumerate(sources_of(plan))}
+
+    def place(one: Input) -> Hashable:
+        number = numbers.get(id(one.source))
+        return source_key(one.source) if number is None else number, one.name
+
     layout = tuple(
-        (t.info.name, t.info.shape, t.reference.name, tuple(one.name for one in t.inputs))
+        (t.info.name, t.info.shape, place(t.reference), tuple(place(one) for one in t.inputs))
         for t in plan.tensors
     )
     return sources, plan.work_dtype, plan.base is None, layout
