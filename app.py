@@ -41,7 +41,7 @@ def build_app(settings: Settings) -> gr.Blocks:
                 inspect = build_inspect_tab()
             with gr.Tab("3 Merge", id="merge") as merge_page:
                 merge = build_merge_tab(settings)
-            with gr.Tab("4 Chat", id="chat"):
+            with gr.Tab("4 Chat", id="chat") as chat_page:
                 chat = build_chat_tab(settings)
 
         def remember_owner(stored: str | None) -> str:
@@ -54,7 +54,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_inspect_tab(inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared, merge_page.select)
         wire_importance_notice(merge.importance, merge, inspect.importance, settings, shared)
-        wire_chat_tab(chat, settings, shared, merge.fresh, merge.shown, merge.next)
+        wire_chat_tab(app, chat, settings, shared, merge, chat_page.select)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")

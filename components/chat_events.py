@@ -19,6 +19,7 @@ from components.backend import job_store, model_cache
 from components.chat_models import (
     COLUMNS,
     NOBODY,
+    Visit,
     choices,
     examples,
     fill,
@@ -27,10 +28,10 @@ from components.chat_models import (
     to_front,
     without_the_gone,
 )
+from components.chat_recipe import RECIPE, can_be_asked, page_merges, summary
 from components.chat_replies import Reply, answer_together
 from components.family import Family
 from components.settings import Settings
-from components.shared import owner_id
 from merging import MergingError
 from merging.engine import resolve_device
 from merging.inference import LoadedModel, Sampling
@@ -42,6 +43,7 @@ LIMITS = (
     "Anything else they answer with noise."
 )
 MERGE_FIRST = "No merge of yours yet: make one under Merge and it appears in the first column. The parents answer already."
+RECIPE_TOO = "So does the recipe under Merge as it stands: choose it in a column."
 
 Talk = list[list[dict[str, str]]]
 
@@ -63,16 +65,14 @@ def silence() -> Talk:
     return [[] for _ in range(COLUMNS)]
 
 
-def intro_html(settings: Settings, family: Family, *, merged: bool) -> str:
-    """What can be expected of these models, and what is missing."""
+def intro_html(settings: Settings, family: Family, *, merged: bool, recipe: bool = False) -> str:
+    """What can be expected of these models, and what is missing; `recipe`: whether that can be asked."""
     lines = [LIMITS] if is_demo(settings, family) else []
-    lines += [] if merged else [MERGE_FIRST]
+    lines += [] if merged else [f"{MERGE_FIRST} {RECIPE_TOO}" if recipe else MERGE_FIRST]
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def refresh(
-    settings: Settings, session: str, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]
-) -> list[Any]:
+def refresh(visit: Visit, talk: Talk, chosen: Sequence[str]) -> list[Any]:
     """Who can be asked now; a column whose model is gone gets another.
 
     Returns:
@@ -82,12 +82,10 @@ def refresh(
     def arrange(available: Sequence[str]) -> list[str]:
         return fill(without_the_gone(chosen, available), available)
 
-    return _page(settings, session, family, stored, talk, chosen, arrange)
+    return _page(visit, talk, chosen, arrange)
 
 
-def take_family(
-    settings: Settings, session: str, family: Family, stored: Any, talk: Talk, chosen: Sequence[str]
-) -> list[Any]:
+def take_family(visit: Visit, talk: Talk, chosen: Sequence[str]) -> list[Any]:
     """Other models were chosen: merges and models that have been asked stay, the rest is filled anew.
 
     Returns:
@@ -95,24 +93,18 @@ def take_family(
     """
 
     def arrange(available: Sequence[str]) -> list[str]:
-        stay = [key.startswith("job:") or bool(said) for key, said in zip(chosen, talk, strict=True)]
+        stay = [
+            key.startswith(("job:", RECIPE)) or bool(said) for key, said in zip(chosen, talk, strict=True)
+        ]
         columns = [
             key if there and key in available else None for key, there in zip(chosen, stay, strict=True)
         ]
         return fill(columns, available)
 
-    return _page(settings, session, family, stored, talk, chosen, arrange)
+    return _page(visit, talk, chosen, arrange)
 
 
-def take_fresh(
-    settings: Settings,
-    session: str,
-    family: Family,
-    stored: Any,
-    talk: Talk,
-    chosen: Sequence[str],
-    fresh: str,
-) -> list[Any]:
+def take_fresh(visit: Visit, talk: Talk, chosen: Sequence[str], fresh: str) -> list[Any]:
     """The newest merge takes the first column unless it has one already or a question is being answered.
 
     Returns:
@@ -122,20 +114,18 @@ def take_fresh(
 
     def arrange(available: Sequence[str]) -> list[str]:
         keys = fill(without_the_gone(chosen, available), available)
-        if merged not in available or merged in keys or session in _running:
+        if merged not in available or merged in keys or visit.session in _running:
             return keys
         before = keys[0]
         keys[0] = merged
-        if before.startswith("expert:") and NOBODY in keys:
+        if before.startswith(("expert:", RECIPE)) and NOBODY in keys:
             keys[keys.index(NOBODY)] = before
         return keys
 
-    return _page(settings, session, family, stored, talk, chosen, arrange)
+    return _page(visit, talk, chosen, arrange)
 
 
-def take_merge(
-    settings: Settings, session: str, family: Family, stored: Any, talk: Talk, chosen: Sequence[str], id: str
-) -> list[Any]:
+def take_merge(visit: Visit, talk: Talk, chosen: Sequence[str], id: str) -> list[Any]:
     """A certain merge of this owner takes the first column; nothing changes where the id names none.
 
     Returns:
@@ -147,33 +137,44 @@ def take_merge(
         keys = fill(without_the_gone(chosen, available), available)
         return to_front(keys, merged) if merged in available else keys
 
-    return _page(settings, session, family, stored, talk, chosen, arrange)
+    return _page(visit, talk, chosen, arrange)
+
+
+def look(visit: Visit, chosen: Sequence[str]) -> list[Any]:
+    """Somebody came to the tab: who can be asked with the recipe as it is by now. Dropdowns, introduction."""
+    options = _options(visit, chosen)
+    return [*(gr.update(choices=options) for _ in chosen), _intro(visit, options)]
+
+
+def _options(visit: Visit, chosen: Sequence[str]) -> list[tuple[str, str]]:
+    """Who can be asked; a column that has the recipe keeps it even where it cannot run, and says so when it is asked."""
+    recipe = RECIPE in chosen or can_be_asked(visit.recipe)
+    return choices(job_store(visit.settings), visit.owner, visit.family, recipe=recipe)
+
+
+def _intro(visit: Visit, options: Sequence[tuple[str, str]]) -> str:
+    keys = [key for _, key in options]
+    merged = any(key.startswith("job:") for key in keys)
+    return intro_html(visit.settings, visit.family, merged=merged, recipe=RECIPE in keys)
 
 
 def _page(
-    settings: Settings,
-    session: str,
-    family: Family,
-    stored: Any,
-    talk: Talk,
-    before: Sequence[str],
-    arrange: Callable[[Sequence[str]], list[str]],
+    visit: Visit, talk: Talk, before: Sequence[str], arrange: Callable[[Sequence[str]], list[str]]
 ) -> list[Any]:
     """The tab after `arrange` chose among the keys that are available; a conversation moves with its model."""
-    options = choices(job_store(settings), owner_id(settings, stored), family)
-    available = [key for _, key in options]
-    chosen = arrange(available)
-    _leave(session, before, chosen)
+    options = _options(visit, before)
+    chosen = arrange([key for _, key in options])
+    _leave(visit, before, chosen)
     talk = [_said_to(key, column, talk, before) for column, key in enumerate(chosen)]
-    demo = is_demo(settings, family)
+    demo = is_demo(visit.settings, visit.family)
     return [
         *(gr.update(choices=options, value=key) for key in chosen),
         *_chats(talk, chosen),
         *_cleared(chosen, before),
         talk,
         chosen,
-        intro_html(settings, family, merged=any(key.startswith("job:") for key in available)),
-        *(gr.update(visible=demo) for _ in examples(settings.demo)),
+        _intro(visit, options),
+        *(gr.update(visible=demo) for _ in examples(visit.settings.demo)),
     ]
 
 
@@ -183,7 +184,7 @@ def _said_to(key: str, column: int, talk: Talk, before: Sequence[str]) -> list[d
     return talk[before.index(key)] if key != NOBODY and key in before else []
 
 
-def choose(column: int, session: str, key: str, talk: Talk, before: Sequence[str]) -> list[Any]:
+def choose(column: int, visit: Visit, key: str, talk: Talk, before: Sequence[str]) -> list[Any]:
     """Another model in one column: its chat, its note, the conversations, the chosen keys.
 
     A dropdown that is only left sends its choice as well; then there is nothing to do.
@@ -192,7 +193,7 @@ def choose(column: int, session: str, key: str, talk: Talk, before: Sequence[str
         return [gr.skip()] * 4
     talk = [[] if number == column else said for number, said in enumerate(talk)]
     chosen = [key if number == column else other for number, other in enumerate(before)]
-    _leave(session, before, chosen)
+    _leave(visit, before, chosen)
     return [gr.update(value=[], visible=key != NOBODY), "", talk, chosen]
 
 
@@ -208,16 +209,12 @@ def stop(request: gr.Request) -> None:
         asking.halt.set()
 
 
-def ask(
-    settings: Settings,
-    session: str,
-    prompt: str,
-    family: Family,
-    stored: Any,
-    talk: Talk,
-    keys: Sequence[str],
-    *numbers: Any,
-) -> Iterator[list[Any]]:
+def close(settings: Settings, session: str) -> None:
+    """The page is closed: what was merged for it alone is freed."""
+    page_merges(settings).leave(session)
+
+
+def ask(visit: Visit, prompt: str, talk: Talk, keys: Sequence[str], *numbers: Any) -> Iterator[list[Any]]:
     """Put one question to the models of all columns and stream what they say.
 
     `numbers` are temperature, top-p, length and seed.
@@ -226,17 +223,20 @@ def ask(
         Chats, notes, conversations, question field, buttons to send, stop and clear.
     """
     prompt = (prompt or "").strip()
-    if session in _running or not _can_be_asked(prompt, keys):
+    if visit.session in _running or not _can_be_asked(prompt, keys):
         yield [gr.skip()] * (2 * COLUMNS + 5)
         return
     asked = [
         [*said, {"role": "user", "content": prompt}] if key != NOBODY else []
         for said, key in zip(talk, keys, strict=True)
     ]
-    loaders = _loaders(settings, owner_id(settings, stored), family, keys)
-    replies = {column: Reply(load, asked[column]) for column, load in loaders.items()}
-    answers = {example.prompt: example.answer for example in examples(settings.demo)}
-    asking = _running[session] = _Asking()
+    loaders = _loaders(visit, keys)
+    about = {RECIPE: summary(visit.recipe, visit.family)} if RECIPE in keys else {}
+    replies = {
+        column: Reply(load, asked[column], about.get(keys[column], "")) for column, load in loaders.items()
+    }
+    answers = {example.prompt: example.answer for example in examples(visit.settings.demo)}
+    asking = _running[visit.session] = _Asking()
     try:
         yield [*_chats(asked, keys), *_notes(replies), talk, "", *_buttons(running=True)]
         for _ in answer_together(list(replies.values()), _sampling(*numbers), asking.halt):
@@ -248,8 +248,8 @@ def ask(
             yield [*_told(shown, keys, _notes(replies), kept, asking), gr.skip(), *_buttons(running=True)]
     finally:
         asking.halt.set()
-        if _running.get(session) is asking:
-            del _running[session]
+        if _running.get(visit.session) is asking:
+            del _running[visit.session]
     notes = _notes(replies, answers.get(prompt))
     question = prompt if all(reply.failed for reply in replies.values()) else gr.skip()
     yield [*_told(shown, keys, notes, kept, asking), question, *_buttons(running=False)]
@@ -266,11 +266,14 @@ def _told(shown: Talk, keys: Sequence[str], notes: Sequence[str], kept: Talk, as
     ]
 
 
-def _leave(session: str, before: Sequence[str], chosen: Sequence[str]) -> None:
-    """Keep a question that is being answered out of the columns that have another model now."""
-    asking = _running.get(session)
+def _leave(visit: Visit, before: Sequence[str], chosen: Sequence[str]) -> None:
+    """Keep a question that is being answered out of the columns that have another model now, and free the recipe's merge
+    once no column asks it."""
+    asking = _running.get(visit.session)
     if asking is not None:
         asking.left |= {column for column, key in enumerate(chosen) if key != before[column]}
+    if RECIPE in before and RECIPE not in chosen:
+        page_merges(visit.settings).leave(visit.session)
 
 
 def _can_be_asked(prompt: str, keys: Sequence[str]) -> bool:
@@ -293,23 +296,24 @@ def typed(prompt: str, request: gr.Request) -> dict[str, Any]:
     return gr.update(interactive=ready)
 
 
-def _loaders(
-    settings: Settings, owner: str, family: Family, keys: Sequence[str]
-) -> dict[int, Callable[[], LoadedModel]]:
+def _loaders(visit: Visit, keys: Sequence[str]) -> dict[int, Callable[[], LoadedModel]]:
     """For every column that names a model, how to get it; one that is gone says so when it is loaded."""
-    device = str(resolve_device(settings.device))
+    device = str(resolve_device(visit.settings.device))
 
     def load(folder: Path | None) -> LoadedModel:
         if folder is None:
             raise MergingError("This model is no longer there. Choose another.")
-        return model_cache(settings).get(folder, device)
+        return model_cache(visit.settings).get(folder, device)
 
-    store = job_store(settings)
-    return {
-        column: partial(load, locate(store, owner, family, key))
-        for column, key in enumerate(keys)
-        if key != NOBODY
-    }
+    def loader(key: str) -> Callable[[], LoadedModel]:
+        if key == RECIPE:
+            merges = page_merges(visit.settings)
+            merges.enter(visit.session)
+            return partial(merges.model, visit.session, visit.recipe, device)
+        return partial(load, locate(store, visit.owner, visit.family, key))
+
+    store = job_store(visit.settings)
+    return {column: loader(key) for column, key in enumerate(keys) if key != NOBODY}
 
 
 def _sampling(temperature: float, top_p: float, length: float, seed: float | None) -> Sampling:
@@ -349,7 +353,7 @@ def note_html(reply: Reply | None, expected: str | None) -> str:
         return ""
     if reply.error:
         return f'<p class="ch-note problem" role="alert">{html.escape(reply.error)}</p>'
-    parts = []
+    parts = [reply.about] if reply.about else []
     if reply.tokens:
         parts.append(f"{reply.tokens} token{'s' if reply.tokens != 1 else ''}")
     if reply.rate is not None:
@@ -363,10 +367,9 @@ def note_html(reply: Reply | None, expected: str | None) -> str:
         right = reply.text.strip() == expected
         words = "right" if right else f"expected {expected}"
         badge = f'<span class="badge badge-{"good" if right else "bad"}">{html.escape(words)}</span>'
-    words = html.escape(" · ".join(parts))
-    return (
-        f'<p class="ch-note">{badge}<span>{words or ("loading" if reply.loading else "thinking")}</span></p>'
-    )
+    if not (reply.tokens or reply.stopped or reply.ended):
+        parts.append("loading" if reply.loading else "thinking")
+    return f'<p class="ch-note">{badge}<span>{html.escape(" · ".join(parts))}</span></p>'
 
 
 def _buttons(*, running: bool) -> list[Any]:

@@ -1,7 +1,7 @@
 """Who can be asked in the Chat tab, and the demo's example questions.
 
-A model is named by a key: `job:ID` for a merge of this owner, and `base:HASH` or `expert:HASH` for a model of the
-family, with a hash of its folder: another model never has the same key.
+A model is named by a key: `job:ID` for a merge of this owner, `recipe:` for the merge of the page's own recipe, and
+`base:HASH` or `expert:HASH` for a model of the family, with a hash of its folder: another model never has the same key.
 """
 
 from __future__ import annotations
@@ -13,15 +13,35 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from components.chat_recipe import LABEL, RECIPE
 from components.family import DEMO_EXPERTS, Family
 from components.settings import Settings
+from components.shared import owner_id
+from merging import Recipe
 from merging.jobs import JobStore
 
 COLUMNS = 4
 NOBODY = ""
 EXAMPLES_PER_TASK = 2
 LONGEST_EXAMPLE = 40
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One open page: what tells it from others, its models, the recipe in its Merge tab, and the owner it is `stored`
+    under."""
+
+    settings: Settings
+    session: str
+    family: Family
+    recipe: Recipe
+    stored: Any
+
+    @property
+    def owner(self) -> str:
+        return owner_id(self.settings, self.stored)
 
 
 @dataclass(frozen=True)
@@ -32,14 +52,15 @@ class Example:
     answer: str
 
 
-def choices(store: JobStore, owner: str, family: Family) -> list[tuple[str, str]]:
-    """Label and key of every model that can be asked: merges first, the newest at the top."""
+def choices(store: JobStore, owner: str, family: Family, *, recipe: bool = False) -> list[tuple[str, str]]:
+    """Label and key of every model that can be asked: merges first, the newest at the top, then the recipe if that can."""
     merges = []
     for job in store.list(owner):
         if job.state == "done" and store.model(owner, job.id) is not None:
             when = time.strftime("%H:%M", time.localtime(job.created))
             merges.append((f"{job.title} ({when})", f"job:{job.id}"))
-    return [*merges, *_named(family), ("nobody", NOBODY)]
+    unsaved = [(LABEL, RECIPE)] if recipe else []
+    return [*merges, *unsaved, *_named(family), ("nobody", NOBODY)]
 
 
 def _named(family: Family) -> list[tuple[str, str]]:

@@ -21,10 +21,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Reply:
-    """One model's answer as far as it has come. `rate` is tokens a second, reading the question included."""
+    """One model's answer as far as it has come. `rate` is tokens a second, reading the question included; `about` says
+    which model it was where its column does not."""
 
     load: Callable[[], LoadedModel]
     messages: Sequence[Message]
+    about: str = ""
     text: str = ""
     tokens: int = 0
     note: str = ""

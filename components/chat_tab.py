@@ -12,8 +12,9 @@ import gradio as gr
 
 from components import chat_events as events
 from components.backend import job_store
-from components.chat_models import COLUMNS, NOBODY, choices, default_keys, examples
+from components.chat_models import COLUMNS, NOBODY, Visit, choices, default_keys, examples
 from components.family import Family
+from components.merge_tab import MergeTab
 from components.settings import Settings
 from components.shared import LOCAL_OWNER, Shared
 
@@ -155,58 +156,66 @@ def _build_sampling() -> tuple[gr.components.Component, ...]:
 
 
 def wire_chat_tab(
-    tab: ChatTab,
-    settings: Settings,
-    shared: Shared,
-    fresh: gr.State,
-    shown: gr.State,
-    open: gr.Button,
+    app: gr.Blocks, tab: ChatTab, settings: Settings, shared: Shared, merge: MergeTab, opened: Any
 ) -> None:
     """Connect the tab's events.
 
-    `fresh` holds the id of the owner's newest finished merge, `shown` that of the merge which `open` brings here.
+    Args:
+        merge: the tab whose recipe can be asked, whose merges appear here, and which leads here.
+        opened: the event of a visitor coming to this tab.
     """
     told = [*tab.chats, *tab.notes, tab.talk]
-    _wire_asking(tab, settings, shared, told)
+    whose = [shared.family, merge.recipe, shared.owner]
+    _wire_asking(tab, settings, whose, told)
     tab.clear.click(events.clear, tab.chosen, [*told, tab.clear], **PRIVATE)
+
+    def of_page(event: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def handle(request: gr.Request, *values: Any) -> list[Any]:
+            return event(_visit(settings, request, *values[:3]), *values[3:])
+
+        return handle
+
     for column, model in enumerate(tab.models):
         model.input(
-            _of_page(partial(events.choose, column)),
-            [model, tab.talk, tab.chosen],
+            of_page(partial(events.choose, column)),
+            [*whose, model, tab.talk, tab.chosen],
             [tab.chats[column], tab.notes[column], tab.talk, tab.chosen],
             **PRIVATE,
         )
-    known = [shared.family, shared.owner, tab.talk, tab.chosen]
+    known = [*whose, tab.talk, tab.chosen]
     page = [*tab.models, *told, tab.chosen, tab.intro, *tab.examples]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
     looked = [shared.opened.change, shared.owner.change]
-    gr.on(looked, _of_page(partial(events.refresh, settings)), known, page, **latest)
-    shared.family.change(_of_page(partial(events.take_family, settings)), known, page, **latest)
-    fresh.change(_of_page(partial(events.take_fresh, settings)), [*known, fresh], page, **latest)
-    open.click(_of_page(partial(events.take_merge, settings)), [*known, shown], page, **PRIVATE)
+    gr.on(looked, of_page(events.refresh), known, page, **latest)
+    opened(of_page(events.look), [*whose, tab.chosen], [*tab.models, tab.intro], **latest)
+    shared.family.change(of_page(events.take_family), known, page, **latest)
+    merge.fresh.change(of_page(events.take_fresh), [*known, merge.fresh], page, **latest)
+    merge.next.click(of_page(events.take_merge), [*known, merge.shown], page, **PRIVATE)
+
+    def close(request: gr.Request) -> None:
+        events.close(settings, request.session_hash or "")
+
+    app.unload(close)
 
 
-def _of_page(event: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """A handler whose event is told first which page it happens on."""
-
-    def handle(request: gr.Request, *values: Any) -> list[Any]:
-        return event(request.session_hash or "", *values)
-
-    return handle
+def _visit(settings: Settings, request: gr.Request, family: Any, recipe: Any, stored: Any) -> Visit:
+    return Visit(settings, request.session_hash or "", family, recipe, stored)
 
 
-def _wire_asking(tab: ChatTab, settings: Settings, shared: Shared, told: list[Any]) -> None:
+def _wire_asking(tab: ChatTab, settings: Settings, whose: list[Any], told: list[Any]) -> None:
     """Sending a question or an example, and ending the replies."""
-    context = [shared.family, shared.owner, tab.talk, tab.chosen, *tab.sampling]
+    context = [tab.talk, tab.chosen, *tab.sampling]
     answers = [*told, tab.question, tab.send, tab.stop, tab.clear]
     options: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "chat", **PRIVATE}
 
     def ask(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
-        yield from events.ask(settings, request.session_hash or "", *values)
+        yield from events.ask(_visit(settings, request, *values[:3]), *values[3:])
 
     asked = [
-        gr.on([tab.send.click, tab.question.submit], ask, [tab.question, *context], answers, **options),
-        *(button.click(ask, [button, *context], answers, **options) for button in tab.examples),
+        gr.on(
+            [tab.send.click, tab.question.submit], ask, [*whose, tab.question, *context], answers, **options
+        ),
+        *(button.click(ask, [*whose, button, *context], answers, **options) for button in tab.examples),
     ]
     ready: dict[str, Any] = {"queue": False, **PRIVATE}
     tab.question.change(events.typed, tab.question, tab.send, trigger_mode="always_last", **ready)

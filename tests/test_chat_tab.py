@@ -15,10 +15,20 @@ import pytest
 
 from components import chat_events as events
 from components.backend import job_store
-from components.chat_models import COLUMNS, choices, default_keys, examples, is_demo, locate, parent_key
+from components.chat_models import (
+    COLUMNS,
+    Visit,
+    choices,
+    default_keys,
+    examples,
+    is_demo,
+    locate,
+    parent_key,
+)
 from components.chat_replies import PLAIN, UNEXPECTED
 from components.family import Family
 from components.merge_events import start_default
+from components.merge_recipe import default_recipe
 from components.settings import Settings
 from merging.inference import LoadedModel, Sampling, stream
 
@@ -55,10 +65,16 @@ def keys_of(models, names) -> list[str]:
     return [known.get(name, name) for name in names]
 
 
-def ask(settings, models, keys, prompt="abc", *, talk=None, numbers=NUMBERS, owner=ADA, session="s"):
+def visit(settings, models, owner=ADA, session="s", recipe=None) -> Visit:
+    """A page that shows a recipe over these models."""
+    return Visit(settings, session, models, recipe or default_recipe(models), owner)
+
+
+def ask(settings, models, keys, prompt="abc", *, talk=None, numbers=NUMBERS, **page):
     """All that the page is sent while the models answer."""
     talk = events.silence() if talk is None else talk
-    return list(events.ask(settings, session, prompt, models, owner, talk, keys_of(models, keys), *numbers))
+    here = visit(settings, models, **page)
+    return list(events.ask(here, prompt, talk, keys_of(models, keys), *numbers))
 
 
 def parts(update: list) -> dict:
@@ -150,11 +166,8 @@ def test_there_is_nothing_to_send_without_a_question(prompt, ready, monkeypatch)
 
 def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
     running = events.ask(
-        settings,
-        "s",
+        visit(settings, models),
         "abc",
-        models,
-        ADA,
         events.silence(),
         keys_of(models, ["base", "", "", ""]),
         0.0,
@@ -187,7 +200,7 @@ def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch
 
     monkeypatch.setattr("components.chat_events.model_cache", lambda _: SimpleNamespace(get=slow))
     keys = keys_of(models, ["base", "one", "", ""])
-    running = events.ask(settings, "s", "abc", models, ADA, events.silence(), keys, *NUMBERS)
+    running = events.ask(visit(settings, models), "abc", events.silence(), keys, *NUMBERS)
     assert "loading" in parts(next(running))["notes"][0]
     events.stop(gr.Request(session_hash="s"))
     pressed = time.monotonic()
@@ -209,11 +222,8 @@ def slowly(model, messages, sampling, stop):
 def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     running = events.ask(
-        settings,
-        "s",
+        visit(settings, models),
         "abc",
-        models,
-        ADA,
         events.silence(),
         keys_of(models, ["base", "two", "", ""]),
         0,
@@ -234,17 +244,7 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
 def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     running = events.ask(
-        settings,
-        "s",
-        "abc",
-        models,
-        ADA,
-        events.silence(),
-        keys_of(models, ["base", "", "", ""]),
-        0,
-        1,
-        60,
-        0,
+        visit(settings, models), "abc", events.silence(), keys_of(models, ["base", "", "", ""]), 0, 1, 60, 0
     )
     next(running)
     (update,) = ask(settings, models, ["base", "", "", ""], session="s")
@@ -321,9 +321,9 @@ def test_nobody_talks_to_another_owners_merge(settings, models, merged):
     assert "no longer there" in last["notes"][0]
 
 
-def page(settings, models, keys, *more, event=events.refresh, talk=None, session="s") -> dict:
+def page(settings, models, keys, *more, event=events.refresh, talk=None, **whose) -> dict:
     """What an event makes of the tab, with the short names of the models."""
-    updates = event(settings, session, models, ADA, talk or events.silence(), keys, *more)
+    updates = event(visit(settings, models, **whose), talk or events.silence(), keys, *more)
     names = dict(zip(keys_of(models, ["base", *models.names]), ["base", *models.names], strict=True))
     chosen = updates[3 * COLUMNS + 1]
     assert [update["value"] for update in updates[:COLUMNS]] == chosen
@@ -381,7 +381,7 @@ def test_an_id_that_names_no_merge_changes_no_column(settings, models, merged, i
 
 def test_another_owners_merge_takes_no_column(settings, models, merged):
     before = keys_of(models, ["base", "one", "two", "three"])
-    updates = events.take_merge(settings, "s", models, BOB, events.silence(), before, merged)
+    updates = events.take_merge(visit(settings, models, BOB), events.silence(), before, merged)
     assert updates[3 * COLUMNS + 1] == before
 
 
@@ -413,11 +413,11 @@ def test_another_model_in_the_same_place_has_not_heard_the_talk(settings, models
 def test_a_reply_that_is_under_way_stays_out_of_a_column_with_another_model(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     keys = keys_of(models, ["base", "one", "two", ""])
-    running = events.ask(settings, "s", "abc", models, ADA, events.silence(), keys, 0, 1, 60, 0)
+    running = events.ask(visit(settings, models), "abc", events.silence(), keys, 0, 1, 60, 0)
     next(running)
     other = Family(models.base, models.experts[1:])
-    events.take_family(settings, "s", other, ADA, events.silence(), keys)
-    events.choose(2, "s", "", events.silence(), keys)
+    events.take_family(visit(settings, other), events.silence(), keys)
+    events.choose(2, visit(settings, models), "", events.silence(), keys)
     events.stop(gr.Request(session_hash="s"))
     last = list(running)[-1]
     assert "value" in last[0]
@@ -447,17 +447,17 @@ def test_fewer_models_leave_columns_and_more_fill_them(settings, models):
     assert after["keys"] == ["base", "one", "two", "three"]
 
 
-def test_choosing_another_model_clears_its_column_only(models, said):
+def test_choosing_another_model_clears_its_column_only(settings, models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
-    chat, note, talk, chosen = events.choose(2, "s", "other", said, before)
+    chat, note, talk, chosen = events.choose(2, visit(settings, models), "other", said, before)
     assert (chat["value"], note) == ([], "")
     assert talk == [said[0], said[1], [], said[3]]
     assert chosen == [*before[:2], "other", before[3]]
 
 
-def test_leaving_the_list_of_models_keeps_what_was_said(models, said):
+def test_leaving_the_list_of_models_keeps_what_was_said(settings, models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
-    assert events.choose(2, "s", before[2], said, before) == [SKIP] * 4
+    assert events.choose(2, visit(settings, models), before[2], said, before) == [SKIP] * 4
 
 
 # the demo's questions
