@@ -185,16 +185,17 @@ def _said_to(key: str, column: int, talk: Talk, before: Sequence[str]) -> list[d
 
 
 def choose(column: int, visit: Visit, key: str, talk: Talk, before: Sequence[str]) -> list[Any]:
-    """Another model in one column: its chat, its note, the conversations, the chosen keys.
+    """Another model in one column: its dropdown, its chat, its note, the conversations, the chosen keys.
 
-    A dropdown that is only left sends its choice as well; then there is nothing to do.
+    A dropdown that is only left sends its choice as well; then there is nothing to do. It is told its choice once more, for
+    what was on its way to the page when that was made may have shown another since.
     """
     if key == before[column]:
-        return [gr.skip()] * 4
+        return [gr.skip()] * 5
     talk = [[] if number == column else said for number, said in enumerate(talk)]
     chosen = [key if number == column else other for number, other in enumerate(before)]
     _leave(visit, before, chosen)
-    return [gr.update(value=[], visible=key != NOBODY), "", talk, chosen]
+    return [key, gr.update(value=[], visible=key != NOBODY), "", talk, chosen]
 
 
 def clear(chosen: Sequence[str]) -> list[Any]:

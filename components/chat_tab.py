@@ -164,6 +164,7 @@ def wire_chat_tab(
         merge: the tab whose recipe can be asked, whose merges appear here, and which leads here.
         opened: the event of a visitor coming to this tab.
     """
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
     told = [*tab.chats, *tab.notes, tab.talk]
     whose = [shared.family, merge.recipe, shared.owner]
     _wire_asking(tab, settings, whose, told)
@@ -179,12 +180,11 @@ def wire_chat_tab(
         model.input(
             of_page(partial(events.choose, column)),
             [*whose, model, tab.talk, tab.chosen],
-            [tab.chats[column], tab.notes[column], tab.talk, tab.chosen],
-            **PRIVATE,
+            [model, tab.chats[column], tab.notes[column], tab.talk, tab.chosen],
+            **latest,
         )
     known = [*whose, tab.talk, tab.chosen]
     page = [*tab.models, *told, tab.chosen, tab.intro, *tab.examples]
-    latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
     looked = [shared.opened.change, shared.owner.change]
     gr.on(looked, of_page(events.refresh), known, page, **latest)
     opened(of_page(events.look), [*whose, tab.chosen], [*tab.models, tab.intro], **latest)

@@ -449,15 +449,15 @@ def test_fewer_models_leave_columns_and_more_fill_them(settings, models):
 
 def test_choosing_another_model_clears_its_column_only(settings, models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
-    chat, note, talk, chosen = events.choose(2, visit(settings, models), "other", said, before)
-    assert (chat["value"], note) == ([], "")
+    shown, chat, note, talk, chosen = events.choose(2, visit(settings, models), "other", said, before)
+    assert (shown, chat["value"], note) == ("other", [], "")
     assert talk == [said[0], said[1], [], said[3]]
     assert chosen == [*before[:2], "other", before[3]]
 
 
 def test_leaving_the_list_of_models_keeps_what_was_said(settings, models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
-    assert events.choose(2, visit(settings, models), before[2], said, before) == [SKIP] * 4
+    assert events.choose(2, visit(settings, models), before[2], said, before) == [SKIP] * 5
 
 
 # the demo's questions
