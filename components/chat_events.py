@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from components import chat_views as views
 from components.backend import job_store, model_cache
 from components.chat_models import (
     COLUMNS,
@@ -30,7 +30,7 @@ from components.chat_models import (
 )
 from components.chat_recipe import RECIPE, can_be_asked, page_merges, summary
 from components.chat_replies import Reply, answer_together
-from components.family import Family
+from components.chat_views import Talk
 from components.settings import Settings
 from merging import MergingError
 from merging.engine import resolve_device
@@ -38,14 +38,6 @@ from merging.inference import LoadedModel, Sampling
 
 LONGEST_PROMPT = 4000
 MOST_TOKENS = 512
-LIMITS = (
-    "The demo models answer sums, list and string expressions and word games in a few letters. "
-    "Anything else they answer with noise."
-)
-MERGE_FIRST = "No merge of yours yet: make one under Merge and it appears in the first column. The parents answer already."
-RECIPE_TOO = "So does the recipe under Merge as it stands: choose it in a column."
-
-Talk = list[list[dict[str, str]]]
 
 
 @dataclass
@@ -58,18 +50,6 @@ class _Asking:
 
 _running: dict[str, _Asking] = {}
 """The question of each page: one at a time."""
-
-
-def silence() -> Talk:
-    """Nothing said in any column."""
-    return [[] for _ in range(COLUMNS)]
-
-
-def intro_html(settings: Settings, family: Family, *, merged: bool, recipe: bool = False) -> str:
-    """What can be expected of these models, and what is missing; `recipe`: whether that can be asked."""
-    lines = [LIMITS] if is_demo(settings, family) else []
-    lines += [] if merged else [f"{MERGE_FIRST} {RECIPE_TOO}" if recipe else MERGE_FIRST]
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
 def refresh(visit: Visit, talk: Talk, chosen: Sequence[str]) -> list[Any]:
@@ -155,7 +135,7 @@ def _options(visit: Visit, chosen: Sequence[str]) -> list[tuple[str, str]]:
 def _intro(visit: Visit, options: Sequence[tuple[str, str]]) -> str:
     keys = [key for _, key in options]
     merged = any(key.startswith("job:") for key in keys)
-    return intro_html(visit.settings, visit.family, merged=merged, recipe=RECIPE in keys)
+    return views.intro_html(visit.settings, visit.family, merged=merged, recipe=RECIPE in keys)
 
 
 def _page(
@@ -169,8 +149,8 @@ def _page(
     demo = is_demo(visit.settings, visit.family)
     return [
         *(gr.update(choices=options, value=key) for key in chosen),
-        *_chats(talk, chosen),
-        *_cleared(chosen, before),
+        *views.chats(talk, chosen),
+        *views.cleared(chosen, before),
         talk,
         chosen,
         _intro(visit, options),
@@ -200,7 +180,12 @@ def choose(column: int, visit: Visit, key: str, talk: Talk, before: Sequence[str
 
 def clear(chosen: Sequence[str]) -> list[Any]:
     """Forget what was said: chats, notes, conversations, and the button that did it."""
-    return [*_chats(silence(), chosen), *[""] * COLUMNS, silence(), gr.update(interactive=False)]
+    return [
+        *views.chats(views.silence(), chosen),
+        *[""] * COLUMNS,
+        views.silence(),
+        gr.update(interactive=False),
+    ]
 
 
 def stop(request: gr.Request) -> None:
@@ -239,27 +224,31 @@ def ask(visit: Visit, prompt: str, talk: Talk, keys: Sequence[str], *numbers: An
     answers = {example.prompt: example.answer for example in examples(visit.settings.demo)}
     asking = _running[visit.session] = _Asking()
     try:
-        yield [*_chats(asked, keys), *_notes(replies), talk, "", *_buttons(running=True)]
+        yield [*views.chats(asked, keys), *views.notes(replies), talk, "", *views.buttons(running=True)]
         for _ in answer_together(list(replies.values()), _sampling(*numbers), asking.halt):
-            shown = [_answered(said, replies.get(column)) for column, said in enumerate(asked)]
+            shown = [views.answered(said, replies.get(column)) for column, said in enumerate(asked)]
             kept = [
                 before if column in replies and replies[column].failed else now
                 for column, (before, now) in enumerate(zip(talk, shown, strict=True))
             ]
-            yield [*_told(shown, keys, _notes(replies), kept, asking), gr.skip(), *_buttons(running=True)]
+            yield [
+                *_told(shown, keys, views.notes(replies), kept, asking),
+                gr.skip(),
+                *views.buttons(running=True),
+            ]
     finally:
         asking.halt.set()
         if _running.get(visit.session) is asking:
             del _running[visit.session]
-    notes = _notes(replies, answers.get(prompt))
+    notes = views.notes(replies, answers.get(prompt))
     question = prompt if all(reply.failed for reply in replies.values()) else gr.skip()
-    yield [*_told(shown, keys, notes, kept, asking), question, *_buttons(running=False)]
+    yield [*_told(shown, keys, notes, kept, asking), question, *views.buttons(running=False)]
 
 
 def _told(shown: Talk, keys: Sequence[str], notes: Sequence[str], kept: Talk, asking: _Asking) -> list[Any]:
     """Chats, notes and conversations; a column that has another model by now is left alone."""
     here = [column not in asking.left for column in range(COLUMNS)]
-    chats = _chats(shown, keys)
+    chats = views.chats(shown, keys)
     return [
         *(chat if stays else gr.skip() for chat, stays in zip(chats, here, strict=True)),
         *(note if stays else gr.skip() for note, stays in zip(notes, here, strict=True)),
@@ -325,58 +314,3 @@ def _sampling(temperature: float, top_p: float, length: float, seed: float | Non
         max_new_tokens=min(MOST_TOKENS, max(1, int(length))),
         seed=int(seed or 0) % 2**63,
     )
-
-
-def _answered(said: list[dict[str, str]], reply: Reply | None) -> list[dict[str, str]]:
-    if reply is None or reply.failed or not (reply.text or reply.ended):
-        return said
-    return [*said, {"role": "assistant", "content": reply.text}]
-
-
-def _chats(talk: Talk, keys: Sequence[str]) -> list[Any]:
-    """The chats as they are shown: a Chatbot takes HTML, so every text is escaped."""
-    shown = [[{**said, "content": html.escape(said["content"])} for said in told] for told in talk]
-    return [gr.update(value=told, visible=key != NOBODY) for told, key in zip(shown, keys, strict=True)]
-
-
-def _cleared(chosen: Sequence[str], before: Sequence[str]) -> list[Any]:
-    """The notes: empty where a column has another model now."""
-    return [gr.skip() if now == old else "" for now, old in zip(chosen, before, strict=True)]
-
-
-def _notes(replies: dict[int, Reply], expected: str | None = None) -> list[str]:
-    return [note_html(replies.get(column), expected) for column in range(COLUMNS)]
-
-
-def note_html(reply: Reply | None, expected: str | None) -> str:
-    """How many tokens at what speed, whether the answer is right where that is known, and what went wrong."""
-    if reply is None:
-        return ""
-    if reply.error:
-        return f'<p class="ch-note problem" role="alert">{html.escape(reply.error)}</p>'
-    parts = [reply.about] if reply.about else []
-    if reply.tokens:
-        parts.append(f"{reply.tokens} token{'s' if reply.tokens != 1 else ''}")
-    if reply.rate is not None:
-        parts.append(f"{reply.rate:,.0f} tokens/s")
-    if reply.note:
-        parts.append(reply.note)
-    if reply.stopped:
-        parts.append("stopped")
-    badge = ""
-    if expected is not None and reply.ended and not reply.stopped:
-        right = reply.text.strip() == expected
-        words = "right" if right else f"expected {expected}"
-        badge = f'<span class="badge badge-{"good" if right else "bad"}">{html.escape(words)}</span>'
-    if not (reply.tokens or reply.stopped or reply.ended):
-        parts.append("loading" if reply.loading else "thinking")
-    return f'<p class="ch-note">{badge}<span>{html.escape(" · ".join(parts))}</span></p>'
-
-
-def _buttons(*, running: bool) -> list[Any]:
-    """Buttons to send, stop and clear; `typed` enables the first again once there is a question."""
-    return [
-        gr.update(interactive=False) if running else gr.skip(),
-        gr.update(interactive=running),
-        gr.update(interactive=not running),
-    ]

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from components import chat_events as events
+from components import chat_views as views
 from components.backend import job_store
 from components.chat_models import COLUMNS, NOBODY, Visit, choices, default_keys, examples
 from components.family import Family
@@ -46,7 +47,7 @@ def build_chat_tab(settings: Settings) -> ChatTab:
     with gr.Row(elem_classes="section-head"):
         gr.HTML("<h2>Ask them all the same question</h2>")
     intro = gr.HTML(
-        events.intro_html(settings, family, merged=False), elem_classes="ch-intro", elem_id="chat-intro"
+        views.intro_html(settings, family, merged=False), elem_classes="ch-intro", elem_id="chat-intro"
     )
     with gr.Row(elem_classes="ch-ask"):
         question = gr.Textbox(
@@ -89,7 +90,7 @@ def build_chat_tab(settings: Settings) -> ChatTab:
         chats,
         notes,
         sampling,
-        gr.State(events.silence),
+        gr.State(views.silence),
         gr.State(keys),
     )
 

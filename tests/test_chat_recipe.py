@@ -13,6 +13,7 @@ import pytest
 import merging
 from components import chat_events as events
 from components import chat_recipe
+from components import chat_views as views
 from components.backend import job_store, model_cache
 from components.chat_models import COLUMNS, Visit, parent_key
 from components.chat_recipe import LABEL, RECIPE, page_merges, summary
@@ -58,7 +59,7 @@ def visit(settings, models, recipe=None, session="s", owner=ADA) -> Visit:
 
 def ask(page: Visit, keys=ALONE, talk=None, prompt="abc") -> dict:
     """What the page shows once everybody has answered."""
-    *_, last = events.ask(page, prompt, talk or events.silence(), keys, *NUMBERS)
+    *_, last = events.ask(page, prompt, talk or views.silence(), keys, *NUMBERS)
     return {
         "notes": last[COLUMNS : 2 * COLUMNS],
         "talk": last[2 * COLUMNS],
@@ -124,9 +125,9 @@ def test_it_is_freed_once_no_column_asks_it(settings, models):
     page, keys = visit(settings, models), [RECIPE, RECIPE, "", ""]
     ask(page, keys)
     kept = weights(settings)
-    *_, keys = events.choose(1, page, "", events.silence(), keys)
+    *_, keys = events.choose(1, page, "", views.silence(), keys)
     assert not are_freed(kept)
-    *_, keys = events.choose(0, page, parent_key("base", models.base), events.silence(), keys)
+    *_, keys = events.choose(0, page, parent_key("base", models.base), views.silence(), keys)
     assert are_freed(kept)
     assert len(model_cache(settings)) == 0
 
@@ -213,13 +214,13 @@ def options(updates) -> list[str]:
 
 
 def test_it_is_one_more_choice_and_nobodys_default(settings, models):
-    updates = events.refresh(visit(settings, models), events.silence(), [""] * COLUMNS)
+    updates = events.refresh(visit(settings, models), views.silence(), [""] * COLUMNS)
     assert (LABEL, RECIPE) in updates[0]["choices"]
     keys = [parent_key("base", models.base), *(parent_key("expert", one) for one in models.experts), ""]
     assert [update["value"] for update in updates[:COLUMNS]] == keys
     looked = events.look(visit(settings, models), keys)
     assert looked[:COLUMNS] == [{"choices": updates[0]["choices"], "__type__": "update"}] * COLUMNS
-    assert events.RECIPE_TOO in looked[COLUMNS]
+    assert views.RECIPE_TOO in looked[COLUMNS]
 
 
 def test_it_is_no_choice_where_it_cannot_run(settings, models):
@@ -227,7 +228,7 @@ def test_it_is_no_choice_where_it_cannot_run(settings, models):
     keys = [parent_key("base", models.base), "", "", ""]
     looked = events.look(bad, keys)
     assert RECIPE not in options(looked)
-    assert events.RECIPE_TOO not in looked[COLUMNS]
+    assert views.RECIPE_TOO not in looked[COLUMNS]
     assert RECIPE in options(events.look(bad, ALONE)), (
         "a column that asks it keeps it, and says what is wrong"
     )

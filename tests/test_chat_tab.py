@@ -14,6 +14,7 @@ import gradio as gr
 import pytest
 
 from components import chat_events as events
+from components import chat_views as views
 from components.backend import job_store
 from components.chat_models import (
     COLUMNS,
@@ -72,7 +73,7 @@ def visit(settings, models, owner=ADA, session="s", recipe=None) -> Visit:
 
 def ask(settings, models, keys, prompt="abc", *, talk=None, numbers=NUMBERS, **page):
     """All that the page is sent while the models answer."""
-    talk = events.silence() if talk is None else talk
+    talk = views.silence() if talk is None else talk
     here = visit(settings, models, **page)
     return list(events.ask(here, prompt, talk, keys_of(models, keys), *numbers))
 
@@ -168,7 +169,7 @@ def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
     running = events.ask(
         visit(settings, models),
         "abc",
-        events.silence(),
+        views.silence(),
         keys_of(models, ["base", "", "", ""]),
         0.0,
         1.0,
@@ -200,7 +201,7 @@ def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch
 
     monkeypatch.setattr("components.chat_events.model_cache", lambda _: SimpleNamespace(get=slow))
     keys = keys_of(models, ["base", "one", "", ""])
-    running = events.ask(visit(settings, models), "abc", events.silence(), keys, *NUMBERS)
+    running = events.ask(visit(settings, models), "abc", views.silence(), keys, *NUMBERS)
     assert "loading" in parts(next(running))["notes"][0]
     events.stop(gr.Request(session_hash="s"))
     pressed = time.monotonic()
@@ -208,7 +209,7 @@ def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch
     assert time.monotonic() - pressed < 1
     loads.set()
     assert all("stopped" in note for note in last["notes"][:2])
-    assert last["talk"] == events.silence()
+    assert last["talk"] == views.silence()
     assert last["question"] == "abc"
 
 
@@ -224,7 +225,7 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
     running = events.ask(
         visit(settings, models),
         "abc",
-        events.silence(),
+        views.silence(),
         keys_of(models, ["base", "two", "", ""]),
         0,
         1,
@@ -244,7 +245,7 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
 def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     running = events.ask(
-        visit(settings, models), "abc", events.silence(), keys_of(models, ["base", "", "", ""]), 0, 1, 60, 0
+        visit(settings, models), "abc", views.silence(), keys_of(models, ["base", "", "", ""]), 0, 1, 60, 0
     )
     next(running)
     (update,) = ask(settings, models, ["base", "", "", ""], session="s")
@@ -323,7 +324,7 @@ def test_nobody_talks_to_another_owners_merge(settings, models, merged):
 
 def page(settings, models, keys, *more, event=events.refresh, talk=None, **whose) -> dict:
     """What an event makes of the tab, with the short names of the models."""
-    updates = event(visit(settings, models, **whose), talk or events.silence(), keys, *more)
+    updates = event(visit(settings, models, **whose), talk or views.silence(), keys, *more)
     names = dict(zip(keys_of(models, ["base", *models.names]), ["base", *models.names], strict=True))
     chosen = updates[3 * COLUMNS + 1]
     assert [update["value"] for update in updates[:COLUMNS]] == chosen
@@ -381,7 +382,7 @@ def test_an_id_that_names_no_merge_changes_no_column(settings, models, merged, i
 
 def test_another_owners_merge_takes_no_column(settings, models, merged):
     before = keys_of(models, ["base", "one", "two", "three"])
-    updates = events.take_merge(visit(settings, models, BOB), events.silence(), before, merged)
+    updates = events.take_merge(visit(settings, models, BOB), views.silence(), before, merged)
     assert updates[3 * COLUMNS + 1] == before
 
 
@@ -413,11 +414,11 @@ def test_another_model_in_the_same_place_has_not_heard_the_talk(settings, models
 def test_a_reply_that_is_under_way_stays_out_of_a_column_with_another_model(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     keys = keys_of(models, ["base", "one", "two", ""])
-    running = events.ask(visit(settings, models), "abc", events.silence(), keys, 0, 1, 60, 0)
+    running = events.ask(visit(settings, models), "abc", views.silence(), keys, 0, 1, 60, 0)
     next(running)
     other = Family(models.base, models.experts[1:])
-    events.take_family(visit(settings, other), events.silence(), keys)
-    events.choose(2, visit(settings, models), "", events.silence(), keys)
+    events.take_family(visit(settings, other), views.silence(), keys)
+    events.choose(2, visit(settings, models), "", views.silence(), keys)
     events.stop(gr.Request(session_hash="s"))
     last = list(running)[-1]
     assert "value" in last[0]
@@ -486,8 +487,8 @@ def test_known_answers_are_judged(settings, demo):
 def test_the_limits_are_told_for_the_demo_only(settings, demo, models):
     assert is_demo(settings, demo)
     assert not is_demo(settings, models)
-    assert events.LIMITS in events.intro_html(settings, demo, merged=True)
-    assert events.intro_html(settings, models, merged=True) == ""
+    assert views.LIMITS in views.intro_html(settings, demo, merged=True)
+    assert views.intro_html(settings, models, merged=True) == ""
 
 
 @pytest.mark.parametrize("results", [None, "", "[1]", '{"base": 1}', '{"base": {"math": ["x"]}}'])
