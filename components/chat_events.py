@@ -31,7 +31,6 @@ from components.chat_models import (
 from components.chat_recipe import RECIPE, can_be_asked, page_merges, summary
 from components.chat_replies import Reply, answer_together
 from components.chat_views import Talk
-from components.settings import Settings
 from merging import MergingError
 from merging.engine import resolve_device
 from merging.inference import LoadedModel, Sampling
@@ -193,11 +192,6 @@ def stop(request: gr.Request) -> None:
     asking = _running.get(request.session_hash or "")
     if asking is not None:
         asking.halt.set()
-
-
-def close(settings: Settings, session: str) -> None:
-    """The page is closed: what was merged for it alone is freed."""
-    page_merges(settings).leave(session)
 
 
 def ask(visit: Visit, prompt: str, talk: Talk, keys: Sequence[str], *numbers: Any) -> Iterator[list[Any]]:

@@ -14,6 +14,7 @@ from components import chat_events as events
 from components import chat_views as views
 from components.backend import job_store
 from components.chat_models import COLUMNS, NOBODY, Visit, choices, default_keys, examples
+from components.chat_recipe import page_merges
 from components.family import Family
 from components.merge_tab import MergeTab
 from components.settings import Settings
@@ -192,9 +193,10 @@ def wire_chat_tab(
     shared.family.change(of_page(events.take_family), known, page, **latest)
     merge.fresh.change(of_page(events.take_fresh), [*known, merge.fresh], page, **latest)
     merge.next.click(of_page(events.take_merge), [*known, merge.shown], page, **PRIVATE)
+    merges = page_merges(settings)
 
     def close(request: gr.Request) -> None:
-        events.close(settings, request.session_hash or "")
+        merges.leave(request.session_hash or "")
 
     app.unload(close)
 

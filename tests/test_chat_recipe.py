@@ -136,10 +136,10 @@ def test_it_is_freed_with_the_last_page_that_asks_it(settings, models):
     for session in ("s", "t"):
         ask(visit(settings, models, session=session))
     kept = weights(settings)
-    events.close(settings, "s")
-    events.close(settings, "never asked")
+    page_merges(settings).leave("s")
+    page_merges(settings).leave("never asked")
     assert not are_freed(kept)
-    events.close(settings, "t")
+    page_merges(settings).leave("t")
     assert are_freed(kept)
 
 
@@ -147,7 +147,7 @@ def test_a_page_that_is_left_while_it_merges_keeps_nothing(settings, models, mon
     load = chat_recipe.load_unsaved
 
     def leave_first(*values):
-        events.close(settings, "s")
+        page_merges(settings).leave("s")
         return load(*values)
 
     monkeypatch.setattr(chat_recipe, "load_unsaved", leave_first)
