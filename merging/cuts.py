@@ -69,16 +69,15 @@ class Cut:
         return piece.remember("cut", variant, lambda: self._keep(piece))
 
     def _keep(self, piece: Piece) -> torch.Tensor:
-        rows = self.ranking.of(piece)
-        keep = ops.above(rows, self.bits.tolist())
-        for cut, allowed in enumerate(self.allowance.get(piece.key, ())):
-            if allowed:
-                self._keep_tied(rows[cut], int(self.bits[cut]), allowed, keep[cut])
-        return keep
+        return self._chosen(
+            self.ranking.of(piece), self.bits.tolist(), self.allowance.get(piece.key, [0] * len(self.bits))
+        )
 
-    def _keep_tied(self, row: torch.Tensor, bits: int, allowed: int, keep: torch.Tensor) -> None:
-        """Keep the first of those that equal the threshold."""
-        ops.keep_tied(row, bits, allowed, keep)
+    def _chosen(
+        self, rows: Sequence[torch.Tensor], bits: Sequence[int], allowed: Sequence[int]
+    ) -> torch.Tensor:
+        """Of those that equal a threshold the first are kept."""
+        return ops.above(rows, bits, allowed)
 
 
 class KeyHistogram:
@@ -177,9 +176,10 @@ class LargestCut:
                 self.zeros[cut] += row.numel() - int(row.count_nonzero())
             if self.kept[cut] in self.trivial:
                 row = row[:0]
-            elif chosen is not None:
-                row = ops.in_bin(row, COARSE_SHIFT, chosen)
-            values, counts = ops.distinct(ops.keys_of(row))
+            if chosen is not None:
+                values, counts = ops.distinct_in_bin(row, COARSE_SHIFT, chosen)
+            else:
+                values, counts = ops.distinct(ops.keys_of(row))
             found.append((self.shelf.put(values), self.shelf.put(counts)))
         self.found[piece.key] = found
 

@@ -20,8 +20,6 @@ import numpy as np
 
 CHUNK = 1024
 """Elements worked on at once: with all that is made of three experts' less than half of a first cache."""
-BLOCK = 32
-"""Elements that are looked at together for something rare."""
 SIGN = np.uint32(0x80000000)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITE = np.uint32(0x7F800000)
@@ -380,65 +378,56 @@ def l1_norms(factors, deltas, norms):
 
 
 @_exact
-def _cast_votes(factors, deltas, weight, votes):
-    _scaled(votes, factors, deltas)
-    if weight != ONE:
+def _cast_votes(factors, deltas, weight, frequency, votes, total):
+    """One expert's votes, and their sum or the sum of their signs so far."""
+    if frequency or weight != ONE:
+        _scaled(votes, factors, deltas)
         for i in range(len(votes)):
             votes[i] *= weight
-
-
-@_exact
-def _count_votes(votes, frequency, total):
-    if frequency:
-        for i in range(len(total)):
-            total[i] += _sign_of(votes[i])
+            total[i] += np.float32(_sign_of(votes[i])) if frequency else votes[i]
+    elif len(factors) == 1:
+        factor = np.float32(factors[0])
+        for i in range(len(votes)):
+            votes[i] = factor * deltas[i]
+            total[i] += votes[i]
     else:
-        for i in range(len(total)):
+        for i in range(len(votes)):
+            votes[i] = np.float32(factors[i]) * deltas[i]
             total[i] += votes[i]
 
 
 @_exact
-def _agree(votes, elected, weight, coefficients):
-    for i in range(len(votes)):
-        coefficients[i] = np.float32(votes[i] * elected[i] > ZERO) * weight
-
-
-@_exact
-def _divide(values, divisor):
-    for i in range(len(values)):
-        values[i] /= divisor[i]
-
-
-@_exact
-def _elect(factors, deltas, start, stop, rule, votes, elected, coefficients, at):
-    """`elect` of elements start to stop, with room for their votes [experts, CHUNK] and sums [size]; the coefficients go
-    where `at` says."""
+def _elect(factors, deltas, start, stop, rule, votes, elected, divisor):
+    """Puts the weights of the experts that agree where the `votes` [experts, CHUNK] of elements start to stop were, and what
+    to divide them by into `divisor` [size]; `elected` [size] is room."""
     vote_weight, weight, frequency, if_draw, normalize = rule
-    experts, size = len(deltas), stop - start
+    size = stop - start
     elected[:] = ZERO
-    for t in range(experts):
-        cast = votes[t, :size]
-        _cast_votes(_own(factors, t, start, stop), deltas[t, start:stop], vote_weight[t], cast)
-        _count_votes(cast, frequency, elected)
+    for t in range(len(deltas)):
+        mine = _own(factors, t, start, stop)
+        _cast_votes(mine, deltas[t, start:stop], vote_weight[t], frequency, votes[t, :size], elected)
     for i in range(size):
         value = elected[i]
         elected[i] = ONE if value > ZERO else -ONE if value < ZERO else if_draw
-    for t in range(experts):
-        _agree(votes[t, :size], elected, weight[t], coefficients[t, at : at + size])
-    if normalize:
-        divisor = elected
-        divisor[:] = coefficients[0, at : at + size]
-        for t in range(1, experts):
-            part = coefficients[t, at : at + size]
-            for i in range(size):
-                divisor[i] += part[i]
+    divisor[:] = ZERO
+    for t in range(len(deltas)):
+        mine, own = votes[t, :size], weight[t]
         for i in range(size):
-            divisor[i] = divisor[i] if divisor[i] != ZERO else ONE
-        for t in range(experts):
-            _divide(coefficients[t, at : at + size], divisor)
-    for t in range(experts):
-        part = coefficients[t, at : at + size]
-        _scaled(part, _own(factors, t, start, stop), part)
+            mine[i] = np.float32(mine[i] * elected[i] > ZERO) * own
+            divisor[i] += mine[i]
+    for i in range(size):
+        divisor[i] = divisor[i] if normalize and divisor[i] != ZERO else ONE
+
+
+@_exact
+def _share(agreed, divisor, factors, coefficients):
+    if len(factors) == 1:
+        factor = np.float32(factors[0])
+        for i in range(len(agreed)):
+            coefficients[i] = factor * (agreed[i] / divisor[i])
+    else:
+        for i in range(len(agreed)):
+            coefficients[i] = np.float32(factors[i]) * (agreed[i] / divisor[i])
 
 
 @_exact
@@ -446,22 +435,41 @@ def elect(factors, deltas, rule, coefficients):
     """What `ops.elected_coefficients` says, into `coefficients` [experts, n]; factors are [experts, n] or [experts, 1]. The
     `rule` is (vote_weight [experts], weight [experts], frequency, if_draw, normalize)."""
     experts, count = deltas.shape
-    votes, total = np.empty((experts, CHUNK), np.float32), np.empty(CHUNK, np.float32)
+    votes = np.empty((experts, CHUNK), np.float32)
+    elected, divisor = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
-        _elect(factors, deltas, start, stop, rule, votes, total[: stop - start], coefficients, start)
+        size = stop - start
+        _elect(factors, deltas, start, stop, rule, votes, elected[:size], divisor[:size])
+        for t in range(experts):
+            _share(
+                votes[t, :size], divisor[:size], _own(factors, t, start, stop), coefficients[t, start:stop]
+            )
 
 
 @_exact
 def elected_sum(factors, deltas, rule, scale, change):
     """`weighted_sum` with the coefficients of `elect`, which are not kept."""
     experts, count = deltas.shape
-    votes, total = np.empty((experts, CHUNK), np.float32), np.empty(CHUNK, np.float32)
-    coefficients = np.empty((experts, CHUNK), np.float32)
+    votes = np.empty((experts, CHUNK), np.float32)
+    elected, divisor = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
-        _elect(factors, deltas, start, stop, rule, votes, total[: stop - start], coefficients, 0)
-        _sum_scaled(coefficients, 0, deltas, start, stop, scale, change[start:stop])
+        size = stop - start
+        _elect(factors, deltas, start, stop, rule, votes, elected[:size], divisor[:size])
+        part = change[start:stop]
+        for t in range(experts):
+            share, own, mine = elected[:size], _own(factors, t, start, stop), deltas[t, start:stop]
+            _share(votes[t, :size], divisor[:size], own, share)
+            if t == 0:
+                for i in range(size):
+                    part[i] = share[i] * mine[i]
+            else:
+                for i in range(size):
+                    part[i] += share[i] * mine[i]
+        if scale != ONE:
+            for i in range(size):
+                part[i] *= scale
 
 
 @_exact
@@ -475,25 +483,46 @@ def balance(factors, deltas, vote_weight):
         total[:] = ZERO
         for t in range(experts):
             mine = _own(factors, t, start, stop)
-            _cast_votes(mine, deltas[t, start:stop], vote_weight[t], votes[:size])
-            _count_votes(votes[:size], False, total[:size])
+            _cast_votes(mine, deltas[t, start:stop], vote_weight[t], False, votes[:size], total[:size])
         for i in range(size):
             found += _sign_of(total[i])
     return found
 
 
 @_exact
-def above(keys, mask, threshold, keep):
-    """Where keys, masked first, are above a threshold: into bool [n]."""
+def _count_equal_keys(keys, mask, threshold):
+    count = 0
     for i in range(len(keys)):
-        keep[i] = (keys[i] & mask) > threshold
+        count += (keys[i] & mask) == threshold
+    return count
+
+
+@_exact
+def above(keys, mask, threshold, allowed, keep):
+    """Where keys, masked first, are above a threshold, and the first `allowed` that equal it: into bool [n]."""
+    for start in range(0, len(keys), CHUNK):
+        stop = min(start + CHUNK, len(keys))
+        some, mine = keys[start:stop], keep[start:stop]
+        for i in range(len(some)):
+            mine[i] = (some[i] & mask) > threshold
+        tied = _count_equal_keys(some, mask, threshold) if allowed else 0
+        if tied <= allowed:
+            if tied:
+                for i in range(len(some)):
+                    mine[i] = (some[i] & mask) >= threshold
+            allowed -= tied
+            continue
+        for i in range(len(some)):
+            if allowed and (some[i] & mask) == threshold:
+                mine[i] = True
+                allowed -= 1
 
 
 @_exact
 def histogram(keys, mask, shift, below, counts):
     """Counts of the upper bits of keys, masked first, with `below` added: adds to int64 [bins]."""
     for i in range(len(keys)):
-        counts[((keys[i] & mask) >> shift) + below] += 1
+        counts[np.uint32(((keys[i] & mask) >> shift) + below)] += 1  # unsigned: nothing counts from the end
 
 
 @_exact
@@ -507,41 +536,19 @@ def order_bits(values, keys):
 
 
 @_exact
-def _any_in_bin(keys, mask, shift, chosen):
-    met = False
-    for i in range(len(keys)):
-        met |= ((keys[i] & mask) >> shift) == chosen
-    return met
-
-
-@_exact
-def keep_tied(keys, mask, threshold, allowed, keep):
-    """Keep the first `allowed` elements whose keys, masked first, equal the threshold: sets bool [n]."""
-    for start in range(0, len(keys), BLOCK):
-        stop = min(start + BLOCK, len(keys))
-        if not _any_in_bin(keys[start:stop], mask, np.int32(0), threshold):
-            continue
+def histogram_of_bin(keys, mask, shift, chosen, counts):
+    """Of the keys, masked first, whose upper bits are `chosen` counts the lower bits: adds to int64 [2^shift]."""
+    lowest, span = np.int32(chosen << shift), np.uint32(1 << shift)
+    inside = np.empty(CHUNK + 1, np.uint32)
+    for start in range(0, len(keys), CHUNK):
+        stop = min(start + CHUNK, len(keys))
+        found = np.uint64(0)
         for i in range(start, stop):
-            if (keys[i] & mask) == threshold:
-                keep[i] = True
-                allowed -= 1
-                if not allowed:
-                    return
-
-
-@_exact
-def in_bin(keys, mask, shift, chosen, found):
-    """The keys, masked first, whose upper bits are `chosen`, into `found`; returns how many they are."""
-    count = 0
-    for start in range(0, len(keys), BLOCK):
-        stop = min(start + BLOCK, len(keys))
-        if not _any_in_bin(keys[start:stop], mask, shift, chosen):
-            continue
-        for i in range(start, stop):
-            key = keys[i] & mask
-            found[count] = key
-            count += (key >> shift) == chosen
-    return count
+            place = np.uint32((keys[i] & mask) - lowest)
+            inside[found] = place
+            found += np.uint64(place < span)
+        for i in range(found):
+            counts[inside[i]] += 1
 
 
 @_exact

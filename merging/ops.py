@@ -70,33 +70,29 @@ def keys_of(row: torch.Tensor) -> torch.Tensor:
     return row if row.dtype == torch.int32 else magnitude_bits(row)
 
 
-def above(rows: Sequence[torch.Tensor], thresholds: Sequence[int]) -> torch.Tensor:
-    """Where `keys_of` each row [*shape] are above its threshold: bool [rows, *shape]."""
-    pairs = zip(rows, thresholds, strict=True)
-    if not looped(rows[0]):
-        return torch.stack([keys_of(row) > threshold for row, threshold in pairs])
-    keep = torch.empty((len(rows), *rows[0].shape), dtype=torch.bool)
-    for mine, (row, threshold) in zip(keep, pairs, strict=True):
-        loops().above(*_masked(row), np.int32(threshold), array(mine))
+def above(rows: Sequence[torch.Tensor], thresholds: Sequence[int], allowed: Sequence[int]) -> torch.Tensor:
+    """Where `keys_of` each row [*shape] are above its threshold, and the first few that equal it: bool [rows, *shape]."""
+    keep = torch.empty((len(rows), *rows[0].shape), dtype=torch.bool, device=rows[0].device)
+    for mine, row, threshold, few in zip(keep, rows, thresholds, allowed, strict=True):
+        if looped(row):
+            loops().above(*_masked(row), np.int32(threshold), few, array(mine))
+            continue
+        keys = keys_of(row)
+        mine.copy_(keys > threshold)
+        if few:
+            mine.view(-1)[positions(keys == threshold)[:few]] = True
     return keep
 
 
-def keep_tied(row: torch.Tensor, threshold: int, allowed: int, keep: torch.Tensor) -> None:
-    """Set `keep` for the first `allowed` elements of a row whose `keys_of` equal a threshold."""
-    if looped(row):
-        loops().keep_tied(*_masked(row), np.int32(threshold), allowed, array(keep))
-    else:
-        keep.view(-1)[positions(keys_of(row) == threshold)[:allowed]] = True
-
-
-def in_bin(row: torch.Tensor, shift: int, chosen: int) -> torch.Tensor:
-    """Those of `keys_of` a row [n] whose bits above `shift` are `chosen`, in order: int32."""
+def distinct_in_bin(row: torch.Tensor, shift: int, chosen: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `distinct` of `keys_of` a row [n] whose bits above `shift` are `chosen`."""
     if not looped(row):
         keys = keys_of(row)
-        return keys[keys >> shift == chosen]
-    found = np.empty(len(row), dtype=np.int32)
-    count = loops().in_bin(*_masked(row), np.int32(shift), np.int32(chosen), found)
-    return torch.from_numpy(found[:count].copy())
+        return distinct(keys[keys >> shift == chosen])
+    counts = np.zeros(1 << shift, dtype=np.int64)
+    loops().histogram_of_bin(*_masked(row), np.int32(shift), np.int32(chosen), counts)
+    found = np.flatnonzero(counts)
+    return torch.from_numpy(found + (chosen << shift)), torch.from_numpy(counts[found])
 
 
 def count_bins(row: torch.Tensor, shift: int, below: int, counts: torch.Tensor) -> None:
@@ -209,7 +205,7 @@ def loops() -> Any:
     try:
         from merging import kernels
 
-        kernels.above(np.zeros(1, np.int32), np.int32(-1), np.int32(0), np.empty(1, np.bool_))
+        kernels.above(np.zeros(1, np.int32), np.int32(-1), np.int32(0), 0, np.empty(1, np.bool_))
     except Exception:  # whatever numba meets, torch does the same, only slower
         return None
     return kernels

@@ -89,10 +89,15 @@ class SortedKeys:
 class SpreadCut(Cut):
     """A cut of a sample: of equal keys those that stay are spread over a piece, so that all its groups share them."""
 
-    def _keep_tied(self, row: torch.Tensor, bits: int, allowed: int, keep: torch.Tensor) -> None:
-        tied = ops.positions(ops.keys_of(row) == bits)
-        count = min(allowed, len(tied))
-        keep.view(-1)[tied[torch.arange(count) * len(tied) // count]] = True
+    def _chosen(
+        self, rows: Sequence[torch.Tensor], bits: Sequence[int], allowed: Sequence[int]
+    ) -> torch.Tensor:
+        keep = ops.above(rows, bits, [0] * len(rows))
+        for mine, row, threshold, some in zip(keep, rows, bits, allowed, strict=True):
+            tied = ops.positions(ops.keys_of(row) == threshold)
+            count = min(some, len(tied))
+            mine.view(-1)[tied[torch.arange(count) * len(tied) // max(1, count)]] = True
+        return keep
 
 
 def sort_keys(keys: Keys, pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> SortedKeys:

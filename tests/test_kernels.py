@@ -128,10 +128,11 @@ def test_sums_and_cuts(both, size):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=0)
     for keys in (deltas[0], ops.order_bits(deltas[0])):
         for bits in (0x3C000000, 0, 0x7FFFFFFF):
-            one, other = both(lambda k=keys, b=bits: ops.above([k, k], [b, b + 1 if b < 2**31 - 1 else b]))
+            one, other = both(lambda k=keys, b=bits: ops.above([k, k, k], [b, 0x3C000000, b], [0, 7, 2000]))
             assert same_bits(one, other)
-        one, other = both(lambda k=keys: ops.in_bin(k, 15, 0x3C000000 >> 15))
-        assert same_bits(one, other)
+        found, wanted = both(lambda k=keys: ops.distinct_in_bin(k, 15, 0x3C000000 >> 15))
+        assert torch.equal(found[0], wanted[0].long())
+        assert torch.equal(found[1], wanted[1])
     one, other = both(lambda: ops.order_in_rows(deltas[:, None]))
     assert same_bits(one, other)
     one, other = both(lambda: ops.keep_common(torch.stack([base, base, deltas[0]]), deltas[1].clone()))
