@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+from merging.artefact import Description, ExpertFacts, Importance, Parent, head_settings
+from merging.attribution import carried
+from merging.checkpoint import Checkpoint
+from merging.partitions import make_partitions
 
 
 def llama_shapes(width: int, blocks: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
@@ -21,6 +28,45 @@ def llama_shapes(width: int, blocks: int, vocabulary: int) -> dict[str, tuple[in
         for name in ("input", "post_attention"):
             shapes[f"{prefix}.{name}_layernorm.weight"] = (width,)
     return shapes | {"model.norm.weight": (width,), "lm_head.weight": (vocabulary, width)}
+
+
+def cached_family(*, experts: int = 3, **shape: int) -> tuple[Path, int]:
+    """A family that is made once and found again in the system's folder for temporary files; and its parameters."""
+    name = "-".join(str(number) for number in (*shape.values(), experts))
+    folder = Path(tempfile.gettempdir()) / "mergescope-benchmarks" / name
+    if not folder.exists():
+        draft = folder.with_name(f"{name}.{os.getpid()}")
+        make_family(draft, **shape, experts=experts)
+        draft.rename(folder)
+    return folder, Checkpoint.open(folder / "base").parameters
+
+
+def cached_importance(family: Path) -> Path:
+    """An importance file for a family with random numbers for every module, beside it."""
+    file = family.with_name(f"{family.name}.importance.safetensors")
+    if file.exists():
+        return file
+    base = Checkpoint.open(family / "base")
+    experts = {expert.name: Checkpoint.open(expert) for expert in sorted(family.glob("expert-*"))}
+    shapes, config = carried(base), head_settings(base.config)
+    count = len(make_partitions(shapes, config, "module"))
+    signed = torch.randn(len(experts), count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    facts = (
+        ExpertFacts(name=name, fingerprint=one.fingerprint, data="random", base_loss=2.0, expert_loss=1.0)
+        for name, one in experts.items()
+    )
+    description = Description(
+        how="gradient",
+        at="base",
+        partition="module",
+        samples=1,
+        base=Parent(name="base", fingerprint=base.fingerprint),
+        experts=tuple(facts),
+        shapes=shapes,
+        config=config,
+    )
+    Importance(description, signed, signed.square()).save(file)
+    return file
 
 
 def make_family(folder: Path, *, width: int, blocks: int, vocabulary: int, experts: int = 3) -> int:

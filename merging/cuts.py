@@ -155,6 +155,7 @@ class LargestCut:
         self.ranking = ranking
         self.kept = tuple(kept)
         self.elements = elements
+        self.counts_zeros = not values
         self.trivial = {0: NOTHING} if values else {0: NOTHING, elements: EVERYTHING}
         self.zeros = [0] * len(self.kept)
         self.bins: list[int | None] = [None] * len(self.kept)
@@ -172,7 +173,8 @@ class LargestCut:
         found = []
         for cut, (chosen, keys) in enumerate(zip(self.bins, self.ranking.of(piece), strict=True)):
             row = keys.flatten()
-            if chosen is None or chosen <= 0:  # above the lowest bin nothing that is kept is 0
+            # above the lowest bin nothing that is kept is 0
+            if self.counts_zeros and (chosen is None or chosen <= 0):
                 self.zeros[cut] += row.numel() - int(row.count_nonzero())
             if self.kept[cut] in self.trivial:
                 row = row[:0]

@@ -36,6 +36,8 @@ LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 """ln 2 in two parts, the first of so few digits that a multiple of it is exact."""
 F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13 = (1 / factorial(k) for k in range(2, 14))
+T3, T5, T7, SMALL = -1 / 3, 2 / 15, -17 / 315, 0.008
+"""The series of tanh, and below which its next term is less than float64 tells."""
 MOST_TANH = 45.0
 """Twice what tanh is 1 from, in float64."""
 TINY = 1e-12
@@ -155,11 +157,18 @@ def _largest_magnitude(bits):
 
 
 @_exact
-def _add_products(wide, first, size, out):
-    """Adds Σx·y of rows from `first` on, all with all, to the upper triangle of `out`."""
+def _add_dots(wide, first, size, out):
     for a in range(first, len(wide)):
         for b in range(a, len(wide)):
             out[a, b] += _dot(wide[a, :size], wide[b, :size])
+
+
+@_exact
+def _add_products(values, wide, first, size, out):
+    """Adds Σx·y of float32 rows, all with all, to the upper triangle of `out` from `first` on; `wide` is room."""
+    for m in range(len(values)):
+        _widen(values[m, :size], wide[first + m, :size])
+    _add_dots(wide, first, size, out)
 
 
 @_exact
@@ -181,15 +190,15 @@ def products(base, deltas, out):
             _widen(base[start:stop], wide[0, :size])
         for t in range(experts):
             _widen(deltas[t, start:stop], wide[1 + t, :size])
-        _add_products(wide, 0 if len(base) else 1, size, out)
+        _add_dots(wide, 0 if len(base) else 1, size, out)
     _mirror(out)
 
 
 @_exact
-def _take(stored, start, stop, has_base, values, wide):
-    """Stored bits [m, n] from start to stop as float32 into `values` [m, CHUNK], and as float64 into the last rows of `wide`;
-    with a base, all but the first as changes from it."""
-    shift, size, first_wide = np.uint32(32 - 8 * stored.itemsize), stop - start, len(wide) - len(stored)
+def _take(stored, start, stop, has_base, values):
+    """Stored bits [m, n] from start to stop as float32 into `values` [m, CHUNK]; with a base, all but the first as changes
+    from it."""
+    shift, size = np.uint32(32 - 8 * stored.itemsize), stop - start
     first = values[0, :size]
     for m in range(len(stored)):
         row, mine = stored[m, start:stop], values[m, :size]
@@ -199,19 +208,20 @@ def _take(stored, start, stop, has_base, values, wide):
         if has_base and m > 0:
             for i in range(size):
                 mine[i] -= first[i]
-        _widen(mine, wide[first_wide + m, :size])
 
 
 @_exact
 def task_vectors(stored, base, deltas, out):
-    """Base [n] and task vectors [experts, n] of the bits of base and experts as stored, and their `products`."""
+    """Base [n] and task vectors [experts, n] of the bits of base and experts as stored, and their `products` unless `out` is
+    empty."""
     count = stored.shape[1]
     values, wide = np.empty((len(stored), CHUNK), np.float32), np.empty((len(stored), CHUNK))
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         size = stop - start
-        _take(stored, start, stop, True, values, wide)
-        _add_products(wide, 0, size, out)
+        _take(stored, start, stop, True, values)
+        if len(out):
+            _add_products(values, wide, 0, size, out)
         base[start:stop] = values[0, :size]
         for t in range(len(deltas)):
             deltas[t, start:stop] = values[1 + t, :size]
@@ -351,8 +361,8 @@ def add_up(stored, has_base, factors, scale, keeps_common, form, rows, sums, out
         stop = min(start + CHUNK, count)
         size = stop - start
         moved, base = change[:size], values[0, : size * first]
-        _take(stored, start, stop, has_base, values, wide)
-        _add_products(wide, 1 - first, size, out)
+        _take(stored, start, stop, has_base, values)
+        _add_products(values, wide, 1 - first, size, out)
         _sum_scaled(factors, 0, values[first:], 0, size, scale, moved)
         if keeps_common:
             _keep_common_part(values, 0, moved, same)
@@ -821,6 +831,24 @@ def _expm1(values, power, room):
 
 
 @_exact
+def _tanh(values, room, power, more):
+    """tanh of float64 values in place: a series where they are small, which changes mostly are; else by e^2x."""
+    small = True
+    for i in range(len(values)):
+        small &= abs(values[i]) < SMALL
+    if not small:
+        for i in range(len(values)):
+            room[i] = min(2.0 * abs(values[i]), MOST_TANH)
+        _expm1(room, power, more)
+    for i in range(len(values)):
+        x = values[i]
+        square = x * x
+        series = x + x * square * (T3 + square * (T5 + square * T7))
+        large = room[i] / (room[i] + 2.0)
+        values[i] = series if abs(x) < SMALL else -large if x < 0.0 else large
+
+
+@_exact
 def _minmax(value, low, span):
     return (value - low) / span if span > 0.0 else 0.0
 
@@ -849,11 +877,7 @@ def competition(deltas, lower, upper, scores):
             mine, out = wide[t, :size], scores[t, start : start + size]
             for i in range(size):
                 agree[i] = mine[i] * sum_[i]
-                one[i] = min(2.0 * abs(agree[i]), MOST_TANH)
-            _expm1(one, two, three)
-            for i in range(size):
-                tanh = one[i] / (one[i] + 2.0)
-                agree[i] = -tanh if agree[i] < 0.0 else tanh
+            _tanh(agree, one, two, three)
             low, span = lower[t], upper[t] - lower[t]
             for i in range(size):
                 part = _minmax(_clipped(mine[i], low, upper[t]), low, span)

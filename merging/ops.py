@@ -277,18 +277,21 @@ def sweepable(stored: torch.Tensor) -> bool:
     return stored.dtype in BITS and looped(stored)
 
 
-def task_vectors(stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Base [*shape] and task vectors [experts, *shape] in float32, and their `products`, of base and experts [1 + experts,
-    *shape] as they are stored."""
+def task_vectors(
+    stored: torch.Tensor, *, with_products: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Base [*shape] and task vectors [experts, *shape] in float32, and their `products` if these are asked for, of base and
+    experts [1 + experts, *shape] as they are stored."""
     if not sweepable(stored):
         base, models = (values := stored.to(torch.float32))[0], values[1:]
         deltas = models - base
-        return base, deltas, products(base, deltas)
+        return base, deltas, products(base, deltas) if with_products else None
     base = torch.empty(stored.shape[1:], dtype=torch.float32)
     deltas = torch.empty((len(stored) - 1, *stored.shape[1:]), dtype=torch.float32)
-    found = torch.zeros(len(stored), len(stored), dtype=torch.float64)
+    size = len(stored) if with_products else 0
+    found = torch.zeros(size, size, dtype=torch.float64)
     loops().task_vectors(stored_bits(stored), array(base), array(deltas, 2), found.numpy())
-    return base, deltas, found
+    return base, deltas, found if with_products else None
 
 
 def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

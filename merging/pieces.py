@@ -175,7 +175,12 @@ class StoredPiece(Piece):
 
     @cached_property
     def products(self) -> torch.Tensor:
-        return self._vectors[2] if self.has_base else ops.products(None, self.models)
+        if not self.has_base:
+            return ops.products(None, self.models)
+        if "_vectors" not in vars(self):
+            vars(self)["_vectors"] = ops.task_vectors(self.stored, with_products=True)
+        found = self._vectors[2]
+        return ops.products(self.base, self.deltas) if found is None else found
 
     def add_up(
         self, factors: torch.Tensor, dtype: torch.dtype, *, scale: float, keeps_common: bool
@@ -192,8 +197,9 @@ class StoredPiece(Piece):
         return rows, tally
 
     @cached_property
-    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return ops.task_vectors(self.stored)
+    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Base, task vectors and, of a piece that is kept and so will be merged, their products: a scan needs none."""
+        return ops.task_vectors(self.stored, with_products=self.memory is not None)
 
 
 class Explained(NamedTuple):

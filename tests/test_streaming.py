@@ -11,7 +11,8 @@ import torch
 
 from merging import MergingError
 from merging.errors import CheckpointError
-from merging.inference import LoadedModel, ModelCache, Sampling, stream
+from merging.inference import LoadedModel, Sampling, stream
+from merging.model_cache import ModelCache
 from tests.conftest import edit_config, save_llama
 
 QUESTION = [{"role": "user", "content": "abc"}]
