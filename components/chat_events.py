@@ -32,7 +32,7 @@ from components.chat_recipe import RECIPE, can_be_asked, page_merges, summary
 from components.chat_replies import Reply, answer_together
 from components.chat_views import Talk
 from merging import MergingError
-from merging.engine import resolve_device
+from merging.devices import resolve_device
 from merging.inference import LoadedModel, Sampling
 
 LONGEST_PROMPT = 4000

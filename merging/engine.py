@@ -7,7 +7,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from queue import SimpleQueue
@@ -17,9 +17,15 @@ from typing import Any, Protocol
 import torch
 
 from merging import ops
+from merging.devices import (
+    device_with_room,
+    out_of_memory_in_words,
+    settle,
+    to_host,
+)
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
-from merging.executors import Executor, Inline, executor_for
+from merging.executors import Executor, Inline, Streams, executor_for
 from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method, Survey
 from merging.pieces import Outcome, Piece, StoredPiece
@@ -59,30 +65,9 @@ class MemorySink:
 
     def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None:
         if rows.ndim:
-            self.tensors[name][start : start + rows.shape[0]] = rows.cpu()
+            self.tensors[name][start : start + rows.shape[0]] = to_host(rows)
         else:
-            self.tensors[name].copy_(rows)
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        MergingError: no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise MergingError(f"device '{device}': unknown. Use auto, cpu, cuda or cuda:0.") from None
-    if chosen.type == "cuda" and (
-        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
-    ):
-        raise MergingError(f"device '{device}': not available on this machine. Use auto or cpu.")
-    if chosen.type not in {"cpu", "cuda"}:
-        raise MergingError(f"device '{device}': not supported. Use auto, cpu or cuda.")
-    return chosen
+            self.tensors[name].copy_(to_host(rows))
 
 
 def run_plan(
@@ -94,19 +79,23 @@ def run_plan(
     merged.
 
     Raises:
-        MergingError: a result is not finite, or integer tensors that have to be copied differ.
+        MergingError: a result is not finite, integer tensors that have to be copied differ, or the device has no room.
     """
-    run = _Run(plan, resolve_device(device), watches=watches)
-    yield from run.merge_all(sink)
-    yield run.finished()
+    chosen, remarks = device_with_room(device, plan.gpu_memory)
+    run = _Run(plan, chosen, watches=watches)
+    with out_of_memory_in_words():
+        yield from run.merge_all(sink)
+    finished = run.finished()
+    yield replace(finished, warnings=(*remarks, *finished.warnings))
 
 
 def watch(plan: Plan, accumulator: Accumulator, *, device: str = "auto") -> Iterator[Progress]:
     """Show every merged piece of the plan to an accumulator, without merging or writing anything."""
     tensors = [tensor for tensor in plan.tensors if tensor.method is not None]
-    run = _Run(plan, resolve_device(device), only_read=True)
-    for spot in run.scan(accumulator, run.reader.pieces(tensors, again=False), run.executor):
-        yield run.advance("reading", spot, len(tensors))
+    run = _Run(plan, device_with_room(device, plan.gpu_memory)[0], only_read=True)
+    with out_of_memory_in_words():
+        for spot in run.scan(accumulator, run.reader.pieces(tensors, again=False), run.executor):
+            yield run.advance("reading", spot, len(tensors))
 
 
 @dataclass
@@ -129,7 +118,10 @@ class _Run:
 
         self.reader = Reader(self.plan, self.device)
         inputs = sum(tensor.info.elements * len(tensor.experts) for tensor in self.plan.tensors)
-        self.executor = executor_for(self.device, inputs)
+        gpu = self.device.type == "cuda"
+        self.executor: Executor = (
+            Streams(self.device, self.plan.gpu_workers) if gpu else executor_for(self.device, inputs)
+        )
         self.work = sum(tensor.info.elements * passes(tensor) for tensor in self.plan.tensors)
         self.lock = Lock()
 
@@ -245,6 +237,7 @@ class _Run:
             piece, mine = pieces.load(spot), idle.get()
             try:
                 mine.update(piece)
+                settle(self.device)
             finally:
                 idle.put(mine)
             return spot

@@ -20,6 +20,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import torch
 
+from merging.devices import on_own_stream
 from merging.heartbeats import Stopped
 
 AT_ONCE = 2
@@ -109,6 +110,21 @@ class Threads:
             for future in pending:
                 future.cancel()
             wait(pending, PATIENCE)
+
+
+class Streams(Threads):
+    """The same on a GPU, every worker with a stream of its own: what a worker hands over is done."""
+
+    def __init__(self, device: torch.device, workers: int):
+        super().__init__(workers)
+        self.device = device
+
+    def map(self, work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
+        def streamed(thing: S) -> T:
+            with on_own_stream(self.device):
+                return work(thing)
+
+        return super().map(streamed, things)
 
 
 def _first(pending: deque[Future[T]]) -> T:

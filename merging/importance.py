@@ -34,7 +34,7 @@ from merging.attribution import MovedModel, carried
 from merging.calibration import AnswerTask, Calibration
 from merging.checkpoint import Checkpoint
 from merging.compatibility import compare
-from merging.engine import resolve_device
+from merging.devices import resolve_device
 from merging.errors import MergingError, OutputError, PlanError, did_you_mean
 from merging.evaluation import Suite
 from merging.events import Progress

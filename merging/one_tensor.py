@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from merging.engine import resolve_device
+from merging.devices import resolve_device
 from merging.errors import MergingError
 from merging.header import MERGEABLE
 from merging.heartbeats import Stopped

@@ -14,6 +14,7 @@ from merging.block_config import origins, recut
 from merging.cautions import recipe_cautions
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
+from merging.devices import GPU_WORKERS, VRAM
 from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
 from merging.executors import MOST_WORKERS, workers_here
@@ -34,6 +35,8 @@ KEPT = 6
 """What is kept takes at most about so many times the float32 inputs (DELLA with many experts 5.4; the others below 4)."""
 SCRATCH = 4
 """Merging a piece takes at most about so many times its float32 bytes (measured for TIES)."""
+GPU_SCRATCH = 16
+"""The same on a GPU, where no loop saves room for what it makes on the way."""
 PIECE_SHARE = 4 * SCRATCH * MOST_WORKERS
 """A piece takes at most this part of the memory that a merge may use: a quarter of it holds one for every worker."""
 KEEP_SHARE = 8
@@ -89,11 +92,31 @@ class Plan:
     @property
     def memory(self) -> int:
         """Bytes the tensors of a merge need at once, at most; torch itself comes on top."""
-        largest = max((tensor.piece_bytes for tensor in self.tensors), default=0)
         pieces = sum(len(tensor.row_blocks) for tensor in self.tensors)
-        everything = sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in self.tensors)
         at_once = min(workers_here(), pieces)
-        return SCRATCH * largest * at_once + KEPT * min(self.keep(KEEP_BYTES), everything)
+        kept = KEPT * min(self.keep(KEEP_BYTES), self._input_bytes)
+        return SCRATCH * self._largest_piece * at_once + kept
+
+    @cached_property
+    def _largest_piece(self) -> int:
+        return max((tensor.piece_bytes for tensor in self.tensors), default=0)
+
+    @cached_property
+    def _input_bytes(self) -> int:
+        """Base and experts as float32."""
+        return sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in self.tensors)
+
+    @property
+    def gpu_workers(self) -> int:
+        """Pieces that a GPU works on at once: as many as `VRAM` holds beside what is kept, up to `GPU_WORKERS`."""
+        room = VRAM - KEPT * self.keep(KEEP_BYTES)
+        return min(GPU_WORKERS, max(1, room // max(1, GPU_SCRATCH * self._largest_piece)))
+
+    @property
+    def gpu_memory(self) -> int:
+        """Bytes a merge takes of a GPU at once, at most."""
+        everything = KEPT * min(self.keep(KEEP_BYTES), self._input_bytes)
+        return GPU_SCRATCH * self._largest_piece * self.gpu_workers + everything
 
     def keep(self, most: int) -> int:
         """Float32 bytes of inputs that may be kept between scans: `most`, or what the budget allows."""

@@ -67,7 +67,7 @@ class Reader:
         """Rows of several models [models, rows, ...], as they are stored where that is alike, else in float32."""
         stored = self._together(inputs, start, stop)
         if stored is not None:
-            return self._rounded(stored.to(self.device))
+            return self._rounded(stored.to(self.device, non_blocking=True))
         each = [self._rounded(self.rows(one, start, stop).to(self.device)) for one in inputs]
         return torch.stack([values.to(torch.float32) for values in each])
 
@@ -79,7 +79,8 @@ class Reader:
         first = infos[0]
         if len(files) < len(inputs) or not first.shape or any(info.dtype != first.dtype for info in infos):
             return None
-        found = torch.empty((len(inputs), stop - start, *first.shape[1:]), dtype=first.torch_dtype)
+        shape, pinned = (len(inputs), stop - start, *first.shape[1:]), self.device.type == "cuda"
+        found = torch.empty(shape, dtype=first.torch_dtype, pin_memory=pinned)
         if not found.numel():
             return found
         buffer, size = bytes_of(found), found.nbytes // len(inputs)

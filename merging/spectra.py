@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from merging.engine import resolve_device
+from merging.devices import resolve_device
 from merging.errors import MergingError
 from merging.one_tensor import Stop, find_tensor, go_on, read_blocks
 from merging.plan import Plan

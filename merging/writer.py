@@ -16,6 +16,7 @@ import torch
 
 from merging.atomic_folder import AtomicFolder
 from merging.checkpoint import INDEX
+from merging.devices import to_host
 from merging.errors import OutputError
 from merging.header import TensorInfo, build_header, write_at
 
@@ -87,7 +88,7 @@ class CheckpointWriter:
         """
         file, tensor = self._place[name]
         assert tensor.torch_dtype == rows.dtype, f"{name}: announced {tensor.dtype}, given {rows.dtype}"
-        values = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        values = to_host(rows.detach().contiguous()).reshape(-1).view(torch.uint8)
         offset = tensor.start + start * tensor.row_elements * tensor.torch_dtype.itemsize
         with self._explained(f"writing '{name}' failed"), file.used() as descriptor:
             write_at(descriptor, values, offset)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from merging import Finished, MergingError, Progress
-from merging.engine import MemorySink, resolve_device, run_plan
+from merging.devices import resolve_device
+from merging.engine import MemorySink, run_plan
 from tests.conftest import tune
 
 
