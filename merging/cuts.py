@@ -90,14 +90,15 @@ class KeyHistogram:
 
     def update(self, piece: Piece) -> None:
         rows = piece.deltas if self.keys is magnitudes else self.keys(piece)
+        self.counts = self.counts.to(rows.device)
         for counts, row in zip(self.counts, rows, strict=True):
             ops.count_bins(row, COARSE_SHIFT, self.below, counts)
 
     def combine(self, other: KeyHistogram) -> None:
-        self.counts += other.counts
+        self.counts = self.result() + other.result()
 
     def result(self) -> torch.Tensor:
-        return self.counts
+        return self.counts.cpu()
 
 
 def largest_cut(

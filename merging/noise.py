@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from merging import ops
+from merging.devices import settle
 from merging.pieces import Piece
 
 ONE = 1 << 24
@@ -31,6 +32,8 @@ HIGH = 0x9E3779B9
 WORD = 1 << 32
 CHUNK = 1 << 17
 """Elements made at once: what stays in the cache."""
+DEVICE_CHUNK = 1 << 30
+"""The same on a GPU: every operation has to be told, and there is no such cache."""
 FLIPS = 1 << 18
 """Elements after which a tensor's coin flips repeat."""
 COINS = 24
@@ -69,10 +72,10 @@ def _on_cpu(k0: int, k1: int, start: int, count: int, device: torch.device) -> t
 def _on_device(k0: int, k1: int, start: int, count: int, device: torch.device) -> torch.Tensor:
     """`uniform` by torch, whose int32 arithmetic wraps as unsigned does."""
     words = torch.empty(count, dtype=torch.int32, device=device)
-    ramp = torch.arange(min(count, CHUNK), dtype=torch.int32, device=device)
-    for high, low, place in _runs(start, count):
+    for high, low, place in _runs(start, count, DEVICE_CHUNK):
         part = words[place]
-        torch.add(ramp[: len(part)], _signed(low), out=part)
+        torch.arange(len(part), out=part)
+        part += _signed(low)
         _mix(part, _keys(k0, k1, high), _signed, lambda x, by: (x >> by) & ((1 << (32 - by)) - 1))
         part.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
     return words
@@ -94,13 +97,13 @@ def _mix(
                 words *= number(multiplier)
 
 
-def _runs(start: int, count: int) -> Iterator[tuple[int, int, slice]]:
-    """Elements `start` to `start + count` in runs of at most `CHUNK` with one `high`: that, the first `low`, and where the
+def _runs(start: int, count: int, most: int = CHUNK) -> Iterator[tuple[int, int, slice]]:
+    """Elements `start` to `start + count` in runs of at most `most` with one `high`: that, the first `low`, and where the
     run lies."""
     done = 0
     while done < count:
         high, low = divmod(start + done, WORD)
-        size = min(CHUNK, count - done, WORD - low)
+        size = min(most, count - done, WORD - low)
         yield high, low, slice(done, done + size)
         done += size
 
@@ -137,9 +140,12 @@ def coin_flips(piece: Piece, count: int, seed: int) -> torch.Tensor:
 def _flips(count: int, seed: int, device: torch.device, times: int) -> torch.Tensor:
     """Each element has one u for every `COINS` experts, whose bits are their coins; all of it so many times."""
     if times > 1:
-        return _flips(count, seed, device, 1).repeat(1, times)
-    words = [uniform(seed, first, "coins", 0, FLIPS, device) for first in range(0, count, COINS)]
-    return torch.stack([1.0 - 2.0 * ((words[t // COINS] >> t % COINS) & 1) for t in range(count)])
+        flips = _flips(count, seed, device, 1).repeat(1, times)
+    else:
+        words = [uniform(seed, first, "coins", 0, FLIPS, device) for first in range(0, count, COINS)]
+        flips = torch.stack([1.0 - 2.0 * ((words[t // COINS] >> t % COINS) & 1) for t in range(count)])
+    settle(device)
+    return flips
 
 
 def _first_element(piece: Piece) -> int:

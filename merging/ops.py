@@ -96,12 +96,14 @@ def distinct_in_bin(row: torch.Tensor, shift: int, chosen: int) -> tuple[torch.T
 
 
 def count_bins(row: torch.Tensor, shift: int, below: int, counts: torch.Tensor) -> None:
-    """Add how often the bits above `shift` of `keys_of` a row occur, with `below` added, to int64 [bins] on the CPU."""
+    """Add how often the bits above `shift` of `keys_of` a row occur, with `below` added, to int64 [bins] on its device."""
     if looped(row):
         loops().histogram(*_masked(row), np.int32(shift), np.int32(below), counts.numpy())
     else:
-        bins = (keys_of(row) >> shift) + below
-        counts += torch.bincount(bins.flatten(), minlength=len(counts)).cpu()
+        bins = ((keys_of(row) >> shift) + below).flatten().long()
+        counts.scatter_add_(
+            0, bins, counts.new_ones(1).expand(len(bins))
+        )  # `bincount` waits for the device twice
 
 
 def _masked(row: torch.Tensor) -> tuple[Any, np.int32]:
@@ -153,11 +155,16 @@ def choose(mask: torch.Tensor, value: torch.Tensor, other: torch.Tensor) -> torc
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite: no exponent is the largest. Several times as fast as `isfinite`."""
+    """Whether no value is NaN or infinite."""
+    return bool(_finite(values))
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    """The same as a bool on the values' device: no exponent is the largest. Several times as fast as `isfinite`."""
     if values.dtype not in EXPONENTS or not values.numel():
-        return bool(values.isfinite().all())
+        return values.isfinite().all()
     integer, exponent = EXPONENTS[values.dtype]
-    return int((values.contiguous().view(integer) & exponent).amax()) < exponent
+    return (values.contiguous().view(integer) & exponent).amax() < exponent
 
 
 def differ(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
@@ -236,9 +243,16 @@ _NOTHING = np.empty(0, dtype=np.float32)
 
 
 def inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """Σ x·y of each row of one [p, n] with each of the other [q, n], in float64, of as much at once as stays in the cache:
-    float64 [p, q] on the CPU."""
+    """Σ x·y of each row of one [p, n] with each of the other [q, n], in float64: float64 [p, q] on the CPU. A CPU takes as
+    much at once as stays in its cache; a GPU takes all such parts at once."""
     total = torch.zeros(len(one), len(two), dtype=torch.float64, device=one.device)
+    if one.device.type != "cpu":
+        whole = one.shape[1] // INNER_CHUNK * INNER_CHUNK
+        parts = [
+            rows[:, :whole].double().view(len(rows), -1, INNER_CHUNK).transpose(0, 1) for rows in (one, two)
+        ]
+        total += (parts[0] @ parts[1].mT).sum(0)
+        one, two = one[:, whole:], two[:, whole:]
     for left, right in zip(one.split(INNER_CHUNK, 1), two.split(INNER_CHUNK, 1), strict=True):
         total += left.double() @ right.double().T
     return total.cpu()
@@ -400,17 +414,22 @@ def tally(
     base: torch.Tensor | None, merged: torch.Tensor, rows: torch.Tensor, change: torch.Tensor | None = None
 ) -> Tally:
     """The sums over merged elements; a change that is not given is merged − base."""
-    error, finite = _square(rows.to(torch.float32) - merged), all_finite(rows)
+    finite = _finite(rows)
+    error = _square(rows.to(torch.float32) - merged)
     if base is None:
-        return Tally(0.0, error, 0, 0, finite)
+        error, every = torch.stack([error, finite.double()]).tolist()
+        return Tally(0.0, error, 0, 0, bool(every))
     change = merged - base if change is None else change
-    changed = int(change.count_nonzero())
-    written = int(differ(rows, base.to(rows.dtype)).count_nonzero())
-    return Tally(_square(change), error, changed, changed - written, finite)
+    written = differ(rows, base.to(rows.dtype)).count_nonzero()
+    found = _square(change), error, change.count_nonzero(), written, finite
+    moved, error, changed, written, every = torch.stack(
+        [one.double() for one in found]
+    ).tolist()  # one wait for all
+    return Tally(moved, error, int(changed), int(changed - written), bool(every))
 
 
-def _square(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values)) ** 2
+def _square(values: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(values).double().square()
 
 
 def shares(weight: torch.Tensor, normalize: bool) -> torch.Tensor:
