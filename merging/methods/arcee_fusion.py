@@ -81,7 +81,7 @@ class Divergences:
         assert piece.base is not None
         theirs = piece.models[0].to(self.dtype).softmax(-1) + TINY_CHANCE
         ours = piece.base.to(self.dtype).softmax(-1) + TINY_CHANCE
-        self.found[piece.key] = (theirs * (theirs / ours).log()).sum(-1, keepdim=piece.base.ndim > 0)
+        self.found[piece.key] = (theirs * (theirs / ours).log()).sum(-1, keepdim=piece.base.ndim > 0).cpu()
 
     def combine(self, other: Divergences) -> None:
         self.found.update(other.found)
@@ -92,7 +92,7 @@ class Divergences:
 
 def _importance(rows: Rows, piece: Piece) -> torch.Tensor:
     """|δ| times the divergence of its row: float32 [*shape]."""
-    return (piece.deltas[0].abs() * rows[piece.key]).to(torch.float32)
+    return (piece.deltas[0].abs() * rows[piece.key].to(piece.device)).to(torch.float32)
 
 
 def _keys(rows: Rows, piece: Piece) -> torch.Tensor:

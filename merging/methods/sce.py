@@ -99,7 +99,12 @@ class Sce(Method):
 def _variance(piece: Piece) -> torch.Tensor:
     """The variance of each element over the experts, float32 [*shape]; exactly 0 where all agree."""
     changes = piece.deltas.double()
-    return (changes - changes.mean(0)).square().mean(0).to(torch.float32)
+    return _mean((changes - _mean(changes)).square()).to(torch.float32)
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """Over the experts, in their order and without a division by a number, which a GPU would round in another way."""
+    return ops.sum_experts(values) * (1 / len(values))
 
 
 def _variance_keys(piece: Piece) -> torch.Tensor:
