@@ -248,14 +248,18 @@ def inner(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(len(one), len(two), dtype=torch.float64, device=one.device)
     if one.device.type != "cpu":
         whole = one.shape[1] // INNER_CHUNK * INNER_CHUNK
-        parts = [
-            rows[:, :whole].double().view(len(rows), -1, INNER_CHUNK).transpose(0, 1) for rows in (one, two)
-        ]
-        total += (parts[0] @ parts[1].mT).sum(0)
+        first = _in_parts(one[:, :whole])
+        second = first if two is one else _in_parts(two[:, :whole])
+        total += (first @ second.mT).sum(0)
         one, two = one[:, whole:], two[:, whole:]
     for left, right in zip(one.split(INNER_CHUNK, 1), two.split(INNER_CHUNK, 1), strict=True):
         total += left.double() @ right.double().T
     return total.cpu()
+
+
+def _in_parts(rows: torch.Tensor) -> torch.Tensor:
+    """[p, n] in float64 as [parts, p, INNER_CHUNK]."""
+    return rows.double().view(len(rows), -1, INNER_CHUNK).transpose(0, 1)
 
 
 def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
