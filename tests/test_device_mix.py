@@ -1,5 +1,5 @@
-"""Every method on a GPU that is none: no tensor meets one of another device, no stream reads what another still writes, and
-the bits are the CPU's."""
+"""Every method on a GPU that is none, and on a real one where there is one: no tensor meets one of another device, no stream
+reads what another still writes, and the bits are the CPU's."""
 
 from __future__ import annotations
 
@@ -18,12 +18,36 @@ from merging.plan import plan_sources
 from tests import fake_gpu
 from tests.test_methods_contract import choices, known_to
 
-ROUNDED = {"apl", "arcee_fusion", "pcb", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce"}
+ROUNDED = {
+    "apl",
+    "arcee_fusion",
+    "dppa",
+    "karcher",
+    "model_stock",
+    "multislerp",
+    "nuslerp",
+    "pcb",
+    "sce",
+    "slerp",
+}
 """Methods with sums, exponentials or angles in their weights: they agree with the CPU to rounding."""
+STRAY = 0.01
+"""Share of elements that rounding may send to the other side of a threshold."""
+REAL = pytest.param(
+    False,
+    id="real",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+)
+
+
+@pytest.fixture(params=[pytest.param(True, id="fake"), REAL])
+def start_gpu(request, monkeypatch):
+    """Called once the CPU's results are there: a fake GPU takes the CPU's place in torch."""
+    return lambda: fake_gpu.install(monkeypatch) if request.param else None
 
 
 def settings(method):
-    """A small density with every other word for every parameter, and with the two scopes."""
+    """A small density with every other word for every parameter, and what takes a way of its own."""
     for choice in choices(method):
         yield known_to(method, {"density": 0.4, "t": 0.3, "select_topk": 0.6, "epsilon": 0.1}) | choice
     if "filter_wise" in METHODS[method].parameters():
@@ -51,19 +75,19 @@ def merged(plan, device):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_mixes_devices(method, monkeypatch):
+def test_no_method_mixes_devices(method, start_gpu):
     base, models = small_family(number_of_experts(method), shape=(24, 6))
     plans = [plan_of(method, base, models, options) for options in settings(method)]
     expected = [merged(plan, "cpu") for plan in plans]
-    fake_gpu.install(monkeypatch)
+    gpu = start_gpu()
     for plan, wanted in zip(plans, expected, strict=True):
-        assert_alike(method, merged(plan, "cuda"), wanted)
-    assert fake_gpu.gpu.peak > 0
+        assert_alike(plan, merged(plan, "cuda"), wanted)
+    assert gpu is None or gpu.peak > 0
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 28], ids=["read anew", "kept"])
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.needs_importance])
-def test_streams_wait_for_each_other(method, kept, bf16_family, write_recipe, monkeypatch):
+def test_streams_wait_for_each_other(method, kept, bf16_family, write_recipe, monkeypatch, start_gpu):
     """Files, small pieces, several workers, every scope."""
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 12_000)
     monkeypatch.setattr("merging.cuts.SMALL_SCOPE", 0)
@@ -77,23 +101,26 @@ def test_streams_wait_for_each_other(method, kept, bf16_family, write_recipe, mo
         keys = {"profile": "paper", "parameters": parameters, "scope": scope}
         plans.append(merging.check(write_recipe(bf16_family, method, experts, **keys)))
     expected = [merged(plan, "cpu") for plan in plans]
-    fake_gpu.install(monkeypatch)
+    start_gpu()
     for plan, wanted in zip(plans, expected, strict=True):
-        assert_alike(method, merged(plan, "cuda"), wanted)
+        assert_alike(plan, merged(plan, "cuda"), wanted)
 
 
-def assert_alike(method, found, wanted):
+def assert_alike(plan, found, wanted):
+    """The same bits, or for what is made of sums the same numbers."""
+    method = plan.tensors[0].method
+    summed = method.name in ROUNDED or getattr(method, "rescale", "") == "l1"
     for name, values in wanted.items():
-        if method in ROUNDED:
-            torch.testing.assert_close(
-                found[name], values, rtol=1e-2 if values.itemsize == 2 else 1e-5, atol=1e-6
-            )
-        else:
+        if not summed:
             assert torch.equal(found[name].view(torch.uint8), values.view(torch.uint8)), name
+            continue
+        rounding = 1e-2 if values.itemsize == 2 else 1e-5
+        far = ~torch.isclose(found[name], values, rtol=rounding, atol=1e-6)
+        assert int(far.sum()) <= STRAY * far.numel(), name
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp"])
-def test_looking_at_a_merge(method, bf16_family, write_recipe, monkeypatch):
+def test_looking_at_a_merge(method, bf16_family, write_recipe, monkeypatch, start_gpu):
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 12_000)
     experts = ("one", "two", "three")[: number_of_experts(method)]
     plan = merging.check(write_recipe(bf16_family, method, experts, profile="paper"))
@@ -103,19 +130,19 @@ def test_looking_at_a_merge(method, bf16_family, write_recipe, monkeypatch):
         inspect_recipe,
         lambda plan, device: trim_plan(plan, 0.3, "model", device=device),
     ]
-    fake_gpu.install(monkeypatch)
+    gpu = start_gpu()
     for look in looks:
         *_, found = look(plan, device="cuda")
         assert found is not None
-    assert fake_gpu.gpu.peak > 0
+    assert gpu is None or gpu.peak > 0
 
 
-def test_a_written_merge_has_the_bits_of_the_cpu_s(bf16_family, write_recipe, monkeypatch, tmp_path):
+def test_a_written_merge_has_the_bits_of_the_cpu_s(bf16_family, write_recipe, start_gpu, tmp_path):
     recipe = write_recipe(bf16_family, "ties", ["one", "two", "three"], profile="paper")
     expected = merging.merge(recipe, tmp_path / "cpu", device="cpu")
-    fake_gpu.install(monkeypatch)
+    gpu = start_gpu()
     found = merging.merge(recipe, tmp_path / "gpu")
-    assert fake_gpu.gpu.peak > 0, "auto takes the GPU"
+    assert gpu is None or gpu.peak > 0, "auto takes the GPU"
     one, other = ((folder / "model.safetensors").read_bytes() for folder in (expected, found))
     assert one == other
 

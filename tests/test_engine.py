@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 import merging
 from merging import Finished, MergingError, Progress
 from merging.devices import resolve_device
-from merging.engine import MemorySink, run_plan
 from tests.conftest import tune
 
 
@@ -267,21 +266,3 @@ def test_unknown_devices():
     for device in ("gpu", "mps", "cuda:99"):
         with pytest.raises(MergingError, match="device"):
             resolve_device(device)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
-@pytest.mark.parametrize("scope", ["tensor", "model"])
-def test_gpu_gives_the_bits_of_the_cpu(bf16_family, write_recipe, method, scope):
-    keys = {"scope": scope, "parameters": {"density": 0.3}} if method == "ties" else {}
-    base = None if method == "linear" else str(bf16_family / "base")
-    plan = merging.check(
-        write_recipe(bf16_family, method, ["one", "two", "three"], base_model=base, profile="paper", **keys)
-    )
-    results = []
-    for device in ("cpu", "cuda"):
-        sink = MemorySink([tensor.info for tensor in plan.tensors])
-        list(run_plan(plan, sink, device=device))
-        results.append(sink.tensors)
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
