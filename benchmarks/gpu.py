@@ -1,6 +1,6 @@
 """Merges on a GPU beside the time that their bytes need over PCIe, with the GPU's memory at its peak and the bits compared.
 
-    python -m benchmarks.gpu [--blocks 32] [--piece 8 32 128] [--workers 4] [--folder /dev/shm] [--save NAME]
+    python -m benchmarks.gpu [--blocks 32] [--piece 8 32 64] [--workers 4] [--folder /dev/shm] [--save NAME]
     python -m benchmarks.gpu --device cpu --blocks 1 --width 256      (a dry run)
 
 The models have the shapes of Llama 3 8B, but one block is stored and read again as every block: so the bytes that are read,
@@ -194,8 +194,11 @@ def cases(
             patch("merging.plan.GPU_WORKERS", options.workers),
         ):
             for method in options.method:
-                same = bits_equal(folder, method, device)  # it warms up, too
                 plan = plan_of(folder, method, options.blocks)
+                if plan.gpu_memory > options.budget:
+                    print(f"{method}, pieces of {piece} MiB: do not fit the budget")
+                    continue
+                same = bits_equal(folder, method, device)  # it warms up, too
                 case = {
                     "method": method,
                     "piece MiB": piece,
