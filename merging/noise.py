@@ -13,7 +13,7 @@ so u is uniform over 24 bits, and an element is kept if u < round(keep·2²⁴).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -64,19 +64,25 @@ def _on_cpu(k0: int, k1: int, start: int, count: int, device: torch.device) -> t
             ops.loops().words(*map(np.uint32, (*keys, low)), part)
         else:
             part[:] = np.arange(len(part), dtype=np.uint32) + np.uint32(low)
-            _mix(part, keys, np.uint32, np.right_shift)
+            _mix(part[None], [keys], np.uint32, np.right_shift)
             part >>= 8
     return torch.from_numpy(words.view(np.int32))
 
 
 def _on_device(k0: int, k1: int, start: int, count: int, device: torch.device) -> torch.Tensor:
-    """`uniform` by torch, whose int32 arithmetic wraps as unsigned does."""
-    words = torch.empty(count, dtype=torch.int32, device=device)
+    return _rows_on_device([(k0, k1)], start, count, device)[0]
+
+
+def _rows_on_device(
+    keys: Sequence[tuple[int, int]], start: int, count: int, device: torch.device
+) -> torch.Tensor:
+    """`uniform` of several experts [experts, count] by torch, whose int32 arithmetic wraps as unsigned does."""
+    words = torch.empty(len(keys), count, dtype=torch.int32, device=device)
     for high, low, place in _runs(start, count, DEVICE_CHUNK):
-        part = words[place]
-        torch.arange(len(part), out=part)
-        part += _signed(low)
-        _mix(part, _keys(k0, k1, high), _signed, lambda x, by: (x >> by) & ((1 << (32 - by)) - 1))
+        part = words[:, place]
+        part.copy_(torch.arange(part.shape[1], dtype=torch.int32, device=device) + _signed(low))
+        each = [_keys(*pair, high) for pair in keys]
+        _mix(part, each, _signed, lambda x, by: (x >> by) & ((1 << (32 - by)) - 1))
         part.bitwise_right_shift_(8).bitwise_and_(ONE - 1)
     return words
 
@@ -86,11 +92,16 @@ def _keys(k0: int, k1: int, high: int) -> tuple[int, int]:
 
 
 def _mix(
-    words: Any, keys: tuple[int, int], number: Callable[[int], Any], shift: Callable[[Any, int], Any]
+    words: Any,
+    keys: Sequence[tuple[int, int]],
+    number: Callable[[int], Any],
+    shift: Callable[[Any, int], Any],
 ) -> None:
-    """XOR each key in and apply MurmurHash3's finaliser, in place, in the arithmetic of an array's own kind."""
-    for key in keys:
-        words ^= number(key)
+    """XOR each key of its row in and apply MurmurHash3's finaliser to words [rows, n], in place, in the arithmetic of an
+    array's own kind."""
+    for each in zip(*keys, strict=True):
+        for row, key in zip(words, each, strict=True):
+            row ^= number(key)
         for by, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
             words ^= shift(words, by)
             if multiplier is not None:
@@ -114,6 +125,9 @@ def piece_uniform(piece: Piece, seed: int) -> torch.Tensor:
     start = _first_element(piece)
 
     def make() -> torch.Tensor:
+        if piece.device.type != "cpu":
+            keys = [key(seed, expert, piece.name) for expert in range(piece.experts)]
+            return _rows_on_device(keys, start, count, piece.device).view(shape)
         return torch.stack(
             [
                 uniform(seed, expert, piece.name, start, count, piece.device).view(shape[1:])
