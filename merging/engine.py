@@ -28,14 +28,12 @@ from merging.events import Event, Finished, Progress, TensorResult
 from merging.executors import Executor, Inline, Streams, executor_for
 from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method, Survey
-from merging.pieces import Outcome, Piece, StoredPiece
+from merging.pieces import Outcome, Piece
 from merging.plan import KEEP_BYTES, Plan
 from merging.reading import Pieces, Reader, Spot, input_bytes
 from merging.relations import Products, Relations
 from merging.statistics import Accumulator, Attained
 from merging.tensor_plan import GroupKey, TensorPlan
-
-_Rows = tuple[torch.Tensor, ops.Tally]
 
 
 class Sink(Protocol):
@@ -302,17 +300,18 @@ class _Run:
 
     def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, sink: Sink) -> _Merged:
         """Merge one piece, show it to the watches and write it."""
-        swept = None if self.watches else _swept(tensor, piece)
+        swept = None if self.watches else _swept_rows(tensor, piece)  # which gives the products, too
         products = Products.of(piece)
         if not products.finite:
             require_finite(self.plan, tensor, piece)
         if self.watches:
-            outcome, tally = outcome_of(self.plan, tensor, piece, known)
-            for watch in self.watches:
-                watch.update(outcome)
+            outcome, tally = outcome_of(tensor, piece, known)
             rows = outcome.rows
         else:
-            rows, tally = rows_of(self.plan, tensor, piece, known, swept)
+            rows, tally = swept or rows_of(tensor, piece, known)
+        require_finite_rows(self.plan, tensor, piece, rows, tally)
+        for watch in self.watches:
+            watch.update(outcome)
         sink.write(tensor.info.name, rows, piece.start)
         return _Merged(rows.nbytes, products, _Totals.of(piece, tally))
 
@@ -356,58 +355,34 @@ def _require_equal(tensor: TensorPlan, rows: torch.Tensor, start: int) -> None:
             )
 
 
-def outcome_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any) -> tuple[Outcome, ops.Tally]:
-    """One piece merged and cast, with its explanation if the method has one; and its sums.
-
-    Raises:
-        MergingError: the result is not finite.
-    """
+def outcome_of(tensor: TensorPlan, piece: Piece, known: Any) -> tuple[Outcome, ops.Tally]:
+    """One piece merged and cast, with its explanation if the method has one; and its sums."""
     method, dtype = tensor.method, tensor.info.torch_dtype
     assert method is not None
-    if method.elementwise:
-        explained = method.explain(piece, known)
-        change = method.change(explained.coefficients, piece)
-        merged, rows, tally = ops.finish(piece.base, change, dtype)
-        outcome = Outcome(piece, merged, rows, change, explained)
-    else:
+    if not method.elementwise:
         merged, rows, tally = _merged_whole(method, piece, known, dtype)
-        outcome = Outcome(piece, merged, rows)
-    _require_finite_rows(plan, tensor, piece, rows, tally)
-    return outcome, tally
+        return Outcome(piece, merged, rows), tally
+    explained = method.explain(piece, known)
+    change = method.change(explained.coefficients, piece)
+    found, rows, tally = ops.finish(piece.base, change, dtype)
+    assert found is not None
+    return Outcome(piece, found, rows, change, explained), tally
 
 
-def rows_of(plan: Plan, tensor: TensorPlan, piece: Piece, known: Any, swept: _Rows | None = None) -> _Rows:
-    """The rows of `outcome_of`, bit by bit, and their sums, where nobody asks how they came about; they may be `_swept`
-    already.
-
-    Raises:
-        MergingError: the result is not finite.
-    """
+def rows_of(tensor: TensorPlan, piece: Piece, known: Any) -> tuple[torch.Tensor, ops.Tally]:
+    """The rows of `outcome_of`, bit by bit, and their sums, where nobody asks how they came about."""
     method, dtype = tensor.method, tensor.info.torch_dtype
     assert method is not None
-    if swept is not None:
-        rows, tally = swept
-    elif method.elementwise:
-        change = method.change_of(piece, known)
-        _, rows, tally = ops.finish(piece.base, change, dtype, in_float32=False)
-    else:
-        _, rows, tally = _merged_whole(method, piece, known, dtype)
-    _require_finite_rows(plan, tensor, piece, rows, tally)
-    return rows, tally
+    if not method.elementwise:
+        return _merged_whole(method, piece, known, dtype)[1:]
+    return ops.finish(piece.base, method.change_of(piece, known), dtype, in_float32=False)[1:]
 
 
-def _swept(tensor: TensorPlan, piece: Piece) -> _Rows | None:
-    """The same in one sweep over what is stored, where the method and the values allow it; the piece then knows its
-    products."""
-    method, dtype = tensor.method, tensor.info.torch_dtype
-    assert method is not None
-    if dtype not in ops.BITS or not isinstance(piece, StoredPiece) or not ops.sweepable(piece.stored):
-        return None
-    factors = method.addends(piece)
-    if factors is None:
-        return None
-    scale = getattr(method, "lambda_", 1.0)
-    return piece.add_up(factors, dtype, scale=scale, keeps_common=method.keeps_common)
+def _swept_rows(tensor: TensorPlan, piece: Piece) -> tuple[torch.Tensor, ops.Tally] | None:
+    """The same in one sweep, where the method and the values allow it."""
+    assert tensor.method is not None
+    sweep = tensor.method.one_sweep(piece)
+    return None if sweep is None else piece.add_up(sweep, tensor.info.torch_dtype)
 
 
 def _merged_whole(
@@ -415,6 +390,7 @@ def _merged_whole(
 ) -> tuple[torch.Tensor, torch.Tensor, ops.Tally]:
     """What a method merges that is no sum of scaled changes: in float32, as it is written, and its sums."""
     merged, rows, tally = ops.finish(None, method.merge(piece, known), dtype)
+    assert merged is not None
     if piece.base is not None:
         tally = ops.tally(piece.base, merged, rows)
     return merged, rows, tally
@@ -465,10 +441,10 @@ class _Merged:
 def require_finite(plan: Plan, tensor: TensorPlan, piece: Piece) -> None:
     """Raise if base or an expert holds NaN or infinite values in a piece; squares may also be just too large."""
     if not bool(piece.models.isfinite().all() and piece.base_or_zero.isfinite().all()):
-        raise MergingError(f"'{tensor.info.name}': {_damage(plan, tensor, piece)}")
+        raise MergingError(f"'{tensor.info.name}': {_damage(plan, tensor, piece.start, piece.stop)}")
 
 
-def _require_finite_rows(
+def require_finite_rows(
     plan: Plan, tensor: TensorPlan, piece: Piece, rows: torch.Tensor, tally: ops.Tally
 ) -> None:
     if not tally.finite:
@@ -478,18 +454,22 @@ def _require_finite_rows(
 def _not_finite(plan: Plan, tensor: TensorPlan, piece: Piece, rows: torch.Tensor) -> str:
     bad = int((~torch.isfinite(rows)).sum())
     text = f"'{tensor.info.name}': {bad:,} of {rows.numel():,} merged values are not finite"
-    if damage := _damage(plan, tensor, piece):
+    if damage := _damage(plan, tensor, piece.start, piece.stop):
         return f"{text}, because {damage}"
+    for other in plan.groups[tensor.group]:  # what a method knows of its scope spoils all of it
+        for start, stop in other.row_blocks:
+            if damage := _damage(plan, other, start, stop, f"in '{other.info.name}'"):
+                return f"{text}, because {damage}"
     return f"{text}: too large for {tensor.info.dtype}. Lower λ or the weights, or set out_dtype: float32."
 
 
-def _damage(plan: Plan, tensor: TensorPlan, piece: Piece) -> str | None:
-    """Which input of a piece is not finite, and what to do; None: they all are."""
+def _damage(plan: Plan, tensor: TensorPlan, start: int, stop: int, where: str = "there") -> str | None:
+    """Which input is not finite in some rows, and what to do; None: they all are."""
     for one in tensor.inputs:
         label = "the base" if one is tensor.base else one.model
-        stored = one.source.read(one.name, piece.start, piece.stop)
+        stored = one.source.read(one.name, start, stop)
         if count := int((~torch.isfinite(stored)).sum()):
-            return f"{label} holds {count:,} NaN or infinite values there. Use an intact model."
+            return f"{label} holds {count:,} NaN or infinite values {where}. Use an intact model."
         if plan.work_dtype is not None and not bool(torch.isfinite(stored.to(plan.work_dtype)).all()):
-            return f"{label} does not fit {plan.recipe.dtype} there. Set dtype: float32."
+            return f"{label} does not fit {plan.recipe.dtype} {where}. Set dtype: float32."
     return None

@@ -6,20 +6,21 @@ become weights have the same bits (products and sums are rounded one by one, in 
 digits but for the last.
 
 Values come as contiguous NumPy views of float32 tensors: base [n] (empty for none), deltas [experts, n], and factors
-[experts, n] or, of one for all elements, [experts, 1].
+[experts, n] or, of one for all elements, [experts, 1]. Models as they are stored come as whole numbers of their bits.
 
 They are one file because numba keeps what it compiled until the file of a loop changes, whatever becomes of the loops it calls.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import factorial
 
 import numba
 import numpy as np
 
 CHUNK = 1024
-"""Elements worked on at once: with all that is made of three experts' less than half of a first cache."""
+"""Elements worked on at once: with all that is made of three experts' up to 64 KB, what stays near a core."""
 SIGN = np.uint32(0x80000000)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITE = np.uint32(0x7F800000)
@@ -43,10 +44,26 @@ MOST_TANH = 45.0
 TINY = 1e-12
 
 
-_exact = numba.njit(nogil=True, cache=True, error_model="numpy")
-"""For results that become weights: every operation is rounded as IEEE 754 says, and none is moved."""
-_summing = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
-"""For sums in any order, so that they are taken several terms at a time."""
+def _compiled(loop, fastmath):
+    found = numba.njit(loop, nogil=True, cache=True, error_model="numpy", fastmath=fastmath)
+    keep = found._cache.save_overload
+
+    def keep_if_there_is_room(*arguments):
+        with suppress(OSError):
+            keep(*arguments)
+
+    found._cache.save_overload = keep_if_there_is_room
+    return found
+
+
+def _exact(loop):
+    """For results that become weights: every operation is rounded as IEEE 754 says, and none is moved."""
+    return _compiled(loop, fastmath=False)
+
+
+def _summing(loop):
+    """For sums in any order, so that they are taken several terms at a time."""
+    return _compiled(loop, fastmath={"reassoc"})
 
 
 @_summing
@@ -763,7 +780,7 @@ def masses(deltas, flips, sums):
 
 @_exact
 def differ(one, two, sign, found):
-    """Where two arrays of numbers, as bits, differ: into bool [n]; see `is_different`."""
+    """Where two arrays of numbers, as bits, differ: into bool [n]; see `_is_different`."""
     for i in range(len(found)):
         found[i] = _is_different(one[i], two[i], sign)
 

@@ -228,6 +228,12 @@ def compiled(values: torch.Tensor) -> bool:
     return values.dtype == torch.float32 and looped(values)
 
 
+def _float32(value: float) -> np.float32:
+    """A number as `loops` take it; what float32 cannot hold is infinite, and the result is found to be not finite."""
+    with np.errstate(over="ignore"):
+        return np.float32(value)
+
+
 def array(values: torch.Tensor | None, dims: int = 1) -> Any:
     """A tensor on the CPU as `kernels` take it: contiguous, with its last dims as one; None as no elements."""
     if values is None:
@@ -320,7 +326,7 @@ def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor, scale: float 
     if compiled(deltas):
         change = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
         loops().weighted_sum(
-            factors_of(coefficients, deltas), array(deltas, 2), np.float32(scale), array(change)
+            factors_of(coefficients, deltas), array(deltas, 2), _float32(scale), array(change)
         )
         return change
     total = coefficients[0] * deltas[0]
@@ -356,11 +362,11 @@ class Tally(NamedTuple):
 
 def finish(
     base: torch.Tensor | None, change: torch.Tensor, dtype: torch.dtype, *, in_float32: bool = True
-) -> tuple[torch.Tensor, torch.Tensor, Tally]:
-    """base + change in float32 (see `apply`; nothing of use unless `in_float32`), the same in the dtype it is written in, and
-    what came of it: [*shape] twice."""
+) -> tuple[torch.Tensor | None, torch.Tensor, Tally]:
+    """base + change in float32 (see `apply`; None unless `in_float32`), the same in the dtype it is written in, and what came
+    of it: [*shape] twice."""
     if compiled(change) and dtype in BITS:
-        merged = torch.empty(change.shape if in_float32 else 0, dtype=torch.float32)
+        merged = torch.empty(change.shape, dtype=torch.float32) if in_float32 else None
         rows, bits, sums = _rows(change.shape, dtype)
         finite = loops().finish(
             array(base), array(change), loops().FORMS[dtype.itemsize], array(merged), bits, sums
@@ -383,28 +389,32 @@ def _tally(sums: Any, finite: bool) -> Tally:
     return Tally(moved, error, int(changed), int(lost), bool(finite))
 
 
+class Sweep(NamedTuple):
+    """A merge that adds up by one factor for each expert [experts], times a scale; `keeps_common` (without a base): where all
+    models are equal their own value stays."""
+
+    factors: torch.Tensor
+    scale: float = 1.0
+    keeps_common: bool = False
+
+
 def add_up(
-    stored: torch.Tensor,
-    factors: torch.Tensor,
-    dtype: torch.dtype,
-    *,
-    has_base: bool,
-    scale: float = 1.0,
-    keeps_common: bool = False,
+    stored: torch.Tensor, sweep: Sweep, dtype: torch.dtype, *, has_base: bool
 ) -> tuple[torch.Tensor, Tally, torch.Tensor]:
     """All of a merge that adds up by one factor for each expert, in one sweep over `sweepable` models: the rows [*shape] in
     the dtype they are written in, what came of it, and the `products`.
 
-    Shapes: stored [m, *shape], the base first if there is one; factors [experts]. The same as `task_vectors`,
-    `weighted_sum`, `keep_common` (if `keeps_common`, without a base) and `finish`, bit by bit.
+    The stored models are [m, *shape], the base first if there is one. The same as `task_vectors`, `weighted_sum`,
+    `keep_common` (if that is asked for) and `finish`, bit by bit.
     """
+    factors, scale, keeps_common = sweep
     rows, bits, sums = _rows(stored.shape[1:], dtype)
     found = torch.zeros(1 + len(factors), 1 + len(factors), dtype=torch.float64)
     finite = loops().add_up(
         stored_bits(stored),
         has_base,
         factors.numpy()[:, None],
-        np.float32(scale),
+        _float32(scale),
         keeps_common,
         loops().FORMS[dtype.itemsize],
         bits,
@@ -525,7 +535,7 @@ def elected_sum(
         return weighted_sum(coefficients, deltas, scale)
     change = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
     rule = _rule(weight, weighted, sign, if_draw, normalize)
-    loops().elected_sum(factors_of(factors, deltas), array(deltas, 2), rule, np.float32(scale), array(change))
+    loops().elected_sum(factors_of(factors, deltas), array(deltas, 2), rule, _float32(scale), array(change))
     return change
 
 

@@ -112,6 +112,11 @@ class Piece:
         """Σθ0², 0 without a base."""
         return float(self.products[0, 0])
 
+    def add_up(self, sweep: ops.Sweep, dtype: torch.dtype) -> tuple[torch.Tensor, ops.Tally] | None:
+        """The rows of a merge in one sweep, and what came of it, where the values allow that: the piece then knows its
+        products."""
+        return None
+
     def over(self, base: torch.Tensor, memory: Memory | None = None) -> Piece:
         """The same models as changes from a base [*shape]."""
         return Piece(self.name, self.start, base, self.models, self.weight, self.saliency, memory)
@@ -182,18 +187,11 @@ class StoredPiece(Piece):
         found = self._vectors[2]
         return ops.products(self.base, self.deltas) if found is None else found
 
-    def add_up(
-        self, factors: torch.Tensor, dtype: torch.dtype, *, scale: float, keeps_common: bool
-    ) -> tuple[torch.Tensor, ops.Tally]:
-        """See `ops.add_up`; the products are kept."""
-        rows, tally, vars(self)["products"] = ops.add_up(
-            self.stored,
-            factors,
-            dtype,
-            has_base=self.has_base,
-            scale=scale,
-            keeps_common=keeps_common,
-        )
+    def add_up(self, sweep: ops.Sweep, dtype: torch.dtype) -> tuple[torch.Tensor, ops.Tally] | None:
+        if dtype not in ops.BITS or not ops.sweepable(self.stored):
+            return None
+        rows, tally, found = ops.add_up(self.stored, sweep, dtype, has_base=self.has_base)
+        vars(self)["products"] = found
         return rows, tally
 
     @cached_property

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from merging.cuts import KeyHistogram, LargestCut
-from merging.engine import Sink, copied, outcome_of, require_finite, rows_of
+from merging.engine import Sink, copied, outcome_of, require_finite, require_finite_rows, rows_of
 from merging.events import Progress
 from merging.methods import Group, Survey
 from merging.pieces import Outcome, Piece
@@ -55,7 +55,8 @@ def merged(plan: Plan, family: Family, watch: RecordWatch) -> Iterator[Progress]
     for step in _surveyed(plan, family):
         if step is not None:
             tensor, piece, known = step
-            outcome, _ = outcome_of(plan, tensor, piece, known)
+            outcome, tally = outcome_of(tensor, piece, known)
+            require_finite_rows(plan, tensor, piece, outcome.rows, tally)
             if plan.base is None:
                 outcome = replace(outcome, piece=family.under(piece))
             watch.update(outcome)
@@ -74,7 +75,9 @@ def write(plan: Plan, family: Family, sink: Sink) -> None:
     for step in _surveyed(plan, family):
         if step is not None:
             tensor, piece, known = step
-            sink.write(tensor.info.name, rows_of(plan, tensor, piece, known)[0], piece.start)
+            rows, tally = rows_of(tensor, piece, known)
+            require_finite_rows(plan, tensor, piece, rows, tally)
+            sink.write(tensor.info.name, rows, piece.start)
     for tensor in plan.tensors:
         if tensor.method is None and tensor.info.elements:
             source, name = tensor.reference.source, tensor.reference.name

@@ -24,7 +24,7 @@ def parse_bytes(size: str | int | None) -> int | None:
     """
     if size is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*", str(size))
     units = {unit.lower(): count for unit, count in UNITS.items()}
     if found is None or (found[2] or "B").lower() not in units:
         raise MergingError(

@@ -94,9 +94,10 @@ class SpreadCut(Cut):
     ) -> torch.Tensor:
         keep = ops.above(rows, bits, [0] * len(rows))
         for mine, row, threshold, some in zip(keep, rows, bits, allowed, strict=True):
-            tied = ops.positions(ops.keys_of(row) == threshold)
-            count = min(some, len(tied))
-            mine.view(-1)[tied[torch.arange(count) * len(tied) // max(1, count)]] = True
+            if some:
+                tied = ops.positions(ops.keys_of(row) == threshold)
+                count = min(some, len(tied))
+                mine.view(-1)[tied[torch.arange(count) * len(tied) // count]] = True
         return keep
 
 

@@ -210,3 +210,15 @@ BASE = {"a": torch.zeros(3)}
 def test_what_is_no_dictionary_of_tensors(base, models):
     with pytest.raises(MergingError, match="give"):
         merging.merge_state_dicts(base, models, "ties")
+
+
+@pytest.mark.parametrize("method", ["sce", "dare_ties"])
+def test_a_value_that_spoils_its_whole_scope_is_named(monkeypatch, method):
+    """The first piece is not finite because of a value in the last: not λ is to blame."""
+    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 8192)
+    base = torch.full((64, 32), 0.1)
+    one, two = base + torch.randn(2, 64, 32) * 0.01
+    one[50, 3] = float("nan")
+    rescale = {"rescale": "l1"} if method == "dare_ties" else {}
+    with pytest.raises(MergingError, match=r"not finite, because model 1 holds 1 NaN .* in 'w'\. Use an"):
+        merging.merge_state_dicts({"w": base}, [{"w": one}, {"w": two}], method, **rescale)

@@ -142,3 +142,13 @@ def test_the_program_starts_on_a_full_disk(disk):
     again = JobStore(disk / "runs")
     assert again.get(ADA, job).state == "interrupted"
     again.close()
+
+
+def test_a_disk_without_room_for_what_is_compiled(disk, recipe, tmp_path):
+    """What cannot be kept is compiled again next time; the first loops fit here, later ones do not."""
+    fill(disk, leave=150 << 10)
+    command = [sys.executable, "-m", "merging", "merge", str(recipe), str(tmp_path / "out"), "--json"]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(disk)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert any(disk.rglob("*.nbc"))

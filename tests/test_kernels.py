@@ -160,7 +160,7 @@ def test_one_sweep_gives_what_the_steps_give(dtype, out, size):
     assert same_bits(ops.task_vectors(stored, with_products=False)[1], deltas)
     for scale in (1.0, 0.4):
         _, wanted, sums = ops.finish(base, ops.weighted_sum(factors[:, None], deltas, scale), out)
-        rows, tally, products = ops.add_up(stored, factors, out, has_base=True, scale=scale)
+        rows, tally, products = ops.add_up(stored, ops.Sweep(factors, scale), out, has_base=True)
         assert same_bits(rows, wanted)
         assert tally == sums
         torch.testing.assert_close(products, found, rtol=1e-12, atol=1e-18)
@@ -168,7 +168,7 @@ def test_one_sweep_gives_what_the_steps_give(dtype, out, size):
     _, wanted, sums = ops.finish(
         None, ops.keep_common(models, ops.weighted_sum(factors[:, None], models)), out
     )
-    rows, tally, products = ops.add_up(stored[1:], factors, out, has_base=False, keeps_common=True)
+    rows, tally, products = ops.add_up(stored[1:], ops.Sweep(factors, keeps_common=True), out, has_base=False)
     assert same_bits(rows, wanted)
     assert tally == sums
     torch.testing.assert_close(products, ops.products(None, models), rtol=1e-12, atol=1e-18)

@@ -200,15 +200,10 @@ class Method(BaseModel):
         coefficients = self.coefficients(piece, known)
         return Explained(coefficients, coefficients)
 
-    def addends(self, piece: Piece) -> torch.Tensor | None:
-        """The experts' factors [experts] where a merge adds up by one for all elements of a tensor, the models themselves
-        without a base: then it is one sweep. None: elements have factors of their own."""
+    def one_sweep(self, piece: Piece) -> ops.Sweep | None:
+        """How a merge adds up where every expert has one factor for all elements of a tensor, so that it is one sweep over
+        the models as they are stored (these themselves without a base), bit by bit; None: elements have their own."""
         return None
-
-    @property
-    def keeps_common(self) -> bool:
-        """Whether what all models have in common stays, where a merge adds up without a base."""
-        return False
 
     def change_of(self, piece: Piece, known: Any) -> torch.Tensor:
         """`change` by the `coefficients`, without room for these where there is a shorter way, bit by bit: [*shape]."""
@@ -231,8 +226,8 @@ class Method(BaseModel):
         return []
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
-        """The merged rows in float32: [*shape]."""
-        return piece.apply(self.change_of(piece, known))
+        """The merged rows in float32 of a method that is no sum of scaled changes: [*shape]."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither coefficients nor merge")
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -42,12 +42,10 @@ class Linear(Method):
     def problems(self, experts: int, profile: Profile) -> list[str]:
         return mean_problem(self.for_experts("weight", experts)) if self.normalize else []
 
-    def addends(self, piece: Piece) -> torch.Tensor | None:
-        return ops.shares(piece.weight, self.normalize) if bool(piece.weight.all()) else None
-
-    @property
-    def keeps_common(self) -> bool:
-        return self.normalize
+    def one_sweep(self, piece: Piece) -> ops.Sweep | None:
+        if not bool(piece.weight.all()):
+            return None
+        return ops.Sweep(ops.shares(piece.weight, self.normalize), keeps_common=self.normalize)
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
         """Models of weight 0 take no part; where all others are equal, an average is exactly their value."""

@@ -3,8 +3,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
-
 from merging import ops
 from merging.methods.base import Number, parameter, register
 from merging.methods.combine import LAMBDA, Added
@@ -32,8 +30,8 @@ class TaskArithmetic(Added):
 
     lambda_: Number = parameter(0.4, "λ", LAMBDA, alias="lambda")
 
-    def addends(self, piece: Piece) -> torch.Tensor:
-        return ops.shares(piece.weight, self.normalize)
+    def one_sweep(self, piece: Piece) -> ops.Sweep:
+        return ops.Sweep(ops.shares(piece.weight, self.normalize), self.lambda_)
 
     def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
         found = super().cautions(changes, names)
