@@ -119,7 +119,9 @@ def test_sizes_as_people_write_them(said, bytes):
     assert parse_bytes(said) == bytes
 
 
-@pytest.mark.parametrize("said", ["lots", "", "-1MB", "1e9", "3 cows", "9" * 400 + "GB", "٣GB", json.dumps({})])
+@pytest.mark.parametrize(
+    "said", ["lots", "", "-1MB", "1e9", "3 cows", "9" * 400 + "GB", "٣GB", json.dumps({})]
+)
 def test_what_is_no_size(family, write_recipe, said):
     with pytest.raises(MergingError, match=r"memory: .* is no number of bytes; write for example 512MB"):
         merging.check(write_recipe(family, "ties"), memory=said)
