@@ -28,7 +28,7 @@ from benchmarks.family import cached_family, cached_importance
 from benchmarks.memory import PeakMemory
 from benchmarks.slider import print_latency
 from benchmarks.what_if import previews
-from merging import METHODS, noise, ops
+from merging import METHODS, noise
 from merging.checkpoint import Checkpoint
 from merging.header import TensorInfo
 from merging.inspection import inspect_plan, inspect_recipe
@@ -61,6 +61,8 @@ PEERS: dict[str, tuple[dict[str, float], float]] = {
     "della": ({"density": 0.5, "epsilon": 0.1}, 6),
 }
 """mergekit's methods with their parameters, and how many times as long as we mergekit should take at least."""
+TINY = {"width": 64, "blocks": 1, "vocabulary": 2048}
+"""A family that takes no time, and whose merge loads all code that others need."""
 DETERMINISTIC = ("linear", "task_arithmetic", "ties")
 OURS, THEIRS = "as mergekit: ", "mergekit: "
 MEASURES = ["copy", "check", INSPECT, PREVIEW, *CASES]
@@ -107,25 +109,32 @@ def measure(name: str, family: Path, device: str, out: Path) -> None:
     """Run one measurement in this process, writing to `out`; prints seconds and peak bytes of memory as JSON."""
     if device != "cpu" and torch.cuda.is_available():
         torch.zeros(1, device="cuda")
-    ops.loops()  # imports are not timed, mergekit's are not either
+    tiny, _ = cached_family(**TINY)
+    perform(
+        name, tiny, device, out.with_name("tiny")
+    )  # code is loaded, which is not timed: mergekit's is not either
     with PeakMemory() as peak:
         started = time.perf_counter()
-        if name == "copy":
-            copy(family, out)
-        elif name == "check":
-            merging.check(recipe_of(family, CASES["ties"]))
-        elif name in (INSPECT, PREVIEW):
-            look = inspect_plan if name == INSPECT else inspect_recipe
-            for _ in look(merging.check(recipe_of(family, CASES[INSPECTED])), device=device):
-                pass
-        elif name.startswith(OURS):
-            merging.merge(
-                merging.Recipe.from_yaml(peer_recipe(family, name.removeprefix(OURS))), out, device=device
-            )
-        else:
-            merging.merge(recipe_of(family, CASES[name]), out, device=device)
+        perform(name, family, device, out)
         seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "peak": peak.bytes}))
+
+
+def perform(name: str, family: Path, device: str, out: Path) -> None:
+    """Do once what is measured."""
+    if name == "copy":
+        copy(family, out)
+    elif name == "check":
+        merging.check(recipe_of(family, CASES["ties"]))
+    elif name in (INSPECT, PREVIEW):
+        look = inspect_plan if name == INSPECT else inspect_recipe
+        for _ in look(merging.check(recipe_of(family, CASES[INSPECTED])), device=device):
+            pass
+    elif name.startswith(OURS):
+        recipe = merging.Recipe.from_yaml(peer_recipe(family, name.removeprefix(OURS)))
+        merging.merge(recipe, out, device=device)
+    else:
+        merging.merge(recipe_of(family, CASES[name]), out, device=device)
 
 
 def noise_speed(repeat: int = 20) -> tuple[float, float]:
