@@ -57,6 +57,15 @@ def choose(page, method: str) -> None:
     wait_for_recipe(page, f"merge_method: {method}\n")
 
 
+def merge(page, button: str, method: str) -> None:
+    """Press a button and wait until a merge that was not there before is done: what earlier tests merged looks alike."""
+    newest = "document.querySelector('#merge-history input')?.value"
+    before = page.evaluate(newest)
+    page.locator(button).click()
+    page.wait_for_function(f"before => {newest} !== before", arg=before)
+    wait_for_result(page, method)
+
+
 def wait_for_result(page, method: str) -> None:
     page.wait_for_function(
         "method => document.querySelector('#merge-result h3')?.innerText.startsWith(method + ' · ')",
@@ -69,8 +78,7 @@ def test_one_click_then_chat(at_merge, app_url, requests_seen, console_errors):
     page = at_merge
     top = page.locator("#merge-default-button").bounding_box()["y"]
     assert top < page.locator("#merge-method").bounding_box()["y"], "no parameter before the one click"
-    page.locator("#merge-default-button").click()
-    wait_for_result(page, "Task arithmetic")
+    merge(page, "#merge-default-button", "Task arithmetic")
     expect(page.locator("#merge-result")).to_contain_text("2.00 MB", timeout=30_000)
     page.locator("#merge-next").click()
     page.locator("#chat-input").wait_for()
@@ -197,8 +205,7 @@ def test_a_wrong_recipe_names_its_mistakes_and_cannot_be_merged(at_merge):
 def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp_path, reload):
     page = at_merge
     choose(page, "task_arithmetic")
-    page.locator("#merge-button").click()
-    wait_for_result(page, "Task arithmetic")
+    merge(page, "#merge-button", "Task arithmetic")
     reload(page)
     page.get_by_role("tab", name="3 Merge").click()
     wait_for_result(page, "Task arithmetic")
@@ -218,8 +225,7 @@ def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp
 
 def test_a_merge_of_other_models_leaves_the_form_its_place(at_merge, console_errors):
     page = at_merge
-    page.locator("#merge-default-button").click()
-    wait_for_result(page, "Task arithmetic")
+    merge(page, "#merge-default-button", "Task arithmetic")
     page.locator("#merge-next").wait_for()
     page.get_by_role("tab", name="1 Models").click()
     field = page.get_by_role("textbox", name="Expert 1", exact=True)

@@ -51,6 +51,13 @@ def shapes(page) -> set[tuple[float, float]]:
     return {tuple(shape) for shape in found}
 
 
+def wait_for_spectra(page) -> None:
+    """Until spectra are being made: looked at in every frame, for they take less than a second."""
+    page.wait_for_function(
+        "() => /spectrum [12] of 2/.test(document.querySelector('#detail-progress').innerText)"
+    )
+
+
 def wait_for_trim(page) -> None:
     """Until what comes after the report is there, so that nothing moves or is drawn anew under a click."""
     expect(page.locator("#histogram .chart-note")).to_contain_text(
@@ -297,13 +304,13 @@ def test_a_stopped_spectrum_leaves_no_word_under_the_next_cell(page, tmp_path, c
     said, start = page.locator("#detail-progress"), page.locator("#detail-spectrum")
     expect(page.locator("#detail-rows .scatterlayer").first).to_be_attached()
     start.click()
-    expect(said).to_contain_text("spectrum 1 of 2")
+    wait_for_spectra(page)
     page.locator("#detail-stop").click()
     expect(said).to_have_text("Stopped.")
     expect(start).to_be_enabled()
     for row, column, name in ((1, 0, "Block 1, q"), (0, 1, "Block 0, k")):
         start.click()
-        expect(said).to_contain_text("spectrum 1 of 2")
+        wait_for_spectra(page)
         page.locator("#map .chart-plot").scroll_into_view_if_needed()
         page.mouse.click(*cell_centre(page, panel=0, row=row, column=column))
         wait_for_story(page, name)
