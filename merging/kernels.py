@@ -478,25 +478,15 @@ def elect(factors, deltas, rule, coefficients):
 def elected_sum(factors, deltas, rule, scale, change):
     """`weighted_sum` with the coefficients of `elect`, which are not kept."""
     experts, count = deltas.shape
-    votes = np.empty((experts, CHUNK), np.float32)
+    votes, shares = np.empty((experts, CHUNK), np.float32), np.empty((experts, CHUNK), np.float32)
     elected, divisor = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         size = stop - start
         _elect(factors, deltas, start, stop, rule, votes, elected[:size], divisor[:size])
-        part = change[start:stop]
         for t in range(experts):
-            share, own, mine = elected[:size], _own(factors, t, start, stop), deltas[t, start:stop]
-            _share(votes[t, :size], divisor[:size], own, share)
-            if t == 0:
-                for i in range(size):
-                    part[i] = share[i] * mine[i]
-            else:
-                for i in range(size):
-                    part[i] += share[i] * mine[i]
-        if scale != ONE:
-            for i in range(size):
-                part[i] *= scale
+            _share(votes[t, :size], divisor[:size], _own(factors, t, start, stop), shares[t, :size])
+        _sum_scaled(shares, 0, deltas, start, stop, scale, change[start:stop])
 
 
 @_exact

@@ -104,7 +104,7 @@ class Plan:
     @cached_property
     def _input_bytes(self) -> int:
         """Base and experts as float32."""
-        return sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in self.tensors)
+        return sum(tensor.input_bytes for tensor in self.tensors)
 
     @property
     def gpu_workers(self) -> int:

@@ -97,7 +97,7 @@ class Reader:
 
 def input_bytes(tensors: Sequence[TensorPlan]) -> int:
     """What base and experts of some tensors take as float32."""
-    return sum(tensor.info.elements * 4 * (len(tensor.experts) + 1) for tensor in tensors)
+    return sum(tensor.input_bytes for tensor in tensors)
 
 
 def weights(tensor: TensorPlan) -> torch.Tensor:

@@ -58,6 +58,11 @@ class TensorPlan:
         return rows * self.info.row_elements * 4 * (len(self.experts) + 1)
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of base and experts as float32."""
+        return self.info.elements * 4 * (len(self.experts) + 1)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The experts as the recipe names them."""
         return tuple(one.model for one in self.experts)
