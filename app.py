@@ -14,6 +14,8 @@ import gradio as gr
 from components.chat_tab import CSS as CHAT_CSS
 from components.chat_tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD
+from components.compare_tab import CSS as COMPARE_CSS
+from components.compare_tab import build_compare_tab, wire_compare_tab
 from components.importance_merge import wire_importance_notice
 from components.importance_tab import CSS as IMPORTANCE_CSS
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
@@ -43,6 +45,8 @@ def build_app(settings: Settings) -> gr.Blocks:
                 merge = build_merge_tab(settings)
             with gr.Tab("4 Chat", id="chat") as chat_page:
                 chat = build_chat_tab(settings)
+            with gr.Tab("5 Compare", id="compare"):
+                compare = build_compare_tab(settings)
 
         def remember_owner(stored: str | None) -> str:
             return owner_id(settings, stored)
@@ -55,6 +59,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_merge_tab(app, merge, settings, shared, merge_page.select)
         wire_importance_notice(merge.importance, merge, inspect.importance, settings, shared)
         wire_chat_tab(app, chat, settings, shared, merge, chat_page.select)
+        wire_compare_tab(compare, settings, shared, merge, tabs)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")
@@ -94,7 +99,7 @@ def main() -> None:
         server_name=settings.host,
         server_port=settings.port,
         theme=build_theme(),
-        css=CSS + IMPORTANCE_CSS + MERGE_CSS + CHAT_CSS,
+        css=CSS + IMPORTANCE_CSS + MERGE_CSS + CHAT_CSS + COMPARE_CSS,
         head=HEAD + CHART_HEAD,
         footer_links=[],
         show_error=False,

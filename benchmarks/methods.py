@@ -21,8 +21,9 @@ import torch
 import merging
 from merging import METHODS, MergingError, Method, Recipe
 from merging.artefact import Importance
-from merging.evaluation import Suite, exact_match
+from merging.evaluation import evaluate
 from merging.inference import LoadedModel
+from merging.suites import Suite
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo"
 RESULT = Path(__file__).resolve().parent / "results" / "methods-demo.json"
@@ -95,7 +96,7 @@ def _scores(
     model = copy.deepcopy(like.model)
     model.load_state_dict(weights, strict=False)
     ready = LoadedModel(model, like.tokenizer, like.path, like.device)
-    return {task: exact_match(ready, suite).score for task, suite in suites.items()}
+    return {task: evaluate(ready, suite).score for task, suite in suites.items()}
 
 
 def _save(rows: dict[str, list[dict[str, float]]], split: str) -> None:

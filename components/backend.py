@@ -1,4 +1,4 @@
-"""What outlives a page: the jobs and the models in memory, one of each for a folder of runs."""
+"""What outlives a page: the jobs, the models in memory and the run history, one of each for a folder of runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from components.settings import Settings
+from merging.history import History
 from merging.jobs import JobStore
 from merging.model_cache import ModelCache
 
@@ -20,6 +21,11 @@ def model_cache(settings: Settings) -> ModelCache:
     return _models(settings.runs.resolve())
 
 
+def run_history(settings: Settings) -> History:
+    """What was merged and how it did."""
+    return _history(settings.history.resolve())
+
+
 @cache
 def _store(folder: Path) -> JobStore:
     return JobStore(folder)
@@ -28,3 +34,8 @@ def _store(folder: Path) -> JobStore:
 @cache
 def _models(folder: Path) -> ModelCache:
     return ModelCache()
+
+
+@cache
+def _history(file: Path) -> History:
+    return History(file)

@@ -14,7 +14,7 @@ from components.preview_store import preview_key, shared_previews
 from components.settings import Settings
 from merging import METHODS, Checkpoint, MergingError, Plan, Recipe
 from merging.inference import LoadedModel
-from merging.model_cache import ModelCache
+from merging.model_cache import ModelCache, bytes_to_run
 from merging.resident import sources_of
 from merging.unsaved import load_unsaved
 from merging.whatif import Residents
@@ -43,6 +43,16 @@ def summary(recipe: Recipe, family: Family) -> str:
         parameters = {main: default_of(method, main, recipe.profile), **recipe.parameters}
         recipe = at_root(recipe.model_copy(update={"parameters": parameters}))
     return title(recipe, family)
+
+
+def recipe_bytes(recipe: Recipe, device: str) -> int:
+    """Bytes that the merge of a recipe takes while it answers; 0 where it cannot run."""
+    plan = check(recipe).plan
+    return _bytes_to_run(plan, device) if plan is not None else 0
+
+
+def _bytes_to_run(plan: Plan, device: str) -> int:
+    return bytes_to_run({tensor.info.name: tensor.info for tensor in plan.tensors}, device)
 
 
 class PageMerges:
@@ -74,7 +84,10 @@ class PageMerges:
             plan = _plan(recipe)
             key = _key(plan, device)
             self._keep(page, key)
-            model = self._models.kept(key, partial(load_unsaved, plan, self._residents, device))
+            nbytes = _bytes_to_run(plan, device)
+            model = self._models.kept(
+                key, partial(load_unsaved, plan, self._residents, device), nbytes, device
+            )
         except OSError:
             raise MergingError(GONE) from None
         with self._lock:

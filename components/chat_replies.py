@@ -1,19 +1,24 @@
-"""Several models answering the same question at once, each on a thread of its own. No widgets here."""
+"""Several models answering the same question, each on a thread of its own: at once, or in rounds. No widgets here."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from merging import MergingError
-from merging.inference import LoadedModel, Message, Sampling, stream
+from merging.drawing import Sampling
+from merging.inference import Ending, LoadedModel, stream
+from merging.prompts import Message, Prompt, TokenIds
 
 TICK = 0.06
 """Seconds between two looks at the replies."""
 PLAIN = "no chat template: plain completion"
+PLAIN_ALONE = "no chat template: plain completion, without the system prompt"
+NO_SYSTEM = "its chat template takes no system prompt: left out"
+LENGTH = "reached the length limit"
 UNEXPECTED = "Something went wrong while this model answered; the server's log has the details."
 
 _log = logging.getLogger(__name__)
@@ -22,20 +27,24 @@ _log = logging.getLogger(__name__)
 @dataclass
 class Reply:
     """One model's answer as far as it has come. `rate` is tokens a second, reading the question included; `about` says
-    which model it was where its column does not."""
+    which model it was where its column does not; `turn` why it could not answer with the first, and `waiting` whether it
+    still has to."""
 
     load: Callable[[], LoadedModel]
     messages: Sequence[Message]
     about: str = ""
+    turn: str = ""
+    waiting: bool = False
     text: str = ""
     tokens: int = 0
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
     error: str = ""
     begun: float = 0.0
     last: float = 0.0
     loading: bool = True
     stopped: bool = False
     ended: bool = False
+    ids: TokenIds = field(default_factory=TokenIds)
 
     @property
     def rate(self) -> float | None:
@@ -70,12 +79,40 @@ class Reply:
     def _answer(self, model: LoadedModel, sampling: Sampling, stop: threading.Event) -> None:
         if stop.is_set():
             return
-        self.note = "" if model.tokenizer.chat_template else PLAIN
+        self.notes += _about_prompt(model.prompt(self.messages))
         self.begun = time.perf_counter()
-        for piece in stream(model, self.messages, sampling, stop):
+        for piece in self._to_its_end(model, stream(model, self.messages, sampling, stop, self.ids)):
             self.last = time.perf_counter()
             self.text += piece
             self.tokens += 1
+
+    def _to_its_end(self, model: LoadedModel, pieces: Generator[str, None, Ending]) -> Iterator[str]:
+        ending = yield from pieces
+        if ending == "length":
+            self.notes.append(LENGTH)
+        elif ending == "context":
+            self.notes.append(f"reached the end of its context, {model.context:,} tokens")
+
+
+def _about_prompt(prompt: Prompt) -> list[str]:
+    if not prompt.templated:
+        return [PLAIN_ALONE if prompt.system_left_out else PLAIN]
+    return [NO_SYSTEM] if prompt.system_left_out else []
+
+
+def answer_in_rounds(
+    rounds: Sequence[Sequence[Reply]], sampling: Sampling, stop: threading.Event
+) -> Iterator[None]:
+    """Run the replies of each round together, one round after the other; yields and stops as `answer_together`."""
+    for replies in rounds:
+        if stop.is_set():
+            for reply in replies:
+                reply.stopped = True
+        else:
+            for reply in replies:
+                reply.waiting = False
+            yield from answer_together(replies, sampling, stop)
+    yield
 
 
 def answer_together(replies: Sequence[Reply], sampling: Sampling, stop: threading.Event) -> Iterator[None]:
@@ -103,8 +140,10 @@ def answer_together(replies: Sequence[Reply], sampling: Sampling, stop: threadin
         for reply in replies:
             reply.stopped = reply.stopped or reply.loading
         yield
-    finally:
+    except GeneratorExit:
         stop.set()
+        raise
+    finally:
         loaded.abort()
         for thread, reply in threads.items():
             thread.join(0 if reply.loading else 5)

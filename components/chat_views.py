@@ -58,35 +58,41 @@ def notes(replies: dict[int, Reply], expected: str | None = None) -> list[str]:
     return [note_html(replies.get(column), expected) for column in range(COLUMNS)]
 
 
-def note_html(reply: Reply | None, expected: str | None) -> str:
+def note_html(reply: Reply | None, expected: str | None = None) -> str:
     """Which model it was, how many tokens at what speed, whether the answer is right where that is known, and what went wrong."""
     if reply is None:
         return ""
     if reply.error:
         return f'<p class="ch-note problem" role="alert">{html.escape(reply.error)}</p>'
-    parts = [reply.about] if reply.about else []
-    if reply.tokens:
-        parts.append(f"{reply.tokens} token{'s' if reply.tokens != 1 else ''}")
-    if reply.rate is not None:
-        parts.append(f"{reply.rate:,.0f} tokens/s")
-    if reply.note:
-        parts.append(reply.note)
-    if reply.stopped:
-        parts.append("stopped")
+    parts = told(reply)
     badge = ""
     if expected is not None and reply.ended and not reply.stopped:
         right = reply.text.strip() == expected
         words = "right" if right else f"expected {expected}"
         badge = f'<span class="badge badge-{"good" if right else "bad"}">{html.escape(words)}</span>'
     if not (reply.tokens or reply.stopped or reply.ended):
-        parts.append("loading" if reply.loading else "thinking")
+        parts.append("waiting" if reply.waiting else "loading" if reply.loading else "thinking")
     return f'<p class="ch-note">{badge}<span>{html.escape(" · ".join(parts))}</span></p>'
 
 
+def told(reply: Reply) -> list[str]:
+    """What there is to say of a reply that did not fail, in words."""
+    parts = [reply.about] if reply.about else []
+    if reply.tokens:
+        parts.append(f"{reply.tokens} token{'s' if reply.tokens != 1 else ''}")
+    if reply.rate is not None:
+        parts.append(f"{reply.rate:,.0f} tokens/s")
+    parts += reply.notes
+    if reply.stopped:
+        parts.append("stopped")
+    return [*parts, reply.turn] if reply.turn else parts
+
+
 def buttons(*, running: bool) -> list[Any]:
-    """Buttons to send, stop and clear; `typed` enables the first again once there is a question."""
+    """Buttons to send, stop, retry, clear and export; `typed` enables the first again once there is a question."""
+    rest = gr.update(interactive=not running)
     return [
         gr.update(interactive=False) if running else gr.skip(),
         gr.update(interactive=running),
-        gr.update(interactive=not running),
+        *[rest] * 3,
     ]

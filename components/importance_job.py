@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,13 +13,14 @@ from typing import Any
 
 from components.backend import job_store
 from components.family import Family
+from components.importance_examples import demo_file, read_all, usual_source
 from components.settings import Settings
 from merging import Checkpoint, Importance, MergingError, Progress
 from merging.agreement import Agreement
-from merging.evaluation import Suite
 from merging.importance import kept_at, measure_importance
 from merging.job_records import Job
 from merging.measuring import Measurement
+from merging.suites import Suite
 
 KIND = "importance"
 MAPPED = "module"
@@ -121,6 +122,23 @@ def _measure(settings: Settings, request: Request) -> Iterator[Any]:
         "experts": [Checkpoint.open(expert).fingerprint for expert in request.family.experts],
         "seconds": time.perf_counter() - started,
     }
+
+
+def measure_demo(settings: Settings, family: Family) -> Generator[Progress, None, Path | None]:
+    """Importance of the demo's experts by the examples that come with them: the kept file; None for other models.
+
+    Raises:
+        MergingError: it cannot be measured.
+    """
+    if not family.experts or any(demo_file(settings, expert) is None for expert in family.experts):
+        return None
+    recipe, wanted, cache = family.recipe(), Measurement(), cache_of(settings)
+    examples = read_all(settings, family, [usual_source(settings, expert) for expert in family.experts])
+    for event in measure_importance(recipe, examples, wanted, device=settings.device, cache=cache):
+        if isinstance(event, Progress):
+            yield event
+    file = kept_at(recipe, examples, wanted, cache)
+    return file if file.is_file() else None
 
 
 def find(settings: Settings, owner: str, family: Family) -> Found | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import gradio as gr
 
-import merging
 from components.backend import job_store
 from components.brush import settled
 from components.downloads import forget_zip, zip_model
@@ -33,6 +32,7 @@ from components.merge_presets import advice, profile_changes, with_preset
 from components.merge_recipe import check, default_recipe, one_click_recipe, title, to_form, to_recipe
 from components.merge_yaml import MAX_YAML, from_yaml
 from components.reports import shared_reports
+from components.runs import recorded
 from components.settings import Settings
 from components.shared import owner_id
 from merging import METHODS, MergingError, Recipe
@@ -182,12 +182,13 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
     checked = check(recipe)
     if checked.plan is None:
         raise toast(" ".join(checked.problems), NOT_STARTED)
+    name = title(recipe, family)
     try:
         id = store.start(
             owner,
             KIND,
-            lambda out: merging.run(recipe, out, device=settings.device),
-            title=title(recipe, family),
+            lambda out: recorded(settings, owner, recipe, name, out),
+            title=name,
             recipe=recipe.to_yaml(),
         )
     except MergingError as error:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from components.merge_health import health_html, unsound_html
 from components.merge_recipe import ONE_CLICK_METHOD, ONE_CLICK_PARAMETERS, Checked, expert_names
 from components.numbers import clock, count, size
 from merging import METHODS, MergingError, Recipe
@@ -123,14 +124,16 @@ def _card(job: Job, result: dict[str, Any]) -> str:
         (f"{result.get('seconds', 0):.1f} s", "to merge", f"{count(result.get('parameters', 0))} parameters")
     )
     facts.append((size(result.get("bytes_written", 0)), "written", f"{result.get('tensors', 0)} tensors"))
+    health = result.get("health")
     cells = "".join(
         f'<div class="mg-fact"><b>{html.escape(value)}</b><span>{html.escape(name)}</span>'
         f"<small>{html.escape(meaning)}</small></div>"
         for value, name, meaning in facts
     )
     return (
-        f'<div class="mg-result" role="status"><h3>{html.escape(job.title)}</h3><div class="mg-facts">{cells}</div>'
-        f"{_kept_table(job, result)}{warnings_html(_renamed(job, result.get('warnings', ())))}</div>"
+        f'<div class="mg-result" role="status"><h3>{html.escape(job.title)}</h3>{unsound_html(health)}'
+        f'<div class="mg-facts">{cells}</div>{_kept_table(job, result)}{health_html(health)}'
+        f"{warnings_html(_renamed(job, result.get('warnings', ())))}</div>"
     )
 
 

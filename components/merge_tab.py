@@ -69,6 +69,12 @@ class MergeTab:
     shown: gr.State
     fresh: gr.State
 
+    @property
+    def filled(self) -> list[Any]:
+        """Everything that shows the recipe, in the order of `merge_events.refill`."""
+        judged = [self.recipe, self.yaml, self.apply, self.plan, self.ready, self.merge, self.advice]
+        return [*judged, *self.form.outputs]
+
 
 def build_merge_tab(settings: Settings) -> MergeTab:
     """Build the tab over the demo family; `wire_merge_tab` brings it to life."""
@@ -198,7 +204,7 @@ def wire_merge_tab(
     """
     form, widgets = tab.form, list(tab.form.inputs.values())
     shown = [tab.recipe, tab.yaml, tab.apply, tab.plan, tab.ready, tab.merge, tab.advice]
-    judged, filled = [*shown, *form.fields.marked], [*shown, *form.outputs]
+    judged, filled = [*shown, *form.fields.marked], tab.filled
     state = [tab.recipe, shared.family, tab.watched]
 
     edit = partial(events.edit, form), [*state, *widgets], judged

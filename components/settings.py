@@ -33,6 +33,11 @@ class Settings:
         """Where inspections are kept by content."""
         return (self.cache or self.runs.resolve().parent / "cache") / "reports"
 
+    @property
+    def history(self) -> Path:
+        """Where runs and their scores are kept."""
+        return self.runs / "history.sqlite"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Read MERGESCOPE_RUNS, MERGESCOPE_CACHE, MERGESCOPE_DEVICE, MERGESCOPE_SHARED, MERGESCOPE_HOST, MERGESCOPE_PORT.

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from merging.errors import MergingError
-from merging.evaluation import Item, Suite
 from merging.inference import LoadedModel
+from merging.suites import Item, Suite, item_lines
 
 BATCH_TOKENS = 4096
 """Tokens of one batch, padding included."""
@@ -84,8 +84,7 @@ class Calibration:
 
 
 def _line_places(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [f"{file}, line {number}" for number, line in enumerate(lines, 1) if line.strip()]
+    return [f"{file}, line {number}" for number in item_lines(file.read_text(encoding="utf-8"))]
 
 
 class AnswerTask:

@@ -25,9 +25,11 @@ from merging.artefact import Importance
 from merging.checkpoint import Checkpoint
 from merging.effective import summary
 from merging.errors import MergingError, OutputError, PlanError
-from merging.events import Event, Finished
+from merging.evaluation_command import evaluate
+from merging.events import Event
 from merging.events import Progress as EngineProgress
 from merging.full_report import checked_scope, full_report
+from merging.health_command import health, health_of, print_health
 from merging.importance_command import importance
 from merging.methods import METHODS
 from merging.plan import Plan
@@ -35,6 +37,7 @@ from merging.recipe import Recipe, read_text
 from merging.report import Report
 from merging.report_folder import ensure_report_folder, write_report
 from merging.room import bytes_text, input_problem
+from merging.tuning_command import tune
 
 app = typer.Typer(
     name="merging",
@@ -56,6 +59,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, o
 
 
 app.command()(importance)
+app.command()(evaluate)
+app.command("health")(health)
+app.command()(tune)
 
 
 INTERRUPTED = 130
@@ -63,6 +69,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line. Exit code 0: done, 1: a MergingError (its text on stderr), 2: wrong usage, 130: Ctrl-C."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except MergingError as error:
@@ -149,11 +157,16 @@ def merge(
     ],
     device: Device = "auto",
     memory: Memory = None,
+    look: Annotated[
+        bool, typer.Option("--health/--no-health", help="Look afterwards whether the merged model is sound.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Merge into a folder that transformers loads."""
+    """Merge into a folder that transformers loads, and look whether the result is sound."""
     finished = _follow(api.run(recipe, out, device=device, memory=memory), as_json)
     if as_json:
+        found = {"health": health_of(finished.path, api.check(recipe), device).as_json()} if look else {}
+        _print_json({**_plain(finished), **found})
         return
     print(f"{finished.path}: written in {finished.seconds:.1f} s ({bytes_text(finished.bytes_written)}).")
     if finished.relative_change is not None:
@@ -162,6 +175,8 @@ def merge(
         )
     for warning in finished.warnings:
         print(f"warning: {warning}")
+    if look:
+        print_health(health_of(finished.path, api.check(recipe), device))
 
 
 @app.command()
@@ -237,29 +252,6 @@ def _page(plan: Plan, report: Report, found: list[Advice], recipe: Path) -> str:
     return page_html(report, found, read_text(recipe), known=known)
 
 
-@app.command()
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
-    suites: Annotated[
-        list[Path], typer.Argument(help="JSONL files of prompt and answer.", metavar="SUITE...")
-    ],
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Score a model by exact match on task suites."""
-    from merging.evaluation import Suite, exact_match
-    from merging.inference import LoadedModel
-
-    tasks = [Suite.load(path) for path in suites]
-    loaded = LoadedModel.load(model, device=device)
-    for suite in tasks:
-        result = exact_match(loaded, suite)
-        if as_json:
-            _print_json({"suite": suite.name, "n": result.n, "score": result.score})
-        else:
-            print(f"{suite.name}: {result.score:.1%} of {result.n}")
-
-
 def _follow(events: Iterator[Any], as_json: bool) -> Any:
     """Show progress until the last event, and return that one. An interrupt closes the events, which undoes all."""
     try:
@@ -273,8 +265,6 @@ def _follow(events: Iterator[Any], as_json: bool) -> Any:
 def _show(events: Iterator[Any], as_json: bool) -> Any:
     if as_json or not sys.stderr.isatty():
         for event in events:
-            if as_json and isinstance(event, Finished):
-                _print_json(_plain(event))
             last = event
         return last
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")]

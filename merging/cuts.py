@@ -1,4 +1,5 @@
-"""Exact cuts: which elements are the largest of a scope, found by one or two scans over radix histograms."""
+"""Exact cuts: which elements are the largest of a scope. A sample says between which keys a threshold lies, one scan counts
+what is above and collects what is between; where the sample was wrong, a histogram of all keys takes its place."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from merging import ops
@@ -19,11 +21,22 @@ COARSE_BINS = 1 << 16
 SIGN_BINS = COARSE_BINS
 """Keys of signed scores fill as many bins again below those of the magnitudes."""
 SMALL_SCOPE = 1 << 16
-"""Up to so many elements all distinct magnitudes are collected at once; a coarse histogram would cost more."""
+"""Up to so many elements all distinct magnitudes are collected at once; a sample would cost more."""
+STRIP = 1 << 11
+"""Neighbours in a sample that are alike, such as those of one row: they count as one draw."""
+GROUPS = 16
+"""Groups that strips are dealt out to; their spread tells the error of a sample's shares."""
+ERRORS = 5.0
+"""Standard errors on either side of a threshold's share that a bracket allows."""
+MOST_INSIDE = 1 << 24
+"""Distinct keys of all brackets that are collected at once, 16 bytes each; of more the histogram leaves far fewer, and what
+layers of very different size make of a bracket grows with the model."""
 NOTHING = 0x7FFFFFFF
 """Magnitude bits above every number: a threshold that keeps nothing."""
 EVERYTHING = -(1 << 31)
 """A threshold below every number: it keeps all."""
+Bracket = tuple[int, int]
+"""The least and the largest key a threshold may be."""
 Keys = Callable[[Piece], torch.Tensor]
 """A piece's elements as int32 that order as their scores do: [rows, *shape]."""
 
@@ -80,13 +93,56 @@ class Cut:
         return ops.above(rows, bits, allowed)
 
 
+class KeySample:
+    """The keys of a sample of a scope; its result is int32 [rows, m]. The engine shows it `Pieces.sample` only."""
+
+    def __init__(self, ranking: Ranking):
+        self.keys = ranking.keys
+        self.rows = max(ranking.rows) + 1
+        self.shelf = Shelf(torch.int32)
+        self.found: dict[PieceKey, Strip] = {}
+
+    def update(self, piece: Piece) -> None:
+        self.found[piece.key] = self.shelf.put(self.keys(piece)[: self.rows])
+
+    def combine(self, other: KeySample) -> None:
+        self.found.update(other.found)
+
+    def result(self) -> torch.Tensor:
+        return torch.cat([self.found[key].tensor() for key in sorted(self.found)], 1)
+
+
+def bracket(sample: torch.Tensor, share: float) -> Bracket:
+    """Between which keys the one lies that a share of all is not below, from a sample of keys [m]."""
+    keys, count = sample.numpy(), len(sample)
+    ordered = np.sort(keys)
+    middle = ordered[max(0, count - 1 - int(share * count))]
+    strips = (keys[: count // STRIP * STRIP] >= middle).reshape(-1, STRIP).mean(1)
+    error = (share * (1 - share) / count) ** 0.5
+    if len(strips) >= GROUPS:
+        groups = strips[: len(strips) // GROUPS * GROUPS].reshape(-1, GROUPS).mean(0)
+        error = max(error, groups.std(ddof=1) / GROUPS**0.5)
+    far = ERRORS * error + 2 / count
+    low, high = int((1 - share - far) * count) - 2, int((1 - share + far) * count) + 1
+    return (
+        EVERYTHING if low < 0 else int(ordered[low]),
+        NOTHING if high >= count else int(ordered[high]),
+    )
+
+
+def _inside(sample: torch.Tensor, one: Bracket) -> float:
+    """About how many distinct keys lie in a bracket, as a share of all; fewer are distinct where many are equal."""
+    low, high = one
+    return len(sample[(sample >= low) & (sample <= high)].unique()) / len(sample)
+
+
 class KeyHistogram:
     """Counts of the upper 16 bits of keys; its result is an int64 tensor [rows, 65536], twice as wide if `signed`."""
 
-    def __init__(self, rows: int, keys: Keys = magnitudes, signed: bool = False):
-        self.keys = keys
+    def __init__(self, ranking: Ranking, signed: bool = False):
+        self.keys = ranking.keys
         self.below = SIGN_BINS if signed else 0
-        self.counts = torch.zeros(rows, COARSE_BINS + self.below, dtype=torch.int64)
+        self.counts = torch.zeros(max(ranking.rows) + 1, COARSE_BINS + self.below, dtype=torch.int64)
 
     def update(self, piece: Piece) -> None:
         rows = piece.deltas if self.keys is magnitudes else self.keys(piece)
@@ -101,6 +157,12 @@ class KeyHistogram:
         return self.counts.cpu()
 
 
+def _bin(histogram: torch.Tensor, kept: int) -> Bracket:
+    """The keys that share their bin with the `kept`-th largest."""
+    low = (COARSE_BINS - 1 - _from_top(histogram, kept)[0]) << COARSE_SHIFT
+    return low, low + (1 << COARSE_SHIFT) - 1
+
+
 def largest_cut(
     kept: Sequence[int],
     elements: int,
@@ -109,7 +171,7 @@ def largest_cut(
     signed: bool = False,
     rows: Sequence[int] | None = None,
 ) -> Generator[Accumulator, Any, Cut]:
-    """The scans that find a `Cut` over a scope of `elements`: two, or one where the scope is small.
+    """The scans that find a `Cut` over a scope of `elements`.
 
     Args:
         kept: how many elements each cut keeps.
@@ -117,31 +179,52 @@ def largest_cut(
         rows: the row of the keys that each cut ranks; by default cut c ranks row c.
     """
     rows = tuple(range(len(kept))) if rows is None else tuple(rows)
-    histogram = None
-    if elements > SMALL_SCOPE:
-        histogram = yield KeyHistogram(max(rows) + 1, keys, signed)
-    return (yield LargestCut(Ranking(rows, keys), kept, elements, histogram))
+    wanted = LargestCut(Ranking(rows, keys), kept, elements)
+    return (yield from _found(wanted, signed=signed))
 
 
 def order_statistics(
-    ranks: Sequence[tuple[int, int]], elements: int, keys: Keys, *, signed: bool = False
+    ranks: Sequence[tuple[int, int]], elements: int, keys: Keys, *, signed: bool = False, sampled: bool = True
 ) -> Generator[Accumulator, Any, list[float]]:
-    """The scores at (row of the keys, 0-based rank in ascending order) over a scope; keys must be `ops.order_bits`."""
+    """The scores at (row of the keys, 0-based rank in ascending order) over a scope; keys must be `ops.order_bits`.
+
+    Args:
+        sampled: whether the keys of some elements can be had without their neighbours.
+    """
     kept = [elements - rank for _, rank in ranks]
     rows = tuple(row for row, _ in ranks)
-    histogram = None
-    if elements > SMALL_SCOPE:
-        histogram = yield KeyHistogram(max(rows) + 1, keys, signed)
-    cut = yield LargestCut(Ranking(rows, keys), kept, elements, histogram, values=True)
+    wanted = LargestCut(Ranking(rows, keys), kept, elements, values=True)
+    cut = yield from _found(wanted, signed=signed, sampled=sampled)
     return ops.from_order_bits(cut.bits).tolist()
+
+
+def _found(wanted: LargestCut, *, signed: bool, sampled: bool = True) -> Generator[Accumulator, Any, Cut]:
+    """The scans that find a cut: one between brackets that a sample gives; where there is no sample, or a wrong one, two."""
+    ranking, elements = wanted.ranking, wanted.elements
+    if elements <= SMALL_SCOPE:
+        return (yield wanted)
+    sample = (yield KeySample(ranking)) if sampled else None
+    if sample is not None:
+        shares = [kept / elements for kept in wanted.kept]
+        brackets = [bracket(sample[row], share) for row, share in zip(ranking.rows, shares, strict=True)]
+        inside = sum(_inside(sample[row], one) for row, one in zip(ranking.rows, brackets, strict=True))
+        if inside * elements <= MOST_INSIDE:
+            cut = yield wanted.between(brackets)
+            if cut is not None:
+                return cut
+    histogram = yield KeyHistogram(ranking, signed)
+    if histogram is not None:
+        brackets = [_bin(histogram[row], kept) for row, kept in zip(ranking.rows, wanted.kept, strict=True)]
+        wanted = wanted.between(brackets)
+    return (yield wanted)
 
 
 class LargestCut:
     """Finds the exact `Cut` that keeps `kept[c]` elements.
 
-    Given the coarse histogram of the same pieces, it collects only what shares its coarse bin with a threshold.
-    Elements are held as distinct keys with their counts a piece: bfloat16 models have few distinct magnitudes and many
-    elements at each.
+    It collects the keys inside `brackets`, by default all, and counts those above; its result is None where a threshold lies
+    outside. Elements are held as distinct keys with their counts a piece: bfloat16 models have few distinct magnitudes and
+    many elements at each. With `values` even a cut that keeps all has a threshold among the keys.
     """
 
     def __init__(
@@ -149,61 +232,60 @@ class LargestCut:
         ranking: Ranking,
         kept: Sequence[int],
         elements: int,
-        histogram: torch.Tensor | None = None,
+        brackets: Sequence[Bracket] | None = None,
         *,
         values: bool = False,
     ):
         self.ranking = ranking
         self.kept = tuple(kept)
         self.elements = elements
-        self.counts_zeros = not values
+        self.values = values
         self.trivial = {0: NOTHING} if values else {0: NOTHING, elements: EVERYTHING}
+        self.brackets = [(EVERYTHING, NOTHING)] * len(self.kept) if brackets is None else list(brackets)
         self.zeros = [0] * len(self.kept)
-        self.bins: list[int | None] = [None] * len(self.kept)
-        self.inside = list(self.kept)
-        for cut, wanted in enumerate(self.kept):
-            if histogram is None or wanted in self.trivial:
-                continue
-            position, above = _from_top(histogram[ranking.rows[cut]], wanted)
-            self.bins[cut] = COARSE_BINS - 1 - position
-            self.inside[cut] = wanted - above
+        self.above = [0] * len(self.kept)
         self.shelf = Shelf(torch.int64)
         self.found: dict[PieceKey, list[tuple[Strip, Strip]]] = {}
 
+    def between(self, brackets: Sequence[Bracket]) -> LargestCut:
+        """The same, which has seen nothing yet, for thresholds inside brackets."""
+        return LargestCut(self.ranking, self.kept, self.elements, brackets, values=self.values)
+
     def update(self, piece: Piece) -> None:
         found = []
-        for cut, (chosen, keys) in enumerate(zip(self.bins, self.ranking.of(piece), strict=True)):
+        for cut, ((low, high), keys) in enumerate(zip(self.brackets, self.ranking.of(piece), strict=True)):
             row = keys.flatten()
-            # above the lowest bin nothing that is kept is 0
-            if self.counts_zeros and (chosen is None or chosen <= 0):
+            if not self.values and low <= 0:  # else nothing that is kept is 0
                 self.zeros[cut] += row.numel() - int(row.count_nonzero())
             if self.kept[cut] in self.trivial:
                 row = row[:0]
-            if chosen is not None:
-                values, counts = ops.distinct_in_bin(row, COARSE_SHIFT, chosen)
-            else:
-                values, counts = ops.distinct(ops.keys_of(row))
+            values, counts, above = ops.distinct_within(row, low, high)
+            self.above[cut] += above
             found.append((self.shelf.put(values), self.shelf.put(counts)))
         self.found[piece.key] = found
 
     def combine(self, other: LargestCut) -> None:
         self.found.update(other.found)
         self.zeros = [ours + theirs for ours, theirs in zip(self.zeros, other.zeros, strict=True)]
+        self.above = [ours + theirs for ours, theirs in zip(self.above, other.above, strict=True)]
 
-    def result(self) -> Cut:
+    def result(self) -> Cut | None:
         """Surplus ties are given out by tensor name, then position, whatever the order of the pieces was."""
         names = sorted(self.found)
         allowance = {name: [0] * len(self.kept) for name in names}
         thresholds, ties = [], []
-        for cut, wanted in enumerate(self.inside):
-            if self.kept[cut] in self.trivial:
-                thresholds.append(self.trivial[self.kept[cut]])
+        for cut, kept in enumerate(self.kept):
+            if kept in self.trivial:
+                thresholds.append(self.trivial[kept])
                 ties.append(0)
                 continue
             values = torch.cat([self.found[name][cut][0].tensor() for name in names])
             counts = torch.cat([self.found[name][cut][1].tensor() for name in names])
             distinct, where = values.unique(return_inverse=True)
             totals = torch.zeros(len(distinct), dtype=torch.int64).index_add_(0, where, counts)
+            wanted = kept - self.above[cut]
+            if not 0 < wanted <= int(totals.sum()):
+                return None
             position, above = _from_top(totals, wanted)
             threshold = int(distinct[len(distinct) - 1 - position])
             left = wanted - above

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from merging import ops
+from merging.cuts import KeySample
 from merging.devices import (
     device_with_room,
     out_of_memory_in_words,
@@ -30,10 +30,12 @@ from merging.header import MERGEABLE, TensorInfo
 from merging.methods import Group, Method, Survey
 from merging.pieces import Outcome, Piece
 from merging.plan import KEEP_BYTES, Plan
-from merging.reading import Pieces, Reader, Spot, input_bytes
+from merging.reading import Pieces, Reader, Spot, Thin, input_bytes
 from merging.relations import Products, Relations
 from merging.statistics import Accumulator, Attained
 from merging.tensor_plan import GroupKey, TensorPlan
+
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -209,30 +211,59 @@ class _Run:
         self, survey: Survey, tensors: Sequence[TensorPlan], pieces: Pieces, executor: Executor
     ) -> Generator[Progress, None, tuple[Any, int]]:
         """Run the accumulators a method asks for; what it then knows, and how many scans that took."""
-        answer = None
-        for number in itertools.count(1):
+        answer, scans = None, 0
+        while True:
             try:
                 accumulator = survey.send(answer)
             except StopIteration as stop:
-                return stop.value, number - 1
-            stage = f"scan {number}"
+                return stop.value, scans
+            if isinstance(
+                accumulator, KeySample
+            ):  # which saves a scan of the files; one of memory costs less than a sample
+                answer = None if pieces.kept else self.look_at_sample(accumulator, pieces, executor)
+                continue
+            scans += 1
+            stage = f"scan {scans}"
             with self.lock:
                 self.tensors_done[stage] = 0
             for spot in self.scan(accumulator, pieces, executor):
                 progress = self.advance(stage, spot, len(tensors))
                 yield progress if len(tensors) > 1 else self._progress("merging", len(self.plan.tensors))
             answer = accumulator.result()
-        raise AssertionError("a survey ends")
 
     def scan(self, accumulator: Accumulator, pieces: Pieces, executor: Executor) -> Iterator[Spot]:
-        """Show all pieces to an accumulator, one of its like for each worker; every spot once it was seen."""
+        """Show all pieces to an accumulator; every spot once it was seen."""
+
+        def load(spot: Spot) -> tuple[Spot, Piece]:
+            return spot, pieces.load(spot)
+
+        return self._show(accumulator, pieces, load, executor)
+
+    def look_at_sample(self, sample: KeySample, pieces: Pieces, executor: Executor) -> torch.Tensor:
+        """The keys of a sample of all pieces."""
+
+        def load(thin: Thin) -> tuple[Spot, Piece]:
+            return thin.spot, pieces.load_thin(thin)
+
+        for _ in self._show(sample, pieces.sample(), load, executor):
+            pass
+        return sample.result()
+
+    def _show(
+        self,
+        accumulator: Accumulator,
+        places: Iterable[T],
+        load: Callable[[T], tuple[Spot, Piece]],
+        executor: Executor,
+    ) -> Iterator[Spot]:
+        """Show what lies at some places to an accumulator, one of its like for each worker."""
         idle: SimpleQueue[Accumulator] = SimpleQueue()
         others = [copy.deepcopy(accumulator) for _ in range(1, executor.workers)]
         for one in (accumulator, *others):
             idle.put(one)
 
-        def look(spot: Spot) -> Spot:
-            piece, mine = pieces.load(spot), idle.get()
+        def look(place: T) -> Spot:
+            (spot, piece), mine = load(place), idle.get()
             try:
                 mine.update(piece)
                 settle(self.device)
@@ -240,7 +271,7 @@ class _Run:
                 idle.put(mine)
             return spot
 
-        yield from executor.map(look, pieces)
+        yield from executor.map(look, places)
         for other in others:
             accumulator.combine(other)
 

@@ -57,8 +57,13 @@ def wanted_until(stop: Callable[[], bool]) -> Iterator[None]:
         _unwanted.reset(before)
 
 
+def unwanted() -> bool:
+    """Whether nobody wants any more what this thread works on; see `wanted_until`."""
+    return _unwanted.get()()
+
+
 def _go_on() -> None:
-    if _unwanted.get()():
+    if unwanted():
         raise Stopped
 
 
@@ -82,15 +87,19 @@ class Inline:
 
 
 class Threads:
-    """Several things at once, in threads that all runs of this process share."""
+    """Several things at once, in threads that all runs of this process share.
 
-    def __init__(self, workers: int):
+    Work that itself has an executor needs a `pool` of another name: it would wait for the threads that it holds.
+    """
+
+    def __init__(self, workers: int, pool: str = "piece"):
         self.workers = workers
+        self._pool = pool
 
     def map(self, work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
         """Closing the iterator begins nothing more, stops executors inside the work, and waits for what is under way, within
         `PATIENCE`; so does an error in the work."""
-        pool, pending = _threads(self.workers, "piece"), deque[Future[T]]()
+        pool, pending = _threads(self.workers, self._pool), deque[Future[T]]()
         ended, unwanted = Event(), _unwanted.get()
 
         def stoppable(thing: S) -> T:

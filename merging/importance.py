@@ -36,7 +36,6 @@ from merging.checkpoint import Checkpoint
 from merging.compatibility import compare
 from merging.devices import resolve_device
 from merging.errors import MergingError, OutputError, PlanError, did_you_mean
-from merging.evaluation import Suite
 from merging.events import Progress
 from merging.heartbeats import heartbeats
 from merging.inference import LoadedModel
@@ -44,6 +43,7 @@ from merging.measuring import ExpertMeasures, Measured, Measurement, Step
 from merging.partitions import Granularity, Partitions, make_partitions
 from merging.recipe import Recipe, read_text
 from merging.sources import open_models
+from merging.suites import Suite
 
 TINY = 1 << 24
 """Parameters of a model that one core runs faster than several."""

@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
+from merging.drawing import Draw, Sampling
 from merging.errors import CheckpointError, MergingError
+from merging.prompts import Message, Prompt, TokenIds, prompt_of
 
 SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
 
-GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    **dict.fromkeys(("temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size")),
+    **dict.fromkeys(("min_length", "min_new_tokens", "exponential_decay_length_penalty", "sequence_bias")),
+    **dict.fromkeys(
+        ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "stop_strings", "max_time")
+    ),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "dola_layers")),
+    **dict.fromkeys(("guidance_scale", "encoder_repetition_penalty", "prompt_lookup_num_tokens")),
+    **dict.fromkeys(("assistant_early_exit", "assistant_confidence_threshold")),
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "token_healing": False,
+}
+"""The likeliest token at every step. A model's own generation settings may ask for something else; with them two models
+would not be asked alike."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken", "*.model")
 
 _LOADING = threading.Lock()
 """transformers' lazy imports and its loading change global state, so one thread loads at a time."""
 
-Message = Mapping[str, str]
+Ending = Literal["end", "length", "context", "stopped"]
+"""Why a reply is over: the model ended it, it is as long as it may be, the model reads no further, or it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +102,15 @@ class LoadedModel:
         try:
             with _LOADING:
                 from transformers import AutoTokenizer
+                from transformers.utils import logging
 
+                logging.disable_progress_bar()  # a search loads hundreds of models, and has a line of its own
                 tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
                 model, info = make(folder, "float32" if device == "cpu" else "auto")
                 model = model.to(device).eval()
-        except torch.OutOfMemoryError as cause:
+        except (torch.OutOfMemoryError, MemoryError) as cause:
             raise CheckpointError(f"{name} does not fit into the memory of {device}.") from cause
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
+        except (SafetensorError, OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
             raise CheckpointError(f"{name} cannot be loaded: {_reason(cause)}") from cause
         if missing := sorted(info["missing_keys"]):
             raise CheckpointError(
@@ -97,16 +119,26 @@ class LoadedModel:
             )
         return cls(model, tokenizer, folder, device)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation that awaits its next reply.
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation that awaits its next reply, as this model reads it; see `prompt_of`."""
+        return prompt_of(self.tokenizer, messages)
 
-        A tokenizer without a chat template gets the plain text of the messages, one per line.
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of `prompt`."""
+        return self.prompt(messages).ids
+
+    def require_known(self, ids: Iterable[int]) -> None:
+        """Nothing where every token has an embedding; on a GPU one that has none would end the work of all visitors.
+
+        Raises:
+            MergingError: one has none.
         """
-        if self.tokenizer.chat_template:
-            return self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if (largest := max(ids, default=0)) >= rows:
+            raise MergingError(
+                f"{self.path.name}: its tokenizer makes token {largest} of this, and the model knows {rows:,}. Give it the "
+                "tokenizer that belongs to it."
             )
-        return self.tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
 
     @property
     def end_ids(self) -> list[int]:
@@ -178,31 +210,27 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a reply is drawn: temperature 0 takes the likeliest token; the same seed gives the same reply."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 128
-    seed: int = 0
-
-
 def stream(
     model: LoadedModel,
     messages: Sequence[Message],
     sampling: Sampling | None = None,
     stop: threading.Event | None = None,
-) -> Iterator[str]:
+    ids: TokenIds | None = None,
+) -> Generator[str, None, Ending]:
     """The reply to a conversation, one piece of text a token; a piece is empty while a letter is incomplete.
 
-    Setting `stop`, or closing the iterator, ends the generation at its next token.
+    Setting `stop`, or closing the generator, ends the generation at its next token. What it returns is why the reply is
+    over.
+
+    Args:
+        ids: is told the tokens of prompt and reply.
 
     Raises:
-        MergingError: the conversation is longer than the model can read.
+        MergingError: the conversation is longer than the model can read, or cannot be written in tokens that it knows.
     """
     sampling = sampling or Sampling()
     prompt = model.prompt_ids(messages)
+    model.require_known(prompt)
     room = sampling.max_new_tokens
     if model.context is not None:
         room = min(room, model.context - len(prompt))
@@ -211,10 +239,17 @@ def stream(
             f"The conversation has {len(prompt)} tokens and this model reads at most {model.context}. Clear the chat, or "
             "ask something shorter."
         )
-    reply = _Reply(model, prompt, sampling, stop)
+    ids = ids if ids is not None else TokenIds()
+    ids.prompt, ids.reply = prompt, []
+    reply = _Reply(model, ids, sampling, stop)
     try:
         reply.begin(room)
         yield from reply
+        if ids.reply and ids.reply[-1] in model.end_ids:
+            return "end"
+        if len(ids.reply) < room:
+            return "stopped"
+        return "length" if room == sampling.max_new_tokens else "context"
     finally:
         reply.end_now()
 
@@ -222,10 +257,8 @@ def stream(
 class _Reply:
     """A generation on its own thread, and the queue it fills with token ids."""
 
-    def __init__(
-        self, model: LoadedModel, prompt: list[int], sampling: Sampling, stop: threading.Event | None
-    ):
-        self.model, self.prompt, self.sampling = model, prompt, sampling
+    def __init__(self, model: LoadedModel, ids: TokenIds, sampling: Sampling, stop: threading.Event | None):
+        self.model, self.ids, self.sampling = model, ids, sampling
         self.stops = [threading.Event(), *([stop] if stop is not None else [])]
         self.tokens: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
         self.seen_prompt = False
@@ -241,13 +274,12 @@ class _Reply:
             self.thread.join(5)
 
     def __iter__(self) -> Iterator[str]:
-        ids: list[int] = []
         shown = ""
         while (token := self.tokens.get()) is not None:
             if isinstance(token, Exception):
                 raise token
-            ids.append(token)
-            text = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+            self.ids.reply.append(token)
+            text = self.model.tokenizer.decode(self.ids.reply, skip_special_tokens=True)
             if text.endswith("\ufffd"):
                 yield ""
             else:
@@ -255,7 +287,7 @@ class _Reply:
                 shown = text
 
     def _generate(self, room: int) -> None:
-        ids = torch.tensor([self.prompt], device=self.model.device)
+        ids = torch.tensor([self.ids.prompt], device=self.model.device)
         try:
             with torch.inference_mode():
                 self.model.model.generate(
@@ -265,7 +297,7 @@ class _Reply:
                     **GREEDY,
                     eos_token_id=self.model.end_ids or None,
                     pad_token_id=self.model.pad_id,
-                    logits_processor=[_Draw(self.sampling)] if self.sampling.temperature > 0 else [],
+                    logits_processor=[Draw(self.sampling)],
                     stopping_criteria=[self._stopped],
                     streamer=self,
                 )
@@ -286,24 +318,3 @@ class _Reply:
     def _stopped(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         stopped = any(stop.is_set() for stop in self.stops)
         return torch.full((ids.shape[0],), stopped, dtype=torch.bool, device=ids.device)
-
-
-class _Draw:
-    """Turns the search for the largest score into a draw from the softmax, by adding Gumbel noise.
-
-    It has a generator of its own: replies on several threads neither share nor disturb random state, and all models
-    that answer with one seed see the same noise.
-    """
-
-    def __init__(self, sampling: Sampling):
-        self.sampling = sampling
-        self.generator = torch.Generator().manual_seed(sampling.seed)
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float() / self.sampling.temperature
-        if self.sampling.top_p < 1:
-            ordered, places = scores.softmax(-1).sort(-1, descending=True)
-            outside = ordered.cumsum(-1) - ordered >= max(self.sampling.top_p, 1e-6)
-            scores = scores.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
-        noise = torch.empty(scores.shape).exponential_(generator=self.generator).log().neg()
-        return scores + noise.to(scores.device)

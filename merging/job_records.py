@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,18 @@ RECORD = "job.json"
 _NAME = re.compile(r"[0-9a-z]{1,32}\Z")
 
 
+@dataclass(frozen=True)
+class Partial:
+    """An event of a job that has something to show before its end: its result so far, which stays if it is stopped."""
+
+    result: dict[str, Any]
+
+
 class Job(BaseModel):
     """What is known of a job at one moment. Times are seconds since the epoch.
 
-    `ahead` counts the jobs that run before a queued one; `result` is the table its last event came to.
+    `ahead` counts the jobs that run before a queued one; `result` is the table its last event came to, or what a job that
+    yields `Partial` has so far.
     """
 
     model_config = ConfigDict(frozen=True)

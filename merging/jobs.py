@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import secrets
 import shutil
 import threading
@@ -24,10 +25,10 @@ from merging.engine import Finished, Progress
 from merging.errors import MergingError
 from merging.executors import wanted_until
 from merging.heartbeats import Stopped
-from merging.job_records import RECORD, Job, State, is_name, outcome, read_record, write_record
+from merging.job_records import RECORD, Job, Partial, State, is_name, outcome, read_record, write_record
 
 Work = Callable[[Path], Iterator[Any]]
-"""Given the folder its result belongs in, yields `Progress` events and at the end a `Finished` or a JSON table.
+"""Given the folder its result belongs in, yields `Progress` and `Partial` events and at the end a `Finished` or a JSON table.
 
 It is called and closed on the worker's thread; closing it must leave nothing behind.
 """
@@ -36,6 +37,8 @@ MAX_WAITING = 4
 """Jobs one owner may have queued or running."""
 MAX_ALL_WAITING = 16
 """Jobs of all owners together that may be queued or running."""
+BETWEEN_RECORDS = 1.0
+"""Seconds between two records of what a running job has found: a long table is not written for each of its rows."""
 UNEXPECTED = "Something went wrong inside Mergescope; the server's log has the details. Nothing was written."
 NO_MEMORY = "There was not enough memory for this. Nothing was written; close other programs or use the CPU."
 
@@ -51,6 +54,7 @@ class _Live:
     stop: threading.Event = field(default_factory=threading.Event)
     forget: bool = False
     progress: Progress | None = None
+    written: float = -math.inf
 
 
 class JobStore:
@@ -152,6 +156,12 @@ class JobStore:
         shutil.rmtree(self._folder_of(job), ignore_errors=True)
         return True
 
+    def forget_oldest(self, owner: str, kind: str, kept: int) -> None:
+        """Forget all but the newest of an owner's jobs of a kind that have ended."""
+        ended = [job for job in self.list(owner) if job.kind == kind and not job.active]
+        for job in ended[kept:]:
+            self.delete(owner, job.id)
+
     def model(self, owner: str, id: str) -> Path | None:
         """The folder of a finished job's model."""
         job = self.get(owner, id)
@@ -215,6 +225,8 @@ class JobStore:
             for event in events:
                 if isinstance(event, Progress):
                     live.progress = event
+                elif isinstance(event, Partial):
+                    self._keep_so_far(live, event.result)
                 else:
                     changes["result"] = outcome(event) if isinstance(event, Finished) else event
                     break
@@ -225,6 +237,17 @@ class JobStore:
             if close is not None:
                 close()
         return True
+
+    def _keep_so_far(self, live: _Live, result: dict[str, Any]) -> None:
+        """Show what a running job has found, and keep it, at most every second, for the case that nobody lives to see its
+        end."""
+        with self._changed:
+            live.job = live.job.model_copy(update={"result": result})
+        if time.monotonic() - live.written < BETWEEN_RECORDS:
+            return
+        live.written = time.monotonic()
+        with suppress(MergingError):  # a full disk is told at the job's end
+            self._keep(live.job)
 
     def _end(self, live: _Live, state: State, **changes: Any) -> None:
         live.job = live.job.model_copy(update={"state": state, "ended": time.time(), **changes})

@@ -21,6 +21,8 @@ import numpy as np
 
 CHUNK = 1024
 """Elements worked on at once: with all that is made of three experts' up to 64 KB, what stays near a core."""
+STRETCH = 32
+"""Keys that are looked at together before they are taken one by one."""
 SIGN = np.uint32(0x80000000)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITE = np.uint32(0x7F800000)
@@ -32,6 +34,8 @@ FORMS = {
 BF16_NAN = np.uint32(0x7FC0)
 HALF = np.uint32(0x7FFF)
 LOW = np.uint32(16)
+NOTHING = np.int32(0x7FFFFFFF)
+"""No key is above it."""
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -553,19 +557,38 @@ def order_bits(values, keys):
 
 
 @_exact
-def histogram_of_bin(keys, mask, shift, chosen, counts):
-    """Of the keys, masked first, whose upper bits are `chosen` counts the lower bits: adds to int64 [2^shift]."""
-    lowest, span = np.int32(chosen << shift), np.uint32(1 << shift)
-    inside = np.empty(CHUNK + 1, np.uint32)
+def _any_within(keys, mask, low, span):
+    found = False
+    for i in range(len(keys)):
+        found |= np.uint32((keys[i] & mask) - low) <= span
+    return found
+
+
+@_exact
+def _count_keys_above(keys, mask, threshold):
+    count = 0
+    for i in range(len(keys)):
+        count += (keys[i] & mask) > threshold
+    return count
+
+
+@_exact
+def within(keys, mask, low, high, inside):
+    """Collects the keys, masked first, from `low` to `high` in int32 `inside` [n + 1]: how many are above, and how many were
+    collected. Where few are, most stretches of keys are only looked at."""
+    span = np.uint32(high - low)
+    found, over = np.uint64(0), 0
     for start in range(0, len(keys), CHUNK):
-        stop = min(start + CHUNK, len(keys))
-        found = np.uint64(0)
-        for i in range(start, stop):
-            place = np.uint32((keys[i] & mask) - lowest)
-            inside[found] = place
-            found += np.uint64(place < span)
-        for i in range(found):
-            counts[inside[i]] += 1
+        some = keys[start : min(start + CHUNK, len(keys))]
+        over += _count_keys_above(some, mask, high) if high != NOTHING else 0
+        for first in range(0, len(some), STRETCH):
+            part = some[first : min(first + STRETCH, len(some))]
+            if _any_within(part, mask, low, span):
+                for i in range(len(part)):
+                    key = np.int32(part[i] & mask)
+                    inside[found] = key
+                    found += np.uint64(np.uint32(key - low) <= span)
+    return over, np.int64(found)
 
 
 @_exact

@@ -84,15 +84,14 @@ def above(rows: Sequence[torch.Tensor], thresholds: Sequence[int], allowed: Sequ
     return keep
 
 
-def distinct_in_bin(row: torch.Tensor, shift: int, chosen: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `distinct` of `keys_of` a row [n] whose bits above `shift` are `chosen`."""
+def distinct_within(row: torch.Tensor, low: int, high: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The `distinct` of `keys_of` a row [n] that lie from `low` to `high`, and how many lie above."""
     if not looped(row):
         keys = keys_of(row)
-        return distinct(keys[keys >> shift == chosen])
-    counts = np.zeros(1 << shift, dtype=np.int64)
-    loops().histogram_of_bin(*_masked(row), np.int32(shift), np.int32(chosen), counts)
-    found = np.flatnonzero(counts)
-    return torch.from_numpy(found + (chosen << shift)), torch.from_numpy(counts[found])
+        return *distinct(keys[(keys >= low) & (keys <= high)]), int((keys > high).count_nonzero())
+    inside = np.empty(row.numel() + 1, dtype=np.int32)
+    over, count = loops().within(*_masked(row), np.int32(low), np.int32(high), inside)
+    return *distinct(torch.from_numpy(inside[:count])), over
 
 
 def count_bins(row: torch.Tensor, shift: int, below: int, counts: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from merging.events import Event, Finished
 from merging.header import DTYPE_WORDS
 from merging.methods import METHODS
 from merging.plan import Plan
+from merging.subjects import SUBJECT, subject_of_plan
 from merging.version import __version__
 from merging.writer import MARKER, CheckpointWriter
 
@@ -37,7 +38,11 @@ def write_merge(
 
     Closing the generator, or an error, leaves `out` as it was. `watches` look at every merged piece as it is written.
     """
-    metadata = {"mergescope_version": __version__, "recipe": plan.recipe.to_yaml()}
+    metadata = {
+        "mergescope_version": __version__,
+        "recipe": plan.recipe.to_yaml(),
+        SUBJECT: subject_of_plan(plan),
+    }
     with CheckpointWriter(out, [tensor.info for tensor in plan.tensors], metadata) as writer:
         for event in run_plan(plan, writer, device=device, watches=watches):
             if isinstance(event, Finished):

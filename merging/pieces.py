@@ -194,6 +194,15 @@ class StoredPiece(Piece):
         vars(self)["products"] = found
         return rows, tally
 
+    def thinned(self, stride: int) -> StoredPiece:
+        """Every so many-th of its elements, as one row."""
+        rows, saliency = (
+            None if values is None else ops.flat(values)[:, ::stride].contiguous()
+            for values in (self.stored, self.saliency)
+        )
+        assert rows is not None
+        return StoredPiece(self.name, self.start, rows, self.has_base, self.weight, saliency)
+
     @cached_property
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Base, task vectors and, of a piece that is kept and so will be merged, their products: a scan needs none."""

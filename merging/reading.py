@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,20 @@ class Spot(NamedTuple):
     def elements(self) -> int:
         info = self.tensor.info
         return info.elements // max(1, info.rows) * (self.stop - self.start)
+
+
+class Thin(NamedTuple):
+    """Where a sample lies: every `stride`-th element of a spot."""
+
+    spot: Spot
+    stride: int
+
+
+BLOCKS = 512
+BLOCK = 1 << 11
+"""How many blocks of so many elements, in whole rows, a sample of what is not kept has."""
+MOST_SHARE = 4
+"""A smaller scope has fewer of them: a quarter of it is looked at."""
 
 
 class Reader:
@@ -51,7 +67,7 @@ class Reader:
             self.bytes_read += values.nbytes
         return values
 
-    def piece(self, spot: Spot, memory: Memory | None = None) -> Piece:
+    def piece(self, spot: Spot, memory: Memory | None = None) -> StoredPiece:
         tensor, start, stop = spot
         stored = self._stored(tensor.inputs, start, stop)
         weight, saliency = weights(tensor).to(self.device), self._saliency(tensor, start, stop)
@@ -131,6 +147,30 @@ class Pieces:
         if found is None:
             found = self._kept[key] = self.reader.piece(spot, Memory())
         return found
+
+    @property
+    def kept(self) -> bool:
+        """Whether another scan reads nothing."""
+        return self._kept is not None
+
+    def sample(self) -> Iterator[Thin]:
+        """A sample of the elements: blocks of rows, evenly far apart."""
+        ends = list(accumulate(tensor.info.elements for tensor in self.tensors))
+        blocks = min(BLOCKS, -(-ends[-1] // (MOST_SHARE * BLOCK)))
+        for number in range(blocks):
+            place = (2 * number + 1) * ends[-1] // (2 * blocks)
+            index = bisect_right(ends, place)
+            info = self.tensors[index].info
+            rows = min(info.rows, -(-BLOCK // info.row_elements))
+            row = (place - ends[index] + info.elements) // info.row_elements
+            start = min(row, info.rows - rows)
+            stride = max(1, rows * info.row_elements // BLOCK) | 1
+            yield Thin(Spot(self.tensors[index], start, start + rows), stride)
+
+    def load_thin(self, thin: Thin) -> Piece:
+        """The elements that lie there, as one row."""
+        spot, stride = thin
+        return self.reader.piece(spot).thinned(stride)
 
     def of(self, tensors: Sequence[TensorPlan]) -> Pieces:
         """The pieces of some of the tensors, kept if these fit."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from merging.cuts import KeyHistogram, LargestCut
+from merging.cuts import KeyHistogram, KeySample, LargestCut
 from merging.engine import Sink, copied, outcome_of, require_finite, require_finite_rows, rows_of
 from merging.events import Progress
 from merging.methods import Group, Survey
@@ -139,6 +139,8 @@ def _known(survey: Survey, pieces: Pieces, family: Family) -> Generator[None, No
 
 def _answer(accumulator: Accumulator, pieces: Pieces, family: Family) -> Generator[None, None, Any]:
     """The result of an accumulator; a cut is looked up where the family has its keys in order."""
+    if isinstance(accumulator, KeySample):
+        return None  # a family in memory is looked at whole, or was sampled already
     if isinstance(accumulator, KeyHistogram) and family.keeps(accumulator.keys):
         return None  # only a cut asks for it, which then needs none
     if isinstance(accumulator, LargestCut) and family.keeps(accumulator.ranking.keys):

@@ -70,18 +70,23 @@ def input_problem(out: Path, inputs: Iterable[Path]) -> list[str]:
     return []
 
 
-def memory_problem(needed: int) -> list[str]:
-    """Too little free memory for `needed` bytes; nothing where the system does not tell."""
+def free_memory() -> int | None:
+    """Bytes of memory that nobody uses; None where the system does not tell."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = max(
+        return max(
             free,
             *(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvailable")),
         )
     except (OSError, ValueError, TypeError):
-        return []
-    if needed > free:
+        return None
+
+
+def memory_problem(needed: int) -> list[str]:
+    """Too little free memory for `needed` bytes; nothing where the system does not tell."""
+    free = free_memory()
+    if free is not None and needed > free:
         return [
             f"this merge needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; close something."
         ]

@@ -1,5 +1,5 @@
 """Writes the generated tables of README.md: methods and parameters from their classes, the demo family's scores from
-its own README, what was measured of methods and importance from benchmarks/results. `--check` only compares."""
+its own README, what was measured of methods, tuning and importance from benchmarks/results. `--check` only compares."""
 
 from __future__ import annotations
 
@@ -62,6 +62,53 @@ def scores_table() -> str:
     return "\n".join(lines)
 
 
+def tuned_table() -> str:
+    """Every method on the test files before and after a search, as benchmarks/tuning.py measured it; then what it cost and
+    whether it was worth it."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "tuning-demo.json").read_text(encoding="utf-8"))
+    tasks, searches = content["tasks"], content["searches"]
+    lines = [f"| model or method | {' | '.join(tasks)} | mean |", "|---|" + "---:|" * (len(tasks) + 1)]
+    for name, measured in content["untuned"].items():
+        pair = name in METHODS and METHODS[name].experts_wanted is not None
+        label = f"`{name}`" if name in METHODS else name
+        lines.append(_score_row(f"{label} (of two experts only)" if pair else label, measured["test"]))
+        for one in searches:
+            if one["method"] == name:
+                lines.append(_score_row(f"`{name}`, tuned by {one['strategy']}", one["test"]))
+    lines += [
+        "",
+        "| search | trials (failed) | minutes | mean on validation | mean on test |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for one in searches:
+        before, after = (100 * _mean(one["validation"][when]) for when in ("before", "after"))
+        first, last = 100 * _mean(content["untuned"][one["method"]]["test"]), 100 * _mean(one["test"])
+        lines.append(
+            f"| `{one['method']}` by {one['strategy']} | {one['trials']} ({one['failed']}) | {one['minutes']:.1f} "
+            f"| {before:.1f} → {after:.1f} | {first:.1f} → {last:.1f} |"
+        )
+    told = content["comparison"]
+    low, high = (100 * told["interval"][end] for end in ("low", "high"))
+    best = max(searches, key=lambda one: _mean(one["validation"]["after"]))
+    moved = zip(tasks, content["untuned"][told["before"]]["test"], best["test"], strict=True)
+    tasks_told = ", ".join(f"{task} {100 * (after - before):+.1f}" for task, before, after in moved)
+    lines += [
+        "",
+        f"The best tuned merge ({told['after']}) against the best untuned one (`{told['before']}`), both chosen on "
+        f"validation, on the {told['items']:,} test items: {100 * told['difference']:+.1f} points (95 % interval "
+        f"{low:+.1f} to {high:+.1f}; {told['gained']} items gained, {told['lost']} lost; {tasks_told}).",
+    ]
+    return "\n".join(lines)
+
+
+def _score_row(label: str, scores: list[float]) -> str:
+    return f"| {label} | {' | '.join(f'{100 * score:.1f}' for score in [*scores, _mean(scores)])} |"
+
+
+def _mean(scores: list[float]) -> float:
+    return sum(scores) / len(scores)
+
+
 def importance_table() -> str:
     """How importance of modules agrees with exact intervention, as benchmarks/importance.py measured it."""
     text = (ROOT / "benchmarks" / "results" / "importance-demo.md").read_text(encoding="utf-8")
@@ -82,6 +129,7 @@ def main() -> int:
         "demo": demo_table(),
         "scores": scores_table(),
         "importance": importance_table(),
+        "tuned": tuned_table(),
     }
     for mark, content in tables.items():
         head, rest = fresh.split(f"<!-- {mark} -->")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -105,6 +107,26 @@ def write_recipe(tmp_path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys) -> Callable[..., CompletedProcess[str]]:
+    """What `python -m merging` does in a process of its own, done in this one: `command_line("check", recipe)`.
+
+    A process takes two seconds to load torch; tests of what a process alone can show start one.
+    """
+    from merging import cli
+
+    def run(*arguments: object) -> CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["merging", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return CompletedProcess(words, ended.value.code or 0, said.out, said.err)
+
+    return run
 
 
 def threads_of_another() -> int:

@@ -267,12 +267,13 @@ def test_the_command_line(tmp_path):
     assert len(list((tmp_path / "mergescope" / "importance").iterdir())) == 1
 
 
-def test_wrong_usage_and_mistakes_on_the_command_line(tmp_path):
+def test_wrong_usage_and_mistakes_on_the_command_line(tmp_path, monkeypatch, command_line):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(demo_recipe().to_yaml())
     out = tmp_path / "i.safetensors"
-    assert command(recipe, "--out", out, cache=tmp_path).returncode == 2
-    assert command("--data", "x", cache=tmp_path).returncode == 2
+    assert command_line("importance", recipe, "--out", out).returncode == 2
+    assert command_line("importance", "--data", "x").returncode == 2
     for arguments, reason in (
         (["--data", "math=nowhere.jsonl"], "error: calibration: nothing for the expert 'code'"),
         (["--data", "nowhere.jsonl"], "error: The suite nowhere.jsonl cannot be read"),
@@ -280,7 +281,7 @@ def test_wrong_usage_and_mistakes_on_the_command_line(tmp_path):
         (["--data", "a=b", "--data", "a=c"], "error: --data: an expert has two files"),
         (["--data", "a=b", "--data", "c"], "error: --data c: give NAME=FILE"),
     ):
-        done = command(recipe, "--out", out, *arguments, cache=tmp_path)
+        done = command_line("importance", recipe, "--out", out, *arguments)
         assert done.returncode == 1
         assert done.stderr.startswith(reason), done.stderr
         assert len(done.stderr.splitlines()) == 1

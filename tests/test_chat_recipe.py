@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import merging
+from components import chat_columns as columns
 from components import chat_events as events
 from components import chat_recipe
 from components import chat_views as views
@@ -27,7 +28,7 @@ from merging.whatif import Residents
 from tests.conftest import edit_config
 
 ADA, BOB = "a" * 32, "b" * 32
-NUMBERS = (0.0, 1.0, 12, 0)
+DRAWN = ("", 0.0, 1.0, 0, 1.0, 12, 0)
 ALONE = [RECIPE, "", "", ""]
 
 
@@ -59,11 +60,11 @@ def visit(settings, models, recipe=None, session="s", owner=ADA) -> Visit:
 
 def ask(page: Visit, keys=ALONE, talk=None, prompt="abc") -> dict:
     """What the page shows once everybody has answered."""
-    *_, last = events.ask(page, prompt, talk or views.silence(), keys, *NUMBERS)
+    *_, last = events.ask(page, prompt, talk or views.silence(), (), keys, *DRAWN)
     return {
         "notes": last[COLUMNS : 2 * COLUMNS],
         "talk": last[2 * COLUMNS],
-        "question": last[2 * COLUMNS + 1],
+        "question": last[events.QUESTION],
     }
 
 
@@ -125,9 +126,9 @@ def test_it_is_freed_once_no_column_asks_it(settings, models):
     page, keys = visit(settings, models), [RECIPE, RECIPE, "", ""]
     ask(page, keys)
     kept = weights(settings)
-    *_, keys = events.choose(1, page, "", views.silence(), keys)
+    *_, keys = columns.choose(1, page, "", views.silence(), keys)
     assert not are_freed(kept)
-    *_, keys = events.choose(0, page, parent_key("base", models.base), views.silence(), keys)
+    *_, keys = columns.choose(0, page, parent_key("base", models.base), views.silence(), keys)
     assert are_freed(kept)
     assert len(model_cache(settings)) == 0
 
@@ -214,11 +215,11 @@ def options(updates) -> list[str]:
 
 
 def test_it_is_one_more_choice_and_nobodys_default(settings, models):
-    updates = events.refresh(visit(settings, models), views.silence(), [""] * COLUMNS)
+    updates = columns.refresh(visit(settings, models), views.silence(), [""] * COLUMNS)
     assert (LABEL, RECIPE) in updates[0]["choices"]
     keys = [parent_key("base", models.base), *(parent_key("expert", one) for one in models.experts), ""]
     assert [update["value"] for update in updates[:COLUMNS]] == keys
-    looked = events.look(visit(settings, models), keys)
+    looked = columns.look(visit(settings, models), keys)
     assert looked[:COLUMNS] == [{"choices": updates[0]["choices"], "__type__": "update"}] * COLUMNS
     assert views.RECIPE_TOO in looked[COLUMNS]
 
@@ -226,20 +227,20 @@ def test_it_is_one_more_choice_and_nobodys_default(settings, models):
 def test_it_is_no_choice_where_it_cannot_run(settings, models):
     bad = visit(settings, models, recipe_of(models, 7.0))
     keys = [parent_key("base", models.base), "", "", ""]
-    looked = events.look(bad, keys)
+    looked = columns.look(bad, keys)
     assert RECIPE not in options(looked)
     assert views.RECIPE_TOO not in looked[COLUMNS]
-    assert RECIPE in options(events.look(bad, ALONE)), (
+    assert RECIPE in options(columns.look(bad, ALONE)), (
         "a column that asks it keeps it, and says what is wrong"
     )
     said = [[{"role": "user", "content": "1"}], [], [], []]
-    refreshed = events.refresh(bad, said, ALONE)
+    refreshed = columns.refresh(bad, said, ALONE)
     assert (refreshed[0]["value"], refreshed[3 * COLUMNS]) == (RECIPE, said)
 
 
 def test_models_that_do_not_fit_into_memory_are_to_be_merged_first(settings, models, monkeypatch):
     monkeypatch.setattr(Residents, "fits", lambda *_: False)
-    assert RECIPE not in options(events.look(visit(settings, models), [""] * COLUMNS))
+    assert RECIPE not in options(columns.look(visit(settings, models), [""] * COLUMNS))
     assert TOO_LARGE in ask(visit(settings, models))["notes"][0]
 
 
@@ -247,13 +248,13 @@ def test_it_stays_where_it_was_chosen(settings, models):
     said = [[{"role": "user", "content": str(number)}] for number in range(COLUMNS)]
     keys = [RECIPE, parent_key("expert", models.experts[0]), "", ""]
     smaller = Family(models.base, models.experts[1:])
-    updates = events.take_family(visit(settings, smaller, recipe_of(models)), said, keys)
+    updates = columns.take_family(visit(settings, smaller, recipe_of(models)), said, keys)
     assert (updates[3 * COLUMNS + 1][0], updates[3 * COLUMNS][0]) == (RECIPE, said[0])
     id = job_store(settings).start(
         ADA, "merge", lambda out: merging.run(recipe_of(models), out), title="TIES", recipe=""
     )
     job_store(settings).wait(ADA, id, 60)
-    updates = events.take_fresh(visit(settings, models), said, keys, id)
+    updates = columns.take_fresh(visit(settings, models), said, keys, id)
     assert updates[3 * COLUMNS + 1][:3] == [f"job:{id}", keys[1], RECIPE], (
         "it makes room and goes on beside it"
     )

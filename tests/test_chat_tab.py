@@ -8,11 +8,11 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
+from components import chat_columns as columns
 from components import chat_events as events
 from components import chat_views as views
 from components.backend import job_store
@@ -34,7 +34,8 @@ from components.settings import Settings
 from merging.inference import LoadedModel, Sampling, stream
 
 ADA, BOB = "a" * 32, "b" * 32
-NUMBERS = (0.0, 1.0, 12, 0)
+LONG = ("", 0.0, 1.0, 0, 1.0, 60, 0)
+DRAWN = ("", 0.0, 1.0, 0, 1.0, 12, 0)
 SKIP = gr.skip()
 
 
@@ -71,11 +72,11 @@ def visit(settings, models, owner=ADA, session="s", recipe=None) -> Visit:
     return Visit(settings, session, models, recipe or default_recipe(models), owner)
 
 
-def ask(settings, models, keys, prompt="abc", *, talk=None, numbers=NUMBERS, **page):
+def ask(settings, models, keys, prompt="abc", *, talk=None, log=(), drawn=DRAWN, **page):
     """All that the page is sent while the models answer."""
     talk = views.silence() if talk is None else talk
     here = visit(settings, models, **page)
-    return list(events.ask(here, prompt, talk, keys_of(models, keys), *numbers))
+    return list(events.ask(here, prompt, talk, log, keys_of(models, keys), *drawn))
 
 
 def parts(update: list) -> dict:
@@ -83,10 +84,11 @@ def parts(update: list) -> dict:
         "chats": [chat["value"] for chat in update[:COLUMNS]],
         "notes": update[COLUMNS : 2 * COLUMNS],
         "talk": update[2 * COLUMNS],
-        "question": update[2 * COLUMNS + 1],
-        "send": update[2 * COLUMNS + 2].get("interactive"),
-        "stop": update[2 * COLUMNS + 3]["interactive"],
-        "clear": update[2 * COLUMNS + 4]["interactive"],
+        "log": update[2 * COLUMNS + 1],
+        "question": update[events.QUESTION],
+        "send": update[events.QUESTION + 1].get("interactive"),
+        "stop": update[events.QUESTION + 2]["interactive"],
+        "after": {update[events.QUESTION + place]["interactive"] for place in (3, 4, 5)},
     }
 
 
@@ -108,7 +110,7 @@ def test_every_column_says_what_its_model_says_alone(settings, models, merged):
         assert answer == {"role": "assistant", "content": alone(folder)}
         assert "tokens/s" in last["notes"][column]
     assert [update["send"] for update in updates] == [False] * (len(updates) - 1) + [None]
-    assert [update["clear"] for update in updates] == [False] * (len(updates) - 1) + [True]
+    assert [update["after"] for update in updates] == [{False}] * (len(updates) - 1) + [{True}]
     assert [update["stop"] for update in updates] == [True] * (len(updates) - 1) + [False]
     assert updates[0]["question"] == ""
     assert len(updates) > 3, "the replies are streamed"
@@ -139,7 +141,7 @@ def test_nothing_to_ask_or_nobody_to_ask_changes_nothing(settings, models, promp
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         (update,) = ask(settings, models, keys, prompt)
-    assert update == [SKIP] * (2 * COLUMNS + 5)
+    assert update == events.NOTHING
     assert [str(warning.message) for warning in told] == (
         ["Choose a model in one of the columns first."] if prompt == "abc" else []
     )
@@ -148,7 +150,7 @@ def test_nothing_to_ask_or_nobody_to_ask_changes_nothing(settings, models, promp
 def test_a_question_that_is_too_long_is_refused_and_stays(settings, models):
     with pytest.warns(UserWarning, match="has 4,001 characters, and at most 4,000"):
         (update,) = ask(settings, models, ["base", "", "", ""], "a" * 4001)
-    assert update == [SKIP] * (2 * COLUMNS + 5)
+    assert update == events.NOTHING
 
 
 def test_the_question_comes_back_when_every_column_failed(settings, models):
@@ -161,7 +163,7 @@ def test_the_question_comes_back_when_every_column_failed(settings, models):
 @pytest.mark.parametrize(("prompt", "ready"), [("a", True), ("", False), (" \n", False), (None, False)])
 def test_there_is_nothing_to_send_without_a_question(prompt, ready, monkeypatch):
     assert events.typed(prompt, gr.Request(session_hash="s"))["interactive"] == ready
-    monkeypatch.setitem(events._running, "s", events._Asking())
+    monkeypatch.setitem(events.running, "s", events.Asking())
     assert not events.typed(prompt, gr.Request(session_hash="s"))["interactive"]
 
 
@@ -170,11 +172,9 @@ def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
         visit(settings, models),
         "abc",
         views.silence(),
+        (),
         keys_of(models, ["base", "", "", ""]),
-        0.0,
-        1.0,
-        60,
-        0,
+        *LONG,
     )
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     for update in running:
@@ -188,8 +188,8 @@ def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
     assert time.monotonic() - pressed < 1
     assert 0 < len(last["talk"][0][1]["content"]) < 100
     assert "stopped" in last["notes"][0]
-    assert (last["stop"], last["clear"]) == (False, True)
-    assert events._running == {}
+    assert (last["stop"], last["after"]) == (False, {True})
+    assert events.running == {}
 
 
 def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch):
@@ -199,9 +199,9 @@ def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch
         loads.wait(20)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr("components.chat_events.model_cache", lambda _: SimpleNamespace(get=slow))
+    monkeypatch.setattr("components.chat_loading._load", slow)
     keys = keys_of(models, ["base", "one", "", ""])
-    running = events.ask(visit(settings, models), "abc", views.silence(), keys, *NUMBERS)
+    running = events.ask(visit(settings, models), "abc", views.silence(), (), keys, *DRAWN)
     assert "loading" in parts(next(running))["notes"][0]
     events.stop(gr.Request(session_hash="s"))
     pressed = time.monotonic()
@@ -213,7 +213,7 @@ def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch
     assert last["question"] == "abc"
 
 
-def slowly(model, messages, sampling, stop):
+def slowly(model, messages, sampling, stop, ids):
     for _ in range(200):
         if stop.wait(0.02):
             return
@@ -226,11 +226,9 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
         visit(settings, models),
         "abc",
         views.silence(),
+        (),
         keys_of(models, ["base", "two", "", ""]),
-        0,
-        1,
-        60,
-        0,
+        *LONG,
     )
     next(running)
     next(running)
@@ -239,17 +237,17 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
         if thread.name == "chat":
             thread.join(5)
             assert not thread.is_alive()
-    assert events._running == {}
+    assert events.running == {}
 
 
 def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     running = events.ask(
-        visit(settings, models), "abc", views.silence(), keys_of(models, ["base", "", "", ""]), 0, 1, 60, 0
+        visit(settings, models), "abc", views.silence(), (), keys_of(models, ["base", "", "", ""]), *LONG
     )
     next(running)
     (update,) = ask(settings, models, ["base", "", "", ""], session="s")
-    assert update == [SKIP] * (2 * COLUMNS + 5), "the first reply can still be stopped"
+    assert update == events.NOTHING, "the first reply can still be stopped"
     running.close()
 
 
@@ -281,15 +279,35 @@ def test_a_conversation_that_is_too_long_is_explained(settings, models):
     assert last["talk"][0] == []
 
 
-@pytest.mark.parametrize("numbers", [(99, 99, 10**9, -5), (-1, -1, -1, None), (0.5, 0.0, 0, 2**80)])
-def test_numbers_out_of_their_limits_are_brought_back(settings, models, numbers):
-    last = parts(ask(settings, models, ["base", "", "", ""], numbers=numbers)[-1])
+@pytest.mark.parametrize(
+    ("drawn", "taken"),
+    [
+        (
+            ("", 99, 99, 10**9, 99, 10**9, -5),
+            Sampling(temperature=2, top_p=1, top_k=1000, repetition_penalty=2, max_new_tokens=512, seed=0),
+        ),
+        (
+            (None, -1, -1, -1, -1, -1, None),
+            Sampling(temperature=0, top_p=0, top_k=0, repetition_penalty=1, max_new_tokens=1, seed=0),
+        ),
+        (
+            (["x"], 0.5, float("nan"), "3", True, 8.7, 2**80),
+            Sampling(temperature=0.5, max_new_tokens=8, seed=2**53 - 1),
+        ),
+    ],
+)
+def test_numbers_out_of_their_limits_are_brought_back(settings, models, drawn, taken):
+    last = parts(ask(settings, models, ["base", "", "", ""], drawn=drawn)[-1])
     assert len(last["talk"][0]) == 2
+    assert last["log"][0].sampling == taken
+    assert last["log"][0].system == ""
 
 
 def test_the_same_seed_answers_the_same(settings, models):
     def say(seed):
-        return parts(ask(settings, models, ["base"] + [""] * 3, numbers=(1.5, 1.0, 20, seed))[-1])["talk"]
+        return parts(ask(settings, models, ["base"] + [""] * 3, drawn=("", 1.5, 1.0, 0, 1.0, 20, seed))[-1])[
+            "talk"
+        ]
 
     assert say(3) == say(3)
     assert say(3) != say(4)
@@ -322,7 +340,7 @@ def test_nobody_talks_to_another_owners_merge(settings, models, merged):
     assert "no longer there" in last["notes"][0]
 
 
-def page(settings, models, keys, *more, event=events.refresh, talk=None, **whose) -> dict:
+def page(settings, models, keys, *more, event=columns.refresh, talk=None, **whose) -> dict:
     """What an event makes of the tab, with the short names of the models."""
     updates = event(visit(settings, models, **whose), talk or views.silence(), keys, *more)
     names = dict(zip(keys_of(models, ["base", *models.names]), ["base", *models.names], strict=True))
@@ -345,14 +363,14 @@ def said() -> list:
 
 def test_a_fresh_merge_takes_the_first_column(settings, models, merged, said, monkeypatch):
     before = keys_of(models, ["base", "one", "two", "three"])
-    after = page(settings, models, before, merged, event=events.take_fresh, talk=said)
+    after = page(settings, models, before, merged, event=columns.take_fresh, talk=said)
     assert after["keys"] == [f"job:{merged}", "one", "two", "three"]
     assert after["talk"] == [[], *said[1:]]
     assert "No merge" not in after["intro"]
     later = page(settings, models, keys_of(models, ["base", "base", "", ""]))
     assert later["keys"] == ["base", "base", "", ""], "only a fresh merge moves in by itself"
-    monkeypatch.setitem(events._running, "s", events._Asking())
-    busy = page(settings, models, before, merged, event=events.take_fresh, talk=said)
+    monkeypatch.setitem(events.running, "s", events.Asking())
+    busy = page(settings, models, before, merged, event=columns.take_fresh, talk=said)
     assert busy["keys"] == ["base", "one", "two", "three"], "nobody is interrupted"
 
 
@@ -360,11 +378,11 @@ def test_a_certain_merge_takes_the_first_column(settings, models, merged, said):
     newer = start_default(settings, models, ADA)[0]
     job_store(settings).wait(ADA, newer, 60)
     before = keys_of(models, [f"job:{newer}", "one", "two", "three"])
-    after = page(settings, models, before, merged, event=events.take_merge, talk=said)
+    after = page(settings, models, before, merged, event=columns.take_merge, talk=said)
     assert after["keys"] == [f"job:{merged}", "one", "two", "three"]
     assert after["talk"] == [[], *said[1:]]
     elsewhere = keys_of(models, ["base", "one", f"job:{merged}", ""])
-    moved = page(settings, models, elsewhere, merged, event=events.take_merge, talk=[*said[:3], []])
+    moved = page(settings, models, elsewhere, merged, event=columns.take_merge, talk=[*said[:3], []])
     assert moved["keys"] == [f"job:{merged}", "one", "base", ""]
     assert moved["talk"] == [said[2], said[1], said[0], []], "what was said moves along"
 
@@ -372,7 +390,7 @@ def test_a_certain_merge_takes_the_first_column(settings, models, merged, said):
 @pytest.mark.parametrize("id", ["", "../..", "0" * 32, None, ["x"]])
 def test_an_id_that_names_no_merge_changes_no_column(settings, models, merged, id):
     before = keys_of(models, ["base", "one", "two", "three"])
-    assert page(settings, models, before, id, event=events.take_merge)["keys"] == [
+    assert page(settings, models, before, id, event=columns.take_merge)["keys"] == [
         "base",
         "one",
         "two",
@@ -382,7 +400,7 @@ def test_an_id_that_names_no_merge_changes_no_column(settings, models, merged, i
 
 def test_another_owners_merge_takes_no_column(settings, models, merged):
     before = keys_of(models, ["base", "one", "two", "three"])
-    updates = events.take_merge(visit(settings, models, BOB), views.silence(), before, merged)
+    updates = columns.take_merge(visit(settings, models, BOB), views.silence(), before, merged)
     assert updates[3 * COLUMNS + 1] == before
 
 
@@ -395,7 +413,7 @@ def test_without_a_merge_the_page_says_what_to_do(settings, models):
 def test_a_deleted_merge_leaves_its_column(settings, models, merged):
     keys = keys_of(models, [f"job:{merged}", "one", "two", "three"])
     job_store(settings).delete(ADA, merged)
-    after = page(settings, models, keys, "", event=events.take_fresh)
+    after = page(settings, models, keys, "", event=columns.take_fresh)
     assert after["keys"] == ["base", "one", "two", "three"]
 
 
@@ -405,7 +423,7 @@ def test_a_deleted_merge_leaves_its_column(settings, models, merged):
 def test_another_model_in_the_same_place_has_not_heard_the_talk(settings, models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
     other = Family(models.base, (models.experts[2], models.experts[1]))
-    after = page(settings, other, before, event=events.take_family, talk=said)
+    after = page(settings, other, before, event=columns.take_family, talk=said)
     assert after["keys"] == ["base", "", "two", "three"]
     assert after["talk"] == [said[0], [], said[2], said[3]]
     assert after["chats"] == after["talk"]
@@ -414,11 +432,11 @@ def test_another_model_in_the_same_place_has_not_heard_the_talk(settings, models
 def test_a_reply_that_is_under_way_stays_out_of_a_column_with_another_model(settings, models, monkeypatch):
     monkeypatch.setattr("components.chat_replies.stream", slowly)
     keys = keys_of(models, ["base", "one", "two", ""])
-    running = events.ask(visit(settings, models), "abc", views.silence(), keys, 0, 1, 60, 0)
+    running = events.ask(visit(settings, models), "abc", views.silence(), (), keys, *LONG)
     next(running)
     other = Family(models.base, models.experts[1:])
-    events.take_family(visit(settings, other), views.silence(), keys)
-    events.choose(2, visit(settings, models), "", views.silence(), keys)
+    columns.take_family(visit(settings, other), views.silence(), keys)
+    columns.choose(2, visit(settings, models), "", views.silence(), keys)
     events.stop(gr.Request(session_hash="s"))
     last = list(running)[-1]
     assert "value" in last[0]
@@ -430,27 +448,27 @@ def test_a_reply_that_is_under_way_stays_out_of_a_column_with_another_model(sett
 def test_a_family_typed_model_by_model_fills_the_columns(settings, models, merged):
     demo = keys_of(models, [f"job:{merged}", "one", "two", "three"])
     base, *experts = (models.base, *models.experts)
-    shown = page(settings, Family(experts[0], ()), demo, event=events.take_family)
+    shown = page(settings, Family(experts[0], ()), demo, event=columns.take_family)
     assert shown["keys"] == [f"job:{merged}", "", "", ""]
-    shown = page(settings, Family(base, ()), shown["chosen"], event=events.take_family)
+    shown = page(settings, Family(base, ()), shown["chosen"], event=columns.take_family)
     for count, names in enumerate((["one", "base", ""], ["one", "two", "base"], ["one", "two", "three"]), 1):
         typed = Family(base, tuple(experts[:count]))
-        shown = page(settings, typed, shown["chosen"], event=events.take_family)
+        shown = page(settings, typed, shown["chosen"], event=columns.take_family)
         assert shown["keys"] == [f"job:{merged}", *names]
 
 
 def test_fewer_models_leave_columns_and_more_fill_them(settings, models):
     all_four = keys_of(models, ["base", "one", "two", "three"])
     smaller = Family(models.base, models.experts[:1])
-    assert page(settings, smaller, all_four, event=events.take_family)["keys"] == ["base", "one", "", ""]
+    assert page(settings, smaller, all_four, event=columns.take_family)["keys"] == ["base", "one", "", ""]
     few = keys_of(models, ["base", "one", "", ""])
-    after = page(settings, models, few, event=events.take_family)
+    after = page(settings, models, few, event=columns.take_family)
     assert after["keys"] == ["base", "one", "two", "three"]
 
 
 def test_choosing_another_model_clears_its_column_only(settings, models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
-    shown, chat, note, talk, chosen = events.choose(2, visit(settings, models), "other", said, before)
+    shown, chat, note, talk, chosen = columns.choose(2, visit(settings, models), "other", said, before)
     assert (shown, chat["value"], note) == ("other", [], "")
     assert talk == [said[0], said[1], [], said[3]]
     assert chosen == [*before[:2], "other", before[3]]
@@ -458,7 +476,7 @@ def test_choosing_another_model_clears_its_column_only(settings, models, said):
 
 def test_leaving_the_list_of_models_keeps_what_was_said(settings, models, said):
     before = keys_of(models, ["base", "one", "two", "three"])
-    assert events.choose(2, visit(settings, models), before[2], said, before) == [SKIP] * 5
+    assert columns.choose(2, visit(settings, models), before[2], said, before) == [SKIP] * 5
 
 
 # the demo's questions

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: a process, an exit code, one message."""
+"""The command line as its users meet it: an exit code and one message; a process where loading, signals or bytes matter."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import merging
 from merging import METHODS, Report
+from merging.cli import app
 
 
-def run(*arguments, **options):
+def run(*arguments):
     command = [sys.executable, "-m", "merging", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_methods_are_listed():
@@ -32,7 +34,7 @@ def test_methods_are_listed():
 def test_merge_and_merge_again_give_the_same_bytes(family, write_recipe, tmp_path):
     recipe = write_recipe(family, "ties")
     for out in ("a", "b"):
-        done = run("merge", recipe, tmp_path / out)
+        done = run("merge", recipe, tmp_path / out, *(["--no-health"] if out == "b" else []))
         assert done.returncode == 0, done.stderr
         assert "written in" in done.stdout
     files = sorted(f.name for f in (tmp_path / "a").iterdir())
@@ -40,35 +42,36 @@ def test_merge_and_merge_again_give_the_same_bytes(family, write_recipe, tmp_pat
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-def test_check_names_three_mistakes_and_exits_1(family, write_recipe):
+def test_check_names_three_mistakes_and_exits_1(family, write_recipe, command_line):
     recipe = write_recipe(family, "ties", ["one", "missing"], merge_metod="x", parameters={"densty": 1})
-    done = run("check", recipe)
+    done = command_line("check", recipe)
     assert done.returncode == 1
     for part in ("merge_metod", "Did you mean 'density'", "missing"):
         assert part in done.stderr
     assert "Traceback" not in done.stderr
-    machine = run("check", recipe, "--json")
+    machine = command_line("check", recipe, "--json")
     assert machine.returncode == 1
     assert len(json.loads(machine.stdout)["problems"]) == 3
 
 
-def test_check_of_a_good_recipe(family, write_recipe):
-    done = run("check", write_recipe(family, "ties"))
+def test_check_of_a_good_recipe(family, write_recipe, command_line):
+    done = command_line("check", write_recipe(family, "ties"))
     assert done.returncode == 0
     assert "can run" in done.stdout
 
 
-def test_wrong_usage_exits_2(tmp_path):
-    assert run("merge").returncode == 2
-    assert run("nonsense").returncode == 2
+def test_wrong_usage_exits_2(tmp_path, command_line):
+    assert command_line("merge").returncode == 2
+    assert command_line("nonsense").returncode == 2
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["check", "none.yaml"], ["merge", "none.yaml", "out"], ["inspect", "none.yaml", "--out", "x"]],
 )
-def test_a_missing_recipe_is_one_sentence(arguments, tmp_path):
-    done = run(*arguments, env={**os.environ, "PYTHONPATH": os.getcwd()}, cwd=tmp_path)
+def test_a_missing_recipe_is_one_sentence(arguments, tmp_path, monkeypatch, command_line):
+    monkeypatch.chdir(tmp_path)
+    done = command_line(*arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: none.yaml: cannot be read")
     assert len(done.stderr.splitlines()) == 1
@@ -87,10 +90,11 @@ def test_inspect_writes_a_report(family, write_recipe, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "report"]
 
 
-def test_inspect_prints_a_table_with_chance_kinship_and_advice(family, write_recipe):
-    done = run(
-        "inspect", write_recipe(family, "ties", ["one", "two", "three"]), env={**os.environ, "COLUMNS": "160"}
-    )
+def test_inspect_prints_a_table_with_chance_kinship_and_advice(
+    family, write_recipe, monkeypatch, command_line
+):
+    monkeypatch.setenv("COLUMNS", "160")
+    done = command_line("inspect", write_recipe(family, "ties", ["one", "two", "three"]))
     assert done.returncode == 0, done.stderr
     report = merging.inspect(write_recipe(family, "ties", ["one", "two", "three"]))
     lines = done.stdout.splitlines()
@@ -105,8 +109,10 @@ def test_inspect_prints_a_table_with_chance_kinship_and_advice(family, write_rec
     assert any("nearly orthogonal" in line for line in lines)
 
 
-def test_inspect_for_machines(family, write_recipe):
-    done = run("inspect", write_recipe(family, "ties"), "--json", "--density", "0.2", "--scope", "layer")
+def test_inspect_for_machines(family, write_recipe, command_line):
+    done = command_line(
+        "inspect", write_recipe(family, "ties"), "--json", "--density", "0.2", "--scope", "layer"
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
@@ -118,25 +124,25 @@ def test_inspect_for_machines(family, write_recipe):
     assert sum(found["fates"][0].values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_report_replaces_only_a_report(family, write_recipe, tmp_path):
+def test_a_report_replaces_only_a_report(family, write_recipe, tmp_path, command_line):
     recipe, out = write_recipe(family, "ties"), tmp_path / "report"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    done = run("inspect", recipe, "--out", out)
+    done = command_line("inspect", recipe, "--out", out)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "holds 'thesis.tex', which is no part of a report" in done.stderr
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     (out / "thesis.tex").unlink()
-    assert run("inspect", recipe, "--out", out).returncode == 0
+    assert command_line("inspect", recipe, "--out", out).returncode == 0
     (out / "report.html").write_text("old")
-    assert run("inspect", recipe, "--out", out).returncode == 0
+    assert command_line("inspect", recipe, "--out", out).returncode == 0
     assert "Mergescope" in (out / "report.html").read_text()
-    assert "is a file" in run("inspect", recipe, "--out", recipe).stderr
+    assert "is a file" in command_line("inspect", recipe, "--out", recipe).stderr
 
 
-def test_a_report_stays_out_of_the_models(family, write_recipe, tmp_path):
+def test_a_report_stays_out_of_the_models(family, write_recipe, tmp_path, command_line):
     recipe = write_recipe(family, "ties")
-    done = run("inspect", recipe, "--out", family / "one" / "report")
+    done = command_line("inspect", recipe, "--out", family / "one" / "report")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert f"would overwrite or enclose the input {family / 'one'}; choose another" in done.stderr
     assert not (family / "one" / "report").exists()
@@ -150,21 +156,23 @@ def test_a_report_stays_out_of_the_models(family, write_recipe, tmp_path):
         (["--sample", "2"], "sample"),
     ],
 )
-def test_wrong_options_of_inspect_are_one_sentence(family, write_recipe, options, said):
-    done = run("inspect", write_recipe(family, "ties"), *options)
+def test_wrong_options_of_inspect_are_one_sentence(family, write_recipe, options, said, command_line):
+    done = command_line("inspect", write_recipe(family, "ties"), *options)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert said in done.stderr
 
 
-def test_a_recipe_without_a_base_has_no_change_to_look_at(family, write_recipe):
-    done = run("inspect", write_recipe(family, "linear", base_model=None))
+def test_a_recipe_without_a_base_has_no_change_to_look_at(family, write_recipe, command_line):
+    done = command_line("inspect", write_recipe(family, "linear", base_model=None))
     assert done.returncode == 1
     assert "base_model" in done.stderr
 
 
 def test_events_for_machines(family, write_recipe, tmp_path):
     done = run("merge", write_recipe(family, "ties"), tmp_path / "out", "--json")
-    assert json.loads(done.stdout)["path"] == str(tmp_path / "out")
+    told = json.loads(done.stdout)
+    assert told["path"] == str(tmp_path / "out")
+    assert told["health"]["checks"][0]["name"] == "weights"
 
 
 @pytest.fixture
@@ -217,3 +225,23 @@ def test_killed_in_the_middle_leaves_no_result(slow_family, write_recipe, tmp_pa
     assert done.returncode == 0, done.stderr
     assert len(load_file(out / "model.safetensors")) == 16
     assert not partial.exists()
+
+
+def test_models_are_scored_in_one_table_and_looked_at(family, tmp_path):
+    suite, text = tmp_path / "suite.jsonl", tmp_path / "text.txt"
+    suite.write_text('{"prompt": "abc", "answer": "d"}\n' * 3)
+    text.write_text("abc def " * 80)
+    models = [family / "base", family / "one"]
+    asked = ["evaluate", *models, "--suite", suite, "--text", text, "--json"]
+    done = CliRunner().invoke(app, [str(one) for one in asked], catch_exceptions=False)
+    base, base_text, one, _, both = map(json.loads, done.stdout.splitlines())
+    assert (base["model"], one["model"], base["n"], base["plain"]) == ("base", "one", 3, True)
+    assert base["low"] <= base["score"] <= base["high"]
+    assert base_text["low"] < base_text["perplexity"] < base_text["high"]
+    assert (both["before"], both["after"], both["p"]) == ("base", "one", 1.0)
+    table = CliRunner().invoke(app, [str(one) for one in asked[:-1]], catch_exceptions=False).stdout
+    assert "has no chat template" in table
+    assert "McNemar's p = 1" in table
+    done = CliRunner().invoke(app, ["health", str(family / "one")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "weights: All weights of 30 tensors are finite." in done.stdout

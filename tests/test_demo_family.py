@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merging.evaluation import Suite, exact_match
+from merging.evaluation import evaluate
 from merging.inference import LoadedModel
+from merging.suites import Suite
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 MODELS = ("base", "math", "code", "words", "math-long")
@@ -120,7 +121,7 @@ def test_chat_template_shows_only_the_last_question() -> None:
 def test_stored_results_can_be_measured_again(name: str, task: str) -> None:
     stored = json.loads((DEMO / "results.json").read_text())[name][task][::8]
     items = Suite.load(DEMO / "data" / task / "test.jsonl").items[::8]
-    result = exact_match(LoadedModel.load(DEMO / name), Suite("slice", items))
+    result = evaluate(LoadedModel.load(DEMO / name), Suite("slice", items))
     expected = [reply.strip() == item.answer for reply, item in zip(stored, items, strict=True)]
     assert [item.correct for item in result.items] == expected
 

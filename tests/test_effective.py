@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -26,11 +24,6 @@ def varied(family, write_recipe):
         exclude=["*norm*"],
         overrides=[{"tensors": "lm_head*", "parameters": {"normalize": False}}],
     )
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "merging", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_every_tensor_has_its_values(family, varied):
@@ -58,8 +51,8 @@ def test_every_tensor_has_its_values(family, varied):
     assert found["model.norm.weight"].values == {}
 
 
-def test_machines_get_every_tensor(family, varied):
-    done = run("check", varied, "--effective", "--json")
+def test_machines_get_every_tensor(family, varied, command_line):
+    done = command_line("check", varied, "--effective", "--json")
     assert done.returncode == 0, done.stderr
     found = {one["tensor"]: one for one in json.loads(done.stdout)["effective"]}
     assert len(found) == 30
@@ -68,11 +61,11 @@ def test_machines_get_every_tensor(family, varied):
     assert values["weight"] == {str(family / "one"): 1.0, str(family / "two"): 0.3}
     assert values["lambda"] == 1.0
     assert found["model.norm.weight"]["copied"] is True
-    assert "effective" not in json.loads(run("check", varied, "--json").stdout)
+    assert "effective" not in json.loads(command_line("check", varied, "--json").stdout)
 
 
-def test_people_get_groups_of_tensors(varied):
-    lines = run("check", varied, "--effective").stdout.splitlines()
+def test_people_get_groups_of_tensors(varied, command_line):
+    lines = command_line("check", varied, "--effective").stdout.splitlines()
     expected = [
         "everywhere: scope tensor, count floor, rescale none, zero_divisor one, sign total, elect_on weighted, "
         "zero_sum plus",

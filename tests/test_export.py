@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import yaml
@@ -228,17 +225,13 @@ def test_every_parameter_of_mergekits_is_ours(family):
         assert missing <= idle, missing
 
 
-def test_the_command(family, write_recipe):
-    def run(*arguments):
-        command = [sys.executable, "-m", "merging", "export", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
+def test_the_command(family, write_recipe, command_line):
     recipe = write_recipe(family, "ties", profile="paper")
-    refused = run(recipe)
+    refused = command_line("export", recipe)
     assert refused.returncode == 1
     assert "scope: model" in refused.stderr
     assert "Traceback" not in refused.stderr
-    done = run(recipe, "--approximate")
+    done = command_line("export", recipe, "--approximate")
     assert done.returncode == 0
     assert "# left out: scope: model" in done.stdout
     assert yaml.safe_load(done.stdout)["parameters"] == {"weight": 1.0, "density": 0.2}

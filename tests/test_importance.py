@@ -18,12 +18,12 @@ from merging.attribution import Elements, MovedModel, gradient_sums
 from merging.calibration import AnswerTask, Calibration
 from merging.checkpoint import Checkpoint, StateDict
 from merging.errors import MergingError
-from merging.evaluation import Item, Suite
 from merging.heartbeats import Stopped, heartbeats
 from merging.inference import LoadedModel
 from merging.measuring import ExpertMeasures, Measured, Measurement
 from merging.partitions import make_partitions
 from merging.recipe import ModelEntry, Recipe
+from merging.suites import Item, Suite
 
 SUITE = Suite(
     "letters",

@@ -16,6 +16,7 @@ import pytest
 import merging
 from merging.engine import Progress
 from merging.executors import Threads
+from merging.job_records import Partial
 from merging.jobs import MAX_ALL_WAITING, MAX_WAITING, NO_MEMORY, UNEXPECTED, JobStore
 from merging.reading import Pieces
 
@@ -92,6 +93,52 @@ def test_progress_is_seen_while_it_runs(store):
         time.sleep(0.01)
     assert len(seen) >= 5
     store.cancel(ADA, job)
+
+
+def test_a_partial_result_is_seen_at_once_and_outlives_a_cancel(store):
+    def work(out):
+        yield Partial({"rows": [1]})
+        yield from endless(out)
+
+    job = store.start(ADA, "search", work)
+    assert until(lambda: store.get(ADA, job).result) == {"rows": [1]}
+    assert store.get(ADA, job).active
+    assert json.loads((store.folder / ADA / job / "job.json").read_text())["result"] == {"rows": [1]}
+    store.cancel(ADA, job)
+    ended = store.wait(ADA, job, 5)
+    assert (ended.state, ended.result) == ("cancelled", {"rows": [1]})
+
+
+def test_a_table_that_grows_quickly_is_not_written_for_every_row(store):
+    def work(out):
+        for rows in range(3):
+            yield Partial({"rows": rows})
+        yield from endless(out)
+
+    def written():
+        return json.loads((store.folder / ADA / job / "job.json").read_text())["result"]
+
+    job = store.start(ADA, "search", work)
+    until(lambda: store.get(ADA, job).result == {"rows": 2})
+    assert written() == {"rows": 0}
+    store.cancel(ADA, job)
+    store.wait(ADA, job, 5)
+    assert written() == {"rows": 2}
+
+
+def test_only_the_newest_of_a_kind_are_kept(store):
+    def work(out):
+        yield {"done": True}
+
+    ids = [store.start(owner, kind, work) for owner, kind in [(ADA, "grid")] * 3 + [(ADA, "merge")]]
+    store.wait(ADA, ids[-1], 5)
+    other = store.start(BOB, "grid", work)
+    store.wait(BOB, other, 5)
+    running = store.start(ADA, "grid", endless)
+    store.forget_oldest(ADA, "grid", 1)
+    assert {job.id for job in store.list(ADA)} == {*ids[2:], running}
+    assert store.get(BOB, other)
+    store.cancel(ADA, running)
 
 
 def test_cancel_stops_within_a_second_and_leaves_nothing(store):

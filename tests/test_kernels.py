@@ -130,9 +130,16 @@ def test_sums_and_cuts(both, size):
         for bits in (0x3C000000, 0, 0x7FFFFFFF):
             one, other = both(lambda k=keys, b=bits: ops.above([k, k, k], [b, 0x3C000000, b], [0, 7, 2000]))
             assert same_bits(one, other)
-        found, wanted = both(lambda k=keys: ops.distinct_in_bin(k, 15, 0x3C000000 >> 15))
-        assert torch.equal(found[0], wanted[0].long())
-        assert torch.equal(found[1], wanted[1])
+        for bounds in (
+            (0x3C000000, 0x3C008000),
+            (0x3C000001, 0x3C000000 + size),
+            (0, 0),
+            (-(1 << 31), 0x7FFFFFFF),
+        ):
+            found, wanted = both(lambda k=keys, b=bounds: ops.distinct_within(k, *b))
+            assert torch.equal(found[0], wanted[0])
+            assert torch.equal(found[1], wanted[1])
+            assert found[2] == wanted[2]
     one, other = both(lambda: ops.order_in_rows(deltas[:, None]))
     assert same_bits(one, other)
     one, other = both(lambda: ops.keep_common(torch.stack([base, base, deltas[0]]), deltas[1].clone()))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -100,11 +98,10 @@ def test_a_vector_that_is_needed_whole_does_not_fit(tmp_path, write_recipe):
         merging.check(recipe, memory="1MB")
 
 
-def test_the_command_says_it_too(family, write_recipe, tmp_path):
+def test_the_command_says_it_too(family, write_recipe, tmp_path, command_line):
     recipe, out = write_recipe(family, "ties"), tmp_path / "results" / "out"
     for command in (["check", recipe], ["merge", recipe, out]):
-        arguments = [sys.executable, "-m", "merging", *map(str, command), "--memory", "5kB"]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        done = command_line(*command, "--memory", "5kB")
         assert done.returncode == 1
         assert "set memory to 1MB or more" in done.stderr
         assert "Traceback" not in done.stderr

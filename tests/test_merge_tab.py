@@ -367,7 +367,7 @@ def test_a_reload_finds_the_running_job_and_a_cancel_ends_it(settings, models, m
             hold.wait(0.05)
             yield event
 
-    monkeypatch.setattr(events.merging, "run", slow)
+    monkeypatch.setattr(merging, "run", slow)
     started = events.start(settings, default_recipe(models), models, ADA)
     begun.wait(20)
     time.sleep(0.2)
@@ -393,7 +393,7 @@ def test_a_job_that_fails_says_why_and_the_form_keeps_everything(settings, model
         raise merging.MergingError("the disk <is> full")
         yield
 
-    monkeypatch.setattr(events.merging, "run", fail)
+    monkeypatch.setattr(merging, "run", fail)
     page = finish(settings, events.start(settings, default_recipe(models), models, ADA), models)
     assert "the disk &lt;is&gt; full" in page["result"]
     assert page["merge"]["interactive"]

@@ -22,11 +22,12 @@ def test_shipped_recipes_run(recipe, tmp_path, monkeypatch):
 
 
 def test_a_shipped_merge_answers(tmp_path, monkeypatch):
-    from merging.evaluation import Suite, exact_match
+    from merging.evaluation import evaluate
     from merging.inference import LoadedModel
+    from merging.suites import Suite
 
     monkeypatch.chdir(ROOT)
     out = merging.merge(ROOT / "examples" / "recipes" / "demo-ties.yaml", tmp_path / "out")
     suite = Suite.load(ROOT / "examples" / "demo" / "data" / "code" / "validation.jsonl")
-    base = exact_match(LoadedModel.load(ROOT / "examples" / "demo" / "base"), suite)
-    assert exact_match(LoadedModel.load(out), suite).score > base.score + 0.05
+    base = evaluate(LoadedModel.load(ROOT / "examples" / "demo" / "base"), suite)
+    assert evaluate(LoadedModel.load(out), suite).score > base.score + 0.05

@@ -9,10 +9,11 @@ import time
 import pytest
 import torch
 
-from merging import MergingError
+from merging import Checkpoint, MergingError, model_cache
+from merging.drawing import Draw
 from merging.errors import CheckpointError
-from merging.inference import LoadedModel, Sampling, stream
-from merging.model_cache import ModelCache
+from merging.inference import LoadedModel, Sampling, TokenIds, stream
+from merging.model_cache import ModelCache, bytes_to_run, in_rounds
 from tests.conftest import edit_config, save_llama
 
 QUESTION = [{"role": "user", "content": "abc"}]
@@ -37,8 +38,18 @@ def test_greedy_equals_transformers(model):
     assert reply(model, max_new_tokens=20) == expected
 
 
+def test_the_exact_tokens_are_told(model):
+    told = TokenIds()
+    text = "".join(stream(model, QUESTION, Sampling(max_new_tokens=20), ids=told))
+    ids = torch.tensor([model.prompt_ids(QUESTION)])
+    whole = model.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=[1], pad_token_id=0)
+    assert whole[0].tolist() == [*told.prompt, *told.reply]
+    assert told.prompt == ids[0].tolist()
+    assert text == model.tokenizer.decode(told.reply, skip_special_tokens=True)
+
+
 def test_one_piece_a_token(model):
-    assert len(list(stream(model, QUESTION, Sampling(max_new_tokens=9, temperature=3.0, seed=2)))) <= 9
+    assert len(list(stream(model, QUESTION, Sampling(max_new_tokens=9, temperature=2.0, seed=2)))) <= 9
 
 
 def test_the_same_seed_gives_the_same_reply_even_side_by_side(model):
@@ -71,18 +82,16 @@ def test_draws_follow_the_softmax(model):
     ids = torch.tensor([model.prompt_ids(QUESTION)])
     with torch.inference_mode():
         odds = model.model(ids).logits[0, -1].softmax(-1)
-    from merging.inference import _Draw
-
     scores = odds.log()[None]
     drawn = torch.tensor(
-        [int(_Draw(Sampling(temperature=1.0, seed=seed))(ids, scores).argmax()) for seed in range(4000)]
+        [int(Draw(Sampling(temperature=1.0, seed=seed))(ids, scores).argmax()) for seed in range(4000)]
     )
     shares = torch.bincount(drawn, minlength=odds.numel()) / len(drawn)
     assert (shares - odds).abs().max() < 4 * (0.25 / len(drawn)) ** 0.5
     half = scores.softmax(-1).sort(descending=True)
     allowed = {int(i) for i in half.indices[0, : int((half.values[0].cumsum(0) < 0.5).sum()) + 1]}
     nucleus = {
-        int(_Draw(Sampling(temperature=1.0, top_p=0.5, seed=seed))(ids, scores).argmax())
+        int(Draw(Sampling(temperature=1.0, top_p=0.5, seed=seed))(ids, scores).argmax())
         for seed in range(500)
     }
     assert nucleus <= allowed
@@ -128,6 +137,43 @@ def test_the_context_bounds_the_reply_and_a_full_one_is_explained(model):
         list(stream(model, [{"role": "user", "content": "a" * 70}]))
 
 
+def ending(model, stop=None, **settings) -> str:
+    pieces = stream(model, QUESTION, Sampling(**settings), stop)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as over:
+            return over.value
+
+
+def test_why_a_reply_is_over(model, family):
+    assert ending(model, max_new_tokens=5) == "length"
+    assert ending(model, max_new_tokens=500) == "context"
+    stop = threading.Event()
+    stop.set()
+    assert ending(model, stop, max_new_tokens=500) == "stopped"
+    ended = LoadedModel.load(family / "base")
+    told = TokenIds()
+    list(stream(ended, QUESTION, Sampling(max_new_tokens=1), ids=told))
+    ended.model.generation_config.eos_token_id = told.reply[0]
+    assert ending(ended, max_new_tokens=1) == "end"
+
+
+def test_a_models_own_generation_settings_change_no_reply(model, family):
+    own = LoadedModel.load(family / "base")
+    settings = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 30, "top_k": 3}
+    settings |= {"stop_strings": ["a"], "suppress_tokens": list(range(2, 30)), "max_time": 0.0}
+    settings |= {"guidance_scale": 2.0, "encoder_repetition_penalty": 3.0, "prompt_lookup_num_tokens": 3}
+    settings |= {"return_dict_in_generate": True}
+    for name, value in {**settings, "eos_token_id": None}.items():
+        setattr(own.model.generation_config, name, value)
+    assert reply(own, max_new_tokens=20) == reply(model, max_new_tokens=20)
+
+
+def test_a_repetition_penalty_changes_a_greedy_reply(model):
+    assert reply(model, max_new_tokens=20, repetition_penalty=2.0) != reply(model, max_new_tokens=20)
+
+
 def test_an_error_while_generating_reaches_the_reader(family):
     broken = LoadedModel.load(family / "one")
     broken.model.model.layers[0].self_attn.q_proj = None
@@ -158,6 +204,52 @@ def test_the_least_recently_used_model_goes_first(family):
     assert len(cache) == 2
     assert cache.get(family / "one") is one
     assert cache.get(family / "two") is not two
+
+
+def test_room_is_made_before_a_model_is_loaded(family, monkeypatch):
+    size = LoadedModel.load(family / "base").nbytes
+    cache = ModelCache(limit=2 * size - 1)
+    kept = []
+    load = LoadedModel.load
+    monkeypatch.setattr(LoadedModel, "load", lambda *place: kept.append(len(cache)) or load(*place))
+    for name in ("one", "two", "three"):
+        cache.get(family / name)
+    assert kept == [0, 0, 0]
+
+
+def test_what_models_take_is_known_from_their_headers(bf16_family):
+    tensors = Checkpoint.open(bf16_family / "one").tensors
+    assert bytes_to_run(tensors, "cpu") == LoadedModel.load(bf16_family / "one").nbytes
+    assert 2 * bytes_to_run(tensors, "cuda") == bytes_to_run(tensors, "cpu")
+
+
+def test_the_room_is_what_is_free_and_taken_already(family, monkeypatch):
+    cache = ModelCache()
+    monkeypatch.setattr(model_cache, "free_memory", lambda: 1000)
+    assert cache.room() == 750
+    size = cache.get(family / "one").nbytes
+    assert cache.room() == size + 750
+    cache.limit = 10
+    assert cache.room() == 10
+    monkeypatch.setattr(model_cache, "free_memory", lambda: None)
+    assert cache.room() == 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rounds"),
+    [
+        ("", []),
+        ("a3", [[0]]),
+        ("a3 b3 c3", [[0, 1, 2]]),
+        ("a5 b5 c1 d4", [[0, 1], [2, 3]]),
+        ("a11 b1", [[0], [1]]),
+        ("a6 a6 b4 a6", [[0, 1, 2, 3]]),
+        ("a6 b6 a6", [[0], [1], [2]]),
+    ],
+)
+def test_models_are_asked_in_rounds_that_fit(sizes, rounds):
+    wanted = [(part[0], int(part[1:])) for part in sizes.split()]
+    assert in_rounds(wanted, 10) == rounds
 
 
 def test_a_single_model_larger_than_the_limit_still_answers(family):

@@ -11,8 +11,8 @@ from typing import Any
 from sampling import EXPERT_TASKS
 from scoring import MERGES, Scores, average, load_suites, merged_models, score, scores_of
 
-from merging.evaluation import Suite
 from merging.inference import LoadedModel
+from merging.suites import Suite
 
 TRAINING_FILE = "training.json"
 MODELS = ("base", *EXPERT_TASKS, "math-long")

@@ -11,8 +11,9 @@ import torch
 from sampling import EXPERT_TASKS
 
 import merging
-from merging.evaluation import Suite, SuiteResult, exact_match
+from merging.evaluation import SuiteResult, evaluate
 from merging.inference import LoadedModel
+from merging.suites import Suite
 
 Scores = dict[str, float]
 
@@ -47,7 +48,7 @@ def load_suites(data: Path, split: str, tasks: Iterable[str]) -> dict[str, Suite
 
 def score(model: LoadedModel, suites: Mapping[str, Suite]) -> dict[str, SuiteResult]:
     """The model's result on every suite."""
-    return {task: exact_match(model, suite) for task, suite in suites.items()}
+    return {task: evaluate(model, suite) for task, suite in suites.items()}
 
 
 def scores_of(results: Mapping[str, SuiteResult]) -> Scores:

@@ -61,7 +61,9 @@ class ArceeFusion(Method):
         """The divergence of every row and the threshold of importance."""
         rows = yield Divergences(torch.float64 if self.precision == "float64" else torch.float32)
         ranks = [(0, int(quartile * (group.elements - 1))) for quartile in QUARTILES]
-        found = yield from order_statistics(ranks, group.elements, partial(_keys, rows), signed=True)
+        found = yield from order_statistics(
+            ranks, group.elements, partial(_keys, rows), signed=True, sampled=False
+        )
         first, median, third = torch.tensor(found, dtype=torch.float32)
         return rows, float(median + OUTLIER * (third - first))
 

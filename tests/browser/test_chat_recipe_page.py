@@ -63,9 +63,8 @@ def wait_for_kept(folder: Path, count: int) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_changed_number_is_asked_without_a_merge_on_disk(width, url, folder, new_window, console_errors):
-    page = new_window(width)
+def test_a_changed_number_is_asked_without_a_merge_on_disk(url, folder, new_window, console_errors):
+    page = new_window(390)
     page.goto(url)
     set_density(page, "0.7")
     open_tab(page, "4 Chat")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from urllib.parse import urlsplit
 
@@ -112,6 +113,42 @@ def test_a_reply_can_be_stopped_and_the_chat_cleared(page):
     page.locator("#chat-clear").click()
     page.wait_for_function("!document.querySelector('#chat-column-1').innerText.includes('aaa')")
     page.locator("#chat-clear:disabled").wait_for(state="attached")
+
+
+def test_another_try_and_the_record_of_both(page, tmp_path, console_errors):
+    page.get_by_role("tab", name="4 Chat").click()
+    page.get_by_role("button", name="How replies are drawn").click()
+    page.locator("#chat-system textarea").fill("Answer in one word.")
+    for field, typed in (("temperature", "2"), ("max-new-tokens", "9")):
+        number = page.locator(f"#chat-{field} input[type=number]")
+        number.fill(typed)
+        number.press("Tab")
+    assert page.locator("#chat-retry, #chat-clear, #chat-export").evaluate_all(
+        "all => all.every(b => b.disabled)"
+    )
+    page.locator("#chat-input textarea").fill(ENDLESS)
+    page.locator("#chat-send:enabled").click()
+    page.locator("#chat-retry:enabled").wait_for()
+    page.locator("#chat-input textarea").fill("typed meanwhile")
+    page.locator("#chat-retry").click()
+    expect(page.locator("#chat-seed input")).to_have_value("1")
+    page.locator("#chat-export:enabled").wait_for()
+    for number in range(4):
+        column = page.locator(f"#chat-column-{number}")
+        expect(column.locator(".message.user")).to_have_count(1)
+        expect(column.locator(".ch-note")).to_contain_text("its chat template takes no system prompt")
+    expect(page.locator("#chat-input textarea")).to_have_value("typed meanwhile")
+    with page.expect_download() as started:
+        page.locator("#chat-export").click()
+    started.value.save_as(tmp_path / "chat.zip")
+    with zipfile.ZipFile(tmp_path / "chat.zip") as archive:
+        (turn,) = json.loads(archive.read("mergescope-chat/chat.json"))["turns"]
+    assert (turn["sampling"]["seed"], turn["system_prompt"], len(turn["replies"])) == (
+        1,
+        "Answer in one word.",
+        4,
+    )
+    assert console_errors == []
 
 
 def wait_for_columns(page, *names: str) -> None:
@@ -452,15 +489,3 @@ def test_profile_presets_and_advice(at_merge):
     page.locator("#merge-published input").click()
     page.get_by_role("option", name="ratio 0.05").click()
     wait_for_recipe(page, "ratio: 0.05")
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_merge_and_chat_fit_a_phone(open_page, dark):
-    page = open_page(390, dark=dark)
-    for name, ready in (("3 Merge", "#merge-plan"), ("4 Chat", "#chat-column-3")):
-        page.get_by_role("tab", name=name).click()
-        page.locator(ready).wait_for()
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
-    first, second = (page.locator(f"#chat-column-{number}").bounding_box() for number in (0, 1))
-    assert second["y"] >= first["y"] + first["height"], "columns are stacked"

@@ -298,17 +298,3 @@ def test_brushed_cells_change_recipe_and_map(page, console_errors):
     after = wait_for_other(page, before)
     assert after.startswith("[[[null,null,null"), "the base's cells are gaps"
     assert console_errors == []
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_preview_fits_a_phone(open_page, console_errors, dark):
-    page = at_preview(open_page(390, dark=dark))
-    page.wait_for_timeout(500)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    frame = page.locator("#preview-map .chart-plot").bounding_box()
-    assert frame["x"] >= 0
-    assert frame["x"] + frame["width"] <= 390
-    before = values(page)
-    slide(page, "#merge-density-0", 0.2)
-    wait_for_other(page, before)
-    assert console_errors == []

@@ -423,17 +423,6 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
     expect(page.get_by_label("Expert 2")).to_have_value("demo:code")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_scrolls_in_one_direction_only(open_page, dark):
-    page = open_page(390, dark=dark)
-    for tab in ("1 Models", "2 Inspect", "3 Merge", "4 Chat"):
-        open_tab(page, tab)
-        if tab == "2 Inspect":
-            page.locator("#map .heatmaplayer").first.wait_for()
-            page.locator("#agreement .barlayer").wait_for()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
-
-
 def test_charts_follow_the_theme_at_once(page):
     open_tab(page, "2 Inspect")
     page.locator("#map .heatmaplayer").first.wait_for()

@@ -108,12 +108,3 @@ def test_other_examples_are_checked_and_a_comparison_is_cancelled(page, reload):
     page.locator("#importance-cancel:enabled").click()
     expect(page.locator("#importance-status")).to_contain_text("Cancelled. Nothing was kept.")
     page.locator("#importance-compute:enabled").wait_for()
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_section_fits_a_phone(open_page, dark):
-    page = open_page(390, dark=dark)
-    open_section(page)
-    page.locator("#importance-source-0").get_by_label("paste or upload").check()
-    page.locator("#importance-text-0 textarea").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,0 +1,73 @@
+"""A conversation as token ids: written by the model's own chat template, or as plain text where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from merging.errors import MergingError
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that awaits its next reply.
+
+    `templated`: whether a chat template wrote it. `system_left_out`: whether it has a system prompt that these ids do not
+    hold, for the template takes none, or there is no template.
+    """
+
+    ids: list[int]
+    templated: bool
+    system_left_out: bool
+
+
+@dataclass(eq=False)
+class TokenIds:
+    """The exact tokens of a prompt and of the reply to it as far as it has come: its text alone does not tell them."""
+
+    prompt: list[int] = field(default_factory=list)
+    reply: list[int] = field(default_factory=list)
+
+
+def prompt_of(tokenizer: Any, messages: Sequence[Message]) -> Prompt:
+    """The prompt of a conversation; without a chat template the messages stand one per line.
+
+    Raises:
+        MergingError: the template fails on the conversation, or nothing of it can be written in the model's tokens.
+    """
+    every = [{"role": message["role"], "content": message["content"]} for message in messages]
+    others = [message for message in every if message["role"] != "system"]
+    has_system = len(others) < len(every)
+    if not tokenizer.chat_template:
+        ids = tokenizer("\n".join(message["content"] for message in others))["input_ids"]
+        return Prompt(_some(ids), templated=False, system_left_out=has_system)
+    if not has_system:
+        return Prompt(_written(tokenizer, every), templated=True, system_left_out=False)
+    without = _written(tokenizer, others)
+    try:
+        ids = _written(tokenizer, every)
+    except MergingError:
+        ids = without
+    return Prompt(ids, templated=True, system_left_out=ids == without)
+
+
+def _written(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except Exception as cause:  # a template is a program of whoever made the model: it may raise anything
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:160].rstrip(".")
+        raise MergingError(
+            f"The model's chat template fails on this conversation ({reason}). Mend its chat_template.jinja."
+        ) from cause
+    return _some(ids)
+
+
+def _some(ids: list[int]) -> list[int]:
+    if not ids:
+        raise MergingError("The model's tokenizer makes no token of this conversation. Ask something else.")
+    return ids

@@ -1,0 +1,48 @@
+"""On a phone every tab fits the width of the screen, light and dark."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.test_preview_page import at_preview, slide, values, wait_for_other
+from tests.browser.test_walk import open_tab
+from tests.browser.test_walk_importance import open_section
+
+WIDTH = 390
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_scrolls_in_one_direction_only(open_page, console_errors, dark):
+    page = open_page(WIDTH, dark=dark)
+
+    def assert_fits(what: str) -> None:
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= WIDTH, what
+
+    assert_fits("models")
+    open_tab(page, "2 Inspect")
+    page.locator("#map .heatmaplayer").first.wait_for()
+    page.locator("#agreement .barlayer").wait_for()
+    assert_fits("inspect")
+    open_section(page)
+    page.locator("#importance-source-0").get_by_label("paste or upload").check()
+    page.locator("#importance-text-0 textarea").wait_for()
+    assert_fits("importance")
+    at_preview(page)
+    page.locator("#merge-plan").wait_for()
+    assert_fits("merge")
+    frame = page.locator("#preview-map .chart-plot").bounding_box()
+    assert frame["x"] >= 0
+    assert frame["x"] + frame["width"] <= WIDTH
+    before = values(page)
+    slide(page, "#merge-density-0", 0.2)
+    wait_for_other(page, before)
+    open_tab(page, "4 Chat")
+    page.locator("#chat-column-3").wait_for()
+    assert_fits("chat")
+    first, second = (page.locator(f"#chat-column-{number}").bounding_box() for number in (0, 1))
+    assert second["y"] >= first["y"] + first["height"], "columns are stacked"
+    open_tab(page, "5 Compare")
+    page.locator("#compare-parts").wait_for()
+    assert_fits("compare")
+    assert console_errors == []
