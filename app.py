@@ -11,11 +11,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from components.chat_tab import CSS as CHAT_CSS
-from components.chat_tab import build_chat_tab, wire_chat_tab
+from components.chat.tab import CSS as CHAT_CSS
+from components.chat.tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD
-from components.compare_tab import CSS as COMPARE_CSS
-from components.compare_tab import build_compare_tab, wire_compare_tab
+from components.compare.tab import CSS as COMPARE_CSS
+from components.compare.tab import build_compare_tab, wire_compare_tab
 from components.importance_merge import wire_importance_notice
 from components.importance_tab import CSS as IMPORTANCE_CSS
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab

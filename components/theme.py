@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from components.chat_models import is_demo
+from components.chat.models import is_demo
 from components.family import Family
 from components.settings import Settings
 from components.shared import MODELS_KEY

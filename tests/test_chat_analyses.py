@@ -10,13 +10,12 @@ import time
 import gradio as gr
 import pytest
 
-from components import chat_layers as layers
-from components import chat_tokens as tokens
 from components.backend import job_store, model_cache
-from components.chat_heard import Columns
-from components.chat_log import Said, Turn
-from components.chat_models import Visit, parent_key
-from components.chat_recipe import RECIPE
+from components.chat import layers, tokens
+from components.chat.heard import Columns
+from components.chat.log import Said, Turn
+from components.chat.models import Visit, parent_key
+from components.chat.recipe import RECIPE
 from components.family import Family
 from components.figures.layers import DOWN, UP, layers_chart, worded
 from components.merge_recipe import default_recipe

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 import merging
-from components import chat_columns as columns
-from components import chat_events as events
-from components import chat_recipe
-from components import chat_views as views
 from components.backend import job_store, model_cache
-from components.chat_models import COLUMNS, Visit, parent_key
-from components.chat_recipe import LABEL, RECIPE, page_merges, summary
+from components.chat import columns, events, views
+from components.chat import recipe as chat_recipe
+from components.chat.models import COLUMNS, Visit, parent_key
+from components.chat.recipe import LABEL, RECIPE, page_merges, summary
 from components.family import Family
 from components.merge_recipe import at_root, default_recipe
 from components.settings import Settings

@@ -12,11 +12,9 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from components import chat_columns as columns
-from components import chat_events as events
-from components import chat_views as views
 from components.backend import job_store
-from components.chat_models import (
+from components.chat import columns, events, views
+from components.chat.models import (
     COLUMNS,
     Visit,
     choices,
@@ -26,7 +24,7 @@ from components.chat_models import (
     locate,
     parent_key,
 )
-from components.chat_replies import PLAIN, UNEXPECTED
+from components.chat.replies import PLAIN, UNEXPECTED
 from components.family import Family
 from components.merge_events import start_default
 from components.merge_recipe import default_recipe
@@ -176,7 +174,7 @@ def test_a_stop_keeps_what_was_said(settings, models, monkeypatch):
         keys_of(models, ["base", "", "", ""]),
         *LONG,
     )
-    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    monkeypatch.setattr("components.chat.replies.stream", slowly)
     for update in running:
         if update[0]["value"][1:]:
             break
@@ -199,7 +197,7 @@ def test_a_stop_does_not_wait_for_models_that_load(settings, models, monkeypatch
         loads.wait(20)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr("components.chat_loading._load", slow)
+    monkeypatch.setattr("components.chat.loading._load", slow)
     keys = keys_of(models, ["base", "one", "", ""])
     running = events.ask(visit(settings, models), "abc", views.silence(), (), keys, *DRAWN)
     assert "loading" in parts(next(running))["notes"][0]
@@ -221,7 +219,7 @@ def slowly(model, messages, sampling, stop, ids):
 
 
 def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
-    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    monkeypatch.setattr("components.chat.replies.stream", slowly)
     running = events.ask(
         visit(settings, models),
         "abc",
@@ -241,7 +239,7 @@ def test_a_page_that_goes_away_stops_its_models(settings, models, monkeypatch):
 
 
 def test_a_page_is_asked_one_question_at_a_time(settings, models, monkeypatch):
-    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    monkeypatch.setattr("components.chat.replies.stream", slowly)
     running = events.ask(
         visit(settings, models), "abc", views.silence(), (), keys_of(models, ["base", "", "", ""]), *LONG
     )
@@ -266,7 +264,7 @@ def test_an_unexpected_error_is_logged_and_told_plainly(settings, models, monkey
         raise ZeroDivisionError("secret")
         yield
 
-    monkeypatch.setattr("components.chat_replies.stream", broken)
+    monkeypatch.setattr("components.chat.replies.stream", broken)
     last = parts(ask(settings, models, ["base", "", "", ""])[-1])
     assert UNEXPECTED.split(";")[0] in last["notes"][0]
     assert "secret" not in last["notes"][0]
@@ -430,7 +428,7 @@ def test_another_model_in_the_same_place_has_not_heard_the_talk(settings, models
 
 
 def test_a_reply_that_is_under_way_stays_out_of_a_column_with_another_model(settings, models, monkeypatch):
-    monkeypatch.setattr("components.chat_replies.stream", slowly)
+    monkeypatch.setattr("components.chat.replies.stream", slowly)
     keys = keys_of(models, ["base", "one", "two", ""])
     running = events.ask(visit(settings, models), "abc", views.silence(), (), keys, *LONG)
     next(running)

@@ -12,13 +12,12 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from components import chat_events as events
-from components import chat_views as views
 from components.backend import job_store, model_cache
-from components.chat_export import as_json, as_markdown, forget_chat, zip_chat
-from components.chat_models import COLUMNS, Visit, parent_key
-from components.chat_recipe import RECIPE, page_merges
-from components.chat_replies import LENGTH, NO_SYSTEM, PLAIN, PLAIN_ALONE
+from components.chat import events, views
+from components.chat.export import as_json, as_markdown, forget_chat, zip_chat
+from components.chat.models import COLUMNS, Visit, parent_key
+from components.chat.recipe import RECIPE, page_merges
+from components.chat.replies import LENGTH, NO_SYSTEM, PLAIN, PLAIN_ALONE
 from components.family import Family
 from components.merge_events import start_default
 from components.merge_recipe import default_recipe

@@ -8,15 +8,18 @@ from contextlib import closing
 import gradio as gr
 import pytest
 
-from components import compare_grid, compare_methods, compare_runner, compare_tune_job
-from components import compare_tune_events as compare_tune
 from components.backend import job_store, run_history
-from components.compare_axes import axis, ends, find, labels
-from components.compare_methods_job import Request, _Every, board_of
-from components.compare_questions import ITEMS, first, suites_of
-from components.compare_runner import Work
-from components.compare_suites import Ruler
-from components.compare_tune_views import strategies_for
+from components.compare import grid as compare_grid
+from components.compare import methods as compare_methods
+from components.compare import runner as compare_runner
+from components.compare import tune_events as compare_tune
+from components.compare import tune_job as compare_tune_job
+from components.compare.axes import axis, ends, find, labels
+from components.compare.methods_job import Request, _Every, board_of
+from components.compare.questions import ITEMS, first, suites_of
+from components.compare.runner import Work
+from components.compare.suites import Ruler
+from components.compare.tune_views import strategies_for
 from components.family import Family
 from components.merge_recipe import default_recipe
 from components.settings import Settings

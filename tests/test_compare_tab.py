@@ -13,19 +13,17 @@ from urllib.parse import unquote
 import gradio as gr
 import pytest
 
-from components import compare_events as events
-from components import compare_runs as runs
-from components import compare_shown as board_part
-from components import compare_suites as suites
 from components import merge_events
 from components.backend import job_store, run_history
-from components.chat_recipe import RECIPE
-from components.compare_board import Board, Column, Row, TextScore, board_table, score_models
-from components.compare_page import Asked
-from components.compare_rows import make_board
-from components.compare_suites import Ruler
-from components.compare_views import NOTHING_YET, board_html, comparison_html
-from components.compare_who import JOB, STANDING, candidates, parents, wanted
+from components.chat.recipe import RECIPE
+from components.compare import events, runs, suites
+from components.compare import shown as board_part
+from components.compare.board import Board, Column, Row, TextScore, board_table, score_models
+from components.compare.page import Asked
+from components.compare.rows import make_board
+from components.compare.suites import Ruler
+from components.compare.views import NOTHING_YET, board_html, comparison_html
+from components.compare.who import JOB, STANDING, candidates, parents, wanted
 from components.family import Family
 from components.figures.scores import TaskScore
 from components.merge_form import build_merge_form

@@ -1,0 +1,1 @@
+"""Talking to one or two models, and looking into what they say."""

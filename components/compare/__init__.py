@@ -1,0 +1,1 @@
+"""Scores, every method, grid, tuning and history: merges measured side by side."""
