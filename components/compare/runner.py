@@ -20,6 +20,7 @@ from components.settings import Settings
 from components.shared import Shared, owner_id
 from merging import MergingError
 from merging.job_records import Job
+from merging.jobs import JobStore
 
 TICK = 0.4
 """Seconds between two looks at a running job."""
@@ -53,7 +54,8 @@ class Work:
 
     `start(owner, family, *values)` queues a job and returns its id, or raises a MergingError; `values` are those of
     `inputs`. `show(owner, family, job)` gives updates for `outputs` from the newest job of this kind, or None; `ready`
-    says whether a job can be started after it. `endings`: what to say of a job that was cancelled or interrupted.
+    says whether a job can be started after it. `endings`: what to say of a job that was cancelled or interrupted. `mine`
+    says which jobs of an owner belong to a family, `store` where they are, and `progress` how far one is.
     """
 
     settings: Settings
@@ -65,6 +67,13 @@ class Work:
     ready: Callable[[str, Family, Job | None], bool] = lambda owner, family, job: bool(family.experts)
     endings: Mapping[str, str] = field(default_factory=dict)
     failure: str = "Nothing was started"
+    mine: Callable[[Job, Family], bool] = fits
+    store: Callable[[Settings], JobStore] = job_store
+    progress: Callable[[Job | None], str] = progress_html
+
+    @property
+    def jobs(self) -> JobStore:
+        return self.store(self.settings)
 
 
 def build_runner(label: str, name: str, *, width: int = 150) -> Runner:
@@ -127,8 +136,8 @@ def start(work: Work, family: Family, stored: Any, *values: Any) -> list[Any]:
         id = work.start(owner, family, *values)
     except (MergingError, OSError) as error:
         raise gr.Error(html.escape(_sentence(error)), title=work.failure, print_exception=False) from None
-    job_store(work.settings).forget_oldest(owner, work.kind, MOST_KEPT)
-    job = job_store(work.settings).get(owner, id)
+    work.jobs.forget_oldest(owner, work.kind, MOST_KEPT)
+    job = work.jobs.get(owner, id)
     if job is not None and not job.active:  # quicker than this answer; the timer shows how it ended
         job = job.model_copy(update={"state": "running"})
     return shown(work, owner, family, job)
@@ -136,19 +145,19 @@ def start(work: Work, family: Family, stored: Any, *values: Any) -> list[Any]:
 
 def cancel(work: Work, watched: str, stored: Any) -> dict[str, Any]:
     """Ask the job to stop; the timer shows when it has."""
-    job_store(work.settings).cancel(owner_id(work.settings, stored), watched)
+    work.jobs.cancel(owner_id(work.settings, stored), watched)
     return gr.update(interactive=False, value="Cancelling")
 
 
 def tick(work: Work, watched: str, seen: str, family: Family, stored: Any) -> list[Any]:
     """One look at the running job; its results are sent only where there are new ones."""
     owner = owner_id(work.settings, stored)
-    job = job_store(work.settings).get(owner, watched)
+    job = work.jobs.get(owner, watched)
     if job is None or not job.active:
         return attach(work, family, stored)
     if mark(job) == seen:
-        return [gr.skip(), gr.skip(), progress_html(job), *[gr.skip() for _ in range(4 + len(work.outputs))]]
-    first = [gr.skip(), gr.skip(), progress_html(job), gr.skip(), gr.skip(), gr.skip(), mark(job)]
+        return [gr.skip(), gr.skip(), work.progress(job), *[gr.skip() for _ in range(4 + len(work.outputs))]]
+    first = [gr.skip(), gr.skip(), work.progress(job), gr.skip(), gr.skip(), gr.skip(), mark(job)]
     return [*first, *work.show(owner, family, job)]
 
 
@@ -160,9 +169,7 @@ def attach(work: Work, family: Family, stored: Any) -> list[Any]:
 
 def newest(work: Work, owner: str, family: Family) -> Job | None:
     """The running job of the kind over a family, else the newest."""
-    jobs = [
-        job for job in job_store(work.settings).list(owner) if job.kind == work.kind and fits(job, family)
-    ]
+    jobs = [job for job in work.jobs.list(owner) if job.kind == work.kind and work.mine(job, family)]
     return next((job for job in jobs if job.active), next(iter(jobs), None))
 
 
@@ -172,7 +179,7 @@ def shown(work: Work, owner: str, family: Family, job: Job | None) -> list[Any]:
     return [
         job.id if job is not None and active else "",
         gr.Timer(active=active),
-        progress_html(job),
+        work.progress(job),
         gr.update(interactive=not active and work.ready(owner, family, job)),
         gr.update(interactive=active, visible=active, value="Cancel"),
         _ending(work, job),
