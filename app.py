@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+from gradio.utils import LRUCache
 
 from components.chat.tab import CSS as CHAT_CSS
 from components.chat.tab import build_chat_tab, wire_chat_tab
@@ -65,7 +66,9 @@ def build_app(settings: Settings) -> gr.Blocks:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")
     tell_hidden_progress(app, header)
     keep_states_outside(app)
-    return app.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
+    app.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
+    let_pages_leave(app)
+    return app
 
 
 def tell_hidden_progress(app: gr.Blocks, where: gr.HTML) -> None:
@@ -89,6 +92,20 @@ def keep_states_outside(app: gr.Blocks) -> None:
         if isinstance(block, gr.State) and block.parent is not None:
             block.parent.children.remove(block)
             app.add_child(block)
+
+
+class Leaving(LRUCache[str, Any]):
+    """What waits to be told to every page, where a page that left already may leave again."""
+
+    def __delitem__(self, page: str) -> None:
+        if page in self:
+            super().__delitem__(page)
+
+
+def let_pages_leave(app: gr.Blocks) -> None:
+    """Let a page that had two streams open hang up on both: Gradio forgets it twice, and the second time fails in the log."""
+    waiting = app._queue.pending_messages_per_session
+    app._queue.pending_messages_per_session = Leaving(waiting.max_size)
 
 
 def main() -> None:

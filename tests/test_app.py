@@ -25,3 +25,11 @@ def test_clicks_on_maps_are_answered_one_by_one(app):
     maps = [fn for fn in clicks if any(isinstance(app.blocks.get(id), gr.HTML) for id, _ in fn.targets)]
     assert len(maps) == 4
     assert {(fn.trigger_mode, fn.concurrency_limit) for fn in maps} == {("multiple", 1)}
+
+
+def test_a_page_may_leave_twice(app):
+    waiting = app._queue.pending_messages_per_session
+    waiting["page"] = object()
+    for _ in range(2):  # what Gradio does for each stream of a page that hangs up
+        del waiting["page"]
+    assert "page" not in waiting

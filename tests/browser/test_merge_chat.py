@@ -101,6 +101,10 @@ def test_a_reply_can_be_stopped_and_the_chat_cleared(page):
     page.get_by_role("tab", name="4 Chat").click()
     assert page.locator("#chat-send").is_disabled()
     assert page.locator("#chat-clear").is_disabled()
+    page.get_by_role("button", name="How replies are drawn").click()
+    length = page.locator("#chat-max-new-tokens input[type=number]")
+    length.fill("512")
+    length.press("Tab")
     page.locator("#chat-input textarea").fill(ENDLESS)
     page.evaluate(STOP_AT_FIRST_WORDS)
     page.locator("#chat-send").click()
@@ -420,6 +424,7 @@ def press(page, button, held: int) -> None:
 def test_a_new_seed_keeps_the_number_just_typed(at_merge, quiet, console_errors, held):
     page = at_merge
     choose(page, "dare_ties")
+    quiet(page)
     button, seed = page.get_by_role("button", name="New seed"), page.locator("#merge-seed input")
     button.scroll_into_view_if_needed()
     before = seed.input_value()
@@ -439,6 +444,7 @@ def test_a_new_seed_keeps_the_number_just_typed(at_merge, quiet, console_errors,
 def test_a_preset_is_not_undone_by_the_number_just_typed(at_merge, quiet, console_errors, held):
     page = at_merge
     choose(page, "ties")
+    quiet(page)
     preset = page.locator("#merge-preset")
     preset.scroll_into_view_if_needed()
     page.locator("#merge-lambda input").fill("0.375")
@@ -454,6 +460,7 @@ def test_a_preset_is_not_undone_by_the_number_just_typed(at_merge, quiet, consol
 def test_numbers_typed_while_the_server_is_slow_keep_their_place(at_merge, quiet, console_errors):
     page = at_merge
     choose(page, "dare_ties")
+    quiet(page)
     density, preset = page.locator("#merge-density-0 input[type=number]"), page.locator("#merge-preset")
     preset.scroll_into_view_if_needed()
     with unanswered(page) as answer:
