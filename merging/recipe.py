@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, Valid
 
 from merging.errors import RecipeError, did_you_mean
 from merging.methods import Profile, Scope
+from merging.references import path_exists
 from merging.values import ParameterValue, value_problem
 from merging.yaml_text import load_yaml
 
@@ -184,14 +185,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
-
-
-def path_exists(path: Path) -> bool:
-    """Whether there is such a path; a name that cannot be one does not exist."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _without_unsupported(content: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from merging.atomic_folder import hidden_names
 from merging.errors import MergingError, OutputError
-from merging.recipe import path_exists
+from merging.references import path_exists
 from merging.writer import ensure_replaceable
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 from merging.anatomy import blocks
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.errors import CheckpointError
+from merging.hub_cache import cached_model
 from merging.methods import METHODS
-from merging.recipe import ModelEntry, Recipe, Slice, SliceSource, path_exists
+from merging.recipe import ModelEntry, Recipe, Slice, SliceSource
+from merging.references import Reference, path_exists
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class _Opening:
         if reference not in self._opened:
             self._opened[reference] = None
             try:
-                opened = _open(self.recipe, reference)
+                opened = open_model(reference, self.recipe.locate, base=self.recipe.base_model)
             except CheckpointError as error:
                 self.problems.append(str(error))
             else:  # another spelling of a path is the same model
@@ -187,17 +189,48 @@ def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _open(recipe: Recipe, reference: str) -> Checkpoint:
-    path = recipe.locate(reference)
-    if not path_exists(path):
-        model, _, adapter = reference.partition("+")
-        if adapter and path_exists(recipe.locate(model)):
-            raise CheckpointError(
-                f"{reference}: adapters ('+{adapter}') are not supported yet; merge it into its base first."
-            )
-        if model.partition("@")[0].count("/") == 1 and not model.startswith((".", "~", "/")):
-            raise CheckpointError(
-                f"{reference}: there is no such folder here. If it is a Hub model, download it first: "
-                f"hf download {model.partition('@')[0]} --local-dir FOLDER, and name that folder."
-            )
-    return Checkpoint.open(path)
+def open_model(
+    reference: str,
+    locate: Callable[[str], Path] = Path,
+    *,
+    base: str | None = None,
+    remote: Callable[[Reference], Checkpoint] | None = None,
+) -> Checkpoint:
+    """Open what a reference names: a folder or file of this machine, or a Hub model that was downloaded.
+
+    Args:
+        locate: where a path lies; a recipe's own looks beside itself too.
+        base: the recipe's base, which an adapter that is named alone goes over.
+        remote: opens a Hub model that is not here; without it nothing calls out, and such a model is an error.
+
+    Raises:
+        CheckpointError: not here, not readable, or of a kind that cannot be merged.
+    """
+    named = Reference.parse(reference, lambda text: path_exists(locate(text)))
+    if named.adapter is not None:
+        raise CheckpointError(
+            f"{reference}: adapters ('+{named.adapter}') are not supported yet; merge it into its base first."
+        )
+    return _open_alone(named, locate, remote)
+
+
+def _open_alone(
+    named: Reference,
+    locate: Callable[[str], Path],
+    remote: Callable[[Reference], Checkpoint] | None,
+) -> Checkpoint:
+    if named.revision is None and path_exists(path := locate(named.model)):
+        return Checkpoint.open(path)
+    if not named.looks_like_hub:
+        return Checkpoint.open(locate(str(named)))
+    folder = cached_model(named)
+    if folder is None:
+        if remote is not None:
+            return remote(named)
+        raise CheckpointError(
+            f"{named}: there is no such folder here, and no such Hub model was downloaded. If it is one, download it "
+            f"first: python -m merging download {named}"
+        )
+    opened = Checkpoint.open(folder)
+    opened.label = named.model
+    return opened

@@ -19,7 +19,8 @@ from rich.progress import Progress as Bar
 
 from merging.errors import OutputError
 from merging.events import Progress
-from merging.recipe import Recipe, path_exists
+from merging.recipe import Recipe
+from merging.references import path_exists
 from merging.strategies import STRATEGIES
 from merging.suites import Suite
 from merging.trials import Trials

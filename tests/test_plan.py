@@ -222,7 +222,7 @@ def test_another_chat_template_is_a_warning(pair, write_recipe):
 def test_a_hub_name_gets_the_download_command(write_recipe, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("merge_method: linear\nmodels: [{model: org/name@main}]")
-    assert any("hf download org/name" in text for text in problems(recipe))
+    assert any("python -m merging download org/name@main" in text for text in problems(recipe))
 
 
 def test_numbers_of_a_plan(family, write_recipe):
