@@ -16,7 +16,7 @@ import merging
 from benchmarks.family import make_family
 from merging import Plan, whatif
 from merging.inspection import preview_plan
-from merging.report import Preview
+from merging.reports.report import Preview
 from merging.sampling import samplable
 from merging.sums import total
 

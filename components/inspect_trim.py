@@ -18,7 +18,7 @@ from components.reports import Reports, Stops, report_key
 from components.settings import Settings
 from merging import MergingError, Plan, Progress, Report
 from merging.methods import Scope
-from merging.report import Trim
+from merging.reports.report import Trim
 from merging.whatif import Residents, trim_steps
 
 FIRST_DENSITY = 0.2

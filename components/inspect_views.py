@@ -32,7 +32,7 @@ from components.numbers import clock, size
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
 from merging.changes import Conflict, TensorStatistics
-from merging.report import Trimmed
+from merging.reports.report import Trimmed
 from merging.sums import total
 
 NO_MAP = "Nothing measured yet. Once the Models tab holds a base and an expert that fits it, their map appears here."

@@ -24,7 +24,7 @@ from components.preview_unmoved import unmoved_html
 from components.preview_views import Choice
 from components.settings import Settings
 from merging import METHODS, MergingError, Progress, Recipe
-from merging.report import Cell, Preview
+from merging.reports.report import Cell, Preview
 
 REST = 0.35
 """Seconds for which a recipe must rest before large models are read, or an older picture replaces a moved slider's."""

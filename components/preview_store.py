@@ -18,7 +18,7 @@ from components.preview_views import Choice
 from components.settings import Settings
 from merging import Checkpoint, MergingError, Plan, Progress, Recipe
 from merging.checkpoint import TensorSource
-from merging.report import Preview
+from merging.reports.report import Preview
 from merging.resident import family_key, source_key
 from merging.whatif import Residents, preview, steps
 

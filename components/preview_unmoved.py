@@ -10,7 +10,7 @@ from components.figures.fate import MAPS, NOBODY, PRESENCE
 from components.preview_views import Choice
 from merging import METHODS
 from merging.methods.combine import Combined, Elected
-from merging.report import Preview
+from merging.reports.report import Preview
 
 SEEN = 5e-4
 """A share that moves by less looks the same."""

@@ -22,7 +22,7 @@ from components.figures.metrics import (
 from components.figures.words import Metric, Panel
 from merging import Report
 from merging.changes import Conflict, TensorStatistics
-from merging.report import Cell
+from merging.reports.report import Cell
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 

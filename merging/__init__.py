@@ -26,7 +26,7 @@ from merging.importance import importance, measure_importance
 from merging.methods import METHODS, Method
 from merging.plan import Plan
 from merging.recipe import Recipe
-from merging.report import Report
+from merging.reports.report import Report
 from merging.version import __version__
 
 __all__ = [

@@ -9,7 +9,7 @@ from merging.advice_rules import RULES
 from merging.effective import short_names
 from merging.kinship import Kinship, kinship
 from merging.plan import Plan
-from merging.report import Report
+from merging.reports.report import Report
 
 __all__ = ["Advice", "Kinship", "advice", "kinship"]
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from merging.changes import TensorStatistics
 from merging.plan import Plan
-from merging.report import Report
+from merging.reports.report import Report
 
 MOST_NAMED = 3
 """Names listed before "and n more"."""

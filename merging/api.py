@@ -14,12 +14,12 @@ from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, ParameterError, PlanError
 from merging.events import Event, Finished
-from merging.full_report import checked_scope, full_report
 from merging.methods import Profile, Scope, get_method
 from merging.output import write_merge
 from merging.plan import Plan, make_plan, plan_sources
 from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
-from merging.report import Report
+from merging.reports.full import checked_scope, full_report
+from merging.reports.report import Report
 from merging.room import parse_bytes
 from merging.values import value_problem
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from merging import api, report_text
+from merging import api
 from merging.advice import Advice, advice, kinship
 from merging.artefact import Importance
 from merging.checkpoint import Checkpoint
@@ -28,14 +28,15 @@ from merging.errors import MergingError, OutputError, PlanError
 from merging.evaluation_command import evaluate
 from merging.events import Event
 from merging.events import Progress as EngineProgress
-from merging.full_report import checked_scope, full_report
 from merging.health_command import health, health_of, print_health
 from merging.importance_command import importance
 from merging.methods import METHODS
 from merging.plan import Plan
 from merging.recipe import Recipe, read_text
-from merging.report import Report
-from merging.report_folder import ensure_report_folder, write_report
+from merging.reports import text as report_text
+from merging.reports.folder import ensure_report_folder, write_report
+from merging.reports.full import checked_scope, full_report
+from merging.reports.report import Report
 from merging.room import bytes_text, input_problem
 from merging.tuning_command import tune
 

@@ -18,7 +18,7 @@ from merging.fate import FateWatch, Origin, TensorFate
 from merging.methods import METHODS, Scope
 from merging.pieces import Outcome, PieceKey
 from merging.plan import Plan, make_plan
-from merging.report import Preview, Report, Sample, Trim, Trimmed
+from merging.reports.report import Preview, Report, Sample, Trim, Trimmed
 from merging.sign_conflict import Patterns, sign_conflict
 from merging.sums import by_tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from merging.report import Report
+from merging.reports.report import Report
 
 PARALLEL = 0.7
 """Two changes with a larger cosine are largely the same change."""

@@ -13,7 +13,7 @@ from merging.events import Progress
 from merging.methods import Group, Survey
 from merging.pieces import Outcome, Piece
 from merging.plan import Plan
-from merging.report import Sample
+from merging.reports.report import Sample
 from merging.resident import Family, Pieces
 from merging.statistics import Accumulator, Sums
 from merging.tensor_plan import TensorPlan

@@ -17,7 +17,7 @@ from merging.partitions import Scores
 from merging.pieces import Memory, Piece
 from merging.plan import Plan
 from merging.reading import weights
-from merging.report import Sample
+from merging.reports.report import Sample
 from merging.sorted_keys import SortedKeys, sort_keys
 from merging.tensor_plan import TensorPlan
 

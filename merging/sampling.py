@@ -16,7 +16,7 @@ from merging.layout import Input
 from merging.partitions import Scores
 from merging.pieces import Explained, Outcome, Piece
 from merging.plan import Plan
-from merging.report import Sample
+from merging.reports.report import Sample
 from merging.resident import Family, Pieces
 from merging.sorted_keys import SortedKeys, sort_keys
 from merging.sums import Record, total

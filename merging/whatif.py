@@ -25,7 +25,7 @@ from merging.inspection import (
 from merging.methods import Scope
 from merging.plan import Plan
 from merging.replay import replay
-from merging.report import Preview, Trim
+from merging.reports.report import Preview, Trim
 from merging.resident import Family, family_bytes, family_key, sources_of
 from merging.sampling import SampledFamily, samplable, sample_rows
 

@@ -17,7 +17,7 @@ from merging.advice import advice, kinship
 from merging.changes import measure
 from merging.inspection import inspect_recipe, trim_plan
 from merging.pieces import Piece
-from merging.report import Report, Trim
+from merging.reports.report import Report, Trim
 from tests.conftest import tune
 
 BLOCKS = 8

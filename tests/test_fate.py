@@ -23,7 +23,7 @@ from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
 from merging.fate import FATES, FateWatch
 from merging.inspection import preview_plan
-from merging.report import Preview
+from merging.reports.report import Preview
 from merging.sums import total
 
 FAMILIES = {"heavy": heavy_family, "random": random_family, "coarse": coarse_family}

@@ -15,7 +15,7 @@ from components.figures.fate import MAPS, NOBODY, PRESENCE, WORDS
 from merging.fate import DTYPES, FATES
 from merging.inspection import preview_plan
 from merging.recipe import Override
-from merging.report import Preview
+from merging.reports.report import Preview
 from merging.sums import total
 
 NAMES = ("one", "two", "three")

@@ -23,7 +23,7 @@ from components.settings import Settings
 from components.tables import csv_text
 from merging import Progress, sampling, whatif
 from merging.inspection import preview_plan
-from merging.report import Preview
+from merging.reports.report import Preview
 from merging.sums import total
 from tests.conftest import tune
 

@@ -17,7 +17,7 @@ import merging
 from merging import MergingError, Report
 from merging.changes import TensorStatistics, measure
 from merging.pieces import Piece
-from merging.report import Sample
+from merging.reports.report import Sample
 from merging.sums import total
 
 EXPERTS = ("one", "two", "three")

@@ -17,7 +17,7 @@ import merging
 from components.figures.page import Known, page_html
 from components.figures.page_sections import groups
 from merging.advice import advice
-from merging.report_folder import rows, write_report
+from merging.reports.folder import rows, write_report
 from tests.conftest import tune
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>%{z}"

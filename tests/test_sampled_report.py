@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merging
-from merging import sampled_report, sampling
-from merging.full_report import full_report
-from merging.report import Report
+from merging import sampling
+from merging.reports import sampled as sampled_report
+from merging.reports.full import full_report
+from merging.reports.report import Report
 from merging.resident import family_bytes
 from merging.sampling import GROUPS, sample_rows
 from merging.sums import total

@@ -12,7 +12,7 @@ from benchmarks.family import make_family
 from merging import MergingError, Progress, sampling, whatif
 from merging.inspection import preview_plan, trim_plan
 from merging.pieces import Piece
-from merging.report import Preview, Sample, Trim, added_up, placed
+from merging.reports.report import Preview, Sample, Trim, added_up, placed
 from merging.sampling import GROUPS, SampledFamily, samplable, sample_rows
 from merging.sorted_keys import sort_keys
 from merging.sums import Record, total

@@ -18,7 +18,7 @@ import merging
 from merging import METHODS, Checkpoint, MergingError, whatif
 from merging.inspection import preview_plan, trim_plan
 from merging.plan import Plan
-from merging.report import Preview, Trim
+from merging.reports.report import Preview, Trim
 from merging.whatif import Residents
 from tests.conftest import threads_of_another
 

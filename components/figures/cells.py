@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from components.figures.chart import text
 from components.figures.metrics import cell_name, row_name
 from components.figures.words import Panel
-from merging.report import Grid
+from merging.reports.report import Grid
 
 NAN_COLOUR = "#8d8d8d"
 TALLEST = 28

@@ -13,7 +13,7 @@ from components.figures.fate import LOW_CELL, fix_scale, names_at, preview_grid
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel
 from merging import METHODS
-from merging.report import Cell, Preview, placed
+from merging.reports.report import Cell, Preview, placed
 
 BASE = "base"
 """What stands in a cell whose tensors are copied from the base."""

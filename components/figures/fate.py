@@ -12,7 +12,7 @@ from components.figures.chart import Chart, new_figure, shortened, text
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel
 from merging.fate import TensorFate
-from merging.report import Cell, Grid, Preview, added_up, frame_of, placed
+from merging.reports.report import Cell, Grid, Preview, added_up, frame_of, placed
 
 LOWEST_LABELLED = 0.07
 """Shares below this have no room for their number in a bar."""

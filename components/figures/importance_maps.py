@@ -13,7 +13,7 @@ from components.figures.metrics import cell_name, expert_names
 from components.figures.words import MapWords, Panel
 from merging import Importance, Report
 from merging.changes import TensorStatistics
-from merging.report import Grid
+from merging.reports.report import Grid
 
 Cell = tuple[int | None, str]
 

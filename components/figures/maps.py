@@ -11,7 +11,7 @@ from components.figures.chart import Chart, decimals, new_figure, shortened, tex
 from components.figures.metrics import cell_name, panels, worded
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
-from merging.report import Grid
+from merging.reports.report import Grid
 
 MOST_ACROSS = 4
 LETTERS = (44, 72, 46, 32)

@@ -13,7 +13,7 @@ from components.figures.conflict_metrics import CONFLICT_METRICS
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
 from merging.changes import Conflict, TensorStatistics
-from merging.report import Cell, Grid, Trim
+from merging.reports.report import Cell, Grid, Trim
 from merging.sums import total
 
 MOST_PAIRS = 6

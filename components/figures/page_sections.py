@@ -21,7 +21,7 @@ from components.tables import Table, map_table, panels_table
 from merging import Importance, Report
 from merging.changes import TensorStatistics
 from merging.fate import DTYPES, FATES, TensorFate
-from merging.report import Preview
+from merging.reports.report import Preview
 from merging.sums import total
 
 MODEL = "the whole model"

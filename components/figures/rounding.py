@@ -9,7 +9,7 @@ from components.figures.fate import LOW_CELL, fate_cells, fix_scale, preview_gri
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel
 from merging.fate import DTYPES, TensorFate
-from merging.report import Preview
+from merging.reports.report import Preview
 from merging.sums import total
 
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

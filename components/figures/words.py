@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from merging.report import Grid
+from merging.reports.report import Grid
 
 Scale = Literal["robust", "chance", "own chance", "share", "signed"]
 

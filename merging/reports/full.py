@@ -20,8 +20,8 @@ from merging.inspection import (
 )
 from merging.methods import Scope
 from merging.plan import Plan
-from merging.report import Report, Trim
-from merging.sampled_report import rows_to_read, sampled_report, within, without
+from merging.reports.report import Report, Trim
+from merging.reports.sampled import rows_to_read, sampled_report, within, without
 
 
 def full_report(

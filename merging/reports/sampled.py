@@ -17,7 +17,7 @@ from merging.inspection import PieceWatch, TrimWatch, origin_of, preview_of, req
 from merging.methods import METHODS, Scope
 from merging.plan import Plan
 from merging.replay import RecordWatch, merged, show
-from merging.report import Preview, Report, Sample, Trim
+from merging.reports.report import Preview, Report, Sample, Trim
 from merging.resident import family_bytes, family_key, sources_of
 from merging.room import memory_problem
 from merging.sampling import Rows, SampledFamily, sample_rows, steady

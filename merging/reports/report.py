@@ -216,7 +216,7 @@ class Report:
         Raises:
             OutputError: it holds something else, or cannot be written.
         """
-        from merging.report_files import save_report
+        from merging.reports.files import save_report
 
         save_report(self, Path(folder))
 
@@ -227,7 +227,7 @@ class Report:
         Raises:
             MergingError: there is no report, it is damaged, or a newer version wrote it.
         """
-        from merging.report_files import load_report
+        from merging.reports.files import load_report
 
         return load_report(Path(folder))
 

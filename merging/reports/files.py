@@ -21,8 +21,7 @@ from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, OutputError
 from merging.fate import FATES, Cast, TensorFate
 from merging.record_columns import Columns, columns_of
-from merging.report import Preview, Report, Sample, Trim, Trimmed
-from merging.report_document import (
+from merging.reports.document import (
     DOCUMENT,
     NUMBERS,
     Document,
@@ -34,6 +33,7 @@ from merging.report_document import (
     is_report,
     read_document,
 )
+from merging.reports.report import Preview, Report, Sample, Trim, Trimmed
 from merging.sign_conflict import Conflict
 from merging.sums import Record
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from merging.atomic_folder import LOCK, AtomicFolder
 from merging.errors import OutputError
-from merging.report import Report
-from merging.report_document import DOCUMENT, NUMBERS
+from merging.reports.document import DOCUMENT, NUMBERS
+from merging.reports.report import Report
 
 PAGE, TABLE = "report.html", "tensors.csv"
 OURS = frozenset({PAGE, TABLE, DOCUMENT, NUMBERS})

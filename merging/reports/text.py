@@ -10,7 +10,7 @@ from merging.advice import Advice, Kinship
 from merging.changes import TensorStatistics
 from merging.effective import short_names
 from merging.fate import FATES
-from merging.report import Report
+from merging.reports.report import Report
 from merging.sums import total
 
 
