@@ -67,7 +67,7 @@ class Checkpoint:
     """A model folder (or one safetensors file), opened from its headers; weights are read when asked for.
 
     `tensors` lists the stored tensors in file order. Where the config ties the output head to the embedding, a
-    stored copy of the head is left out: tied weights are one tensor.
+    stored copy of the head is left out: tied weights are one tensor. A subclass may compute its values from others.
     """
 
     def __init__(self, path: Path, tensors: dict[str, TensorInfo], metadata: dict[str, str]):
@@ -114,6 +114,21 @@ class Checkpoint:
     @property
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def origin(self) -> Checkpoint:
+        """The model that a user named: what is asked and scored by itself."""
+        return self
+
+    @property
+    def made_of(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints that values are computed from; none for one that lies on the disk as it is."""
+        return ()
+
+    @property
+    def digest(self) -> str:
+        """How they are computed from those."""
+        return ""
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from merging.checkpoint import TensorSource
+from merging.checkpoint import Checkpoint, TensorSource
 from merging.cuts import Keys, magnitudes
 from merging.layout import Input
 from merging.partitions import Scores
@@ -194,10 +194,12 @@ def sources_of(plan: Plan) -> Iterator[TensorSource]:
 
 
 def source_key(source: TensorSource) -> Hashable:
-    """The files of a model and when they changed; a model in memory is itself.
+    """The files of a model, and of those it is computed from, and when they changed; a model in memory is itself.
 
     The time of the last change (ctime) counts too: unlike that of the last write (mtime), no program can set it back.
     """
+    if isinstance(source, Checkpoint) and source.made_of:
+        return (source.digest, *(source_key(one) for one in source.made_of))
     files = sorted({info.file for info in source.tensors.values() if info.file is not None})
     if not files:
         return id(source)

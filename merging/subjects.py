@@ -41,7 +41,9 @@ def models_of_plan(plan: Plan) -> tuple[ModelRef, ...]:
         named.insert(0, (plan.recipe.base_model or plan.base.label, plan.base))
     return tuple(
         ModelRef(name, str(source.path) if isinstance(source, Checkpoint) else "", subject_of_model(source))
-        for name, source in named
+        for name, source in (
+            (name, one.origin if isinstance(one, Checkpoint) else one) for name, one in named
+        )
     )
 
 
