@@ -23,6 +23,7 @@ from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.merge_tab import CSS as MERGE_CSS
 from components.merge_tab import build_merge_tab, wire_merge_tab
 from components.models_tab import build_models_tab, wire_models_tab
+from components.next_stage import wire_next_stage
 from components.preview_store import shared_previews, warm_up
 from components.settings import Settings
 from components.shared import build_shared, owner_id
@@ -61,6 +62,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_importance_notice(merge.importance, merge, inspect.importance, settings, shared)
         wire_chat_tab(app, chat, settings, shared, merge, chat_page.select)
         wire_compare_tab(compare, settings, shared, merge, tabs)
+        wire_next_stage(merge, models, settings, shared, tabs)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")

@@ -51,6 +51,8 @@ def card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
         gr.update(visible=has_model),
         gr.update(visible=has_model, value=f"Download model (zip, {weight})"),
         gr.update(visible=job is not None and job.recipe is not None and not job.active),
+        gr.update(visible=has_model),
+        gr.update(visible=has_model),
         gr.update(visible=job is not None and not job.active),
         gr.update(
             choices=choices, value=job.id if job is not None and listed else None, visible=bool(choices)

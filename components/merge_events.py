@@ -196,7 +196,7 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
     job = store.get(owner, id)
     if job is not None and not job.active:  # it was quicker than this answer; the timer shows how it ended
         job = job.model_copy(update={"state": "running"})
-    hidden = [gr.update(visible=False) for _ in range(4)]
+    hidden = [gr.update(visible=False) for _ in range(6)]
     return [*_running(job, ready=True, can_default=True), result_html(job), *hidden]
 
 
@@ -210,7 +210,7 @@ def tick(settings: Settings, watched: str, ready: bool, family: Family, stored: 
     """One look at the running job."""
     job = job_store(settings).get(owner_id(settings, stored), watched)
     if job is not None and job.active:
-        skipped = [gr.skip() for _ in range(10)]
+        skipped = [gr.skip() for _ in range(12)]
         return [gr.skip(), gr.skip(), progress_html(job), *skipped]
     return attach(settings, ready, family, stored, shown=watched)
 

@@ -58,6 +58,8 @@ class MergeTab:
     download: gr.Button
     file: gr.DownloadButton
     reuse: gr.Button
+    as_base: gr.Button
+    as_expert: gr.Button
     delete: gr.Button
     next: gr.Button
     history: gr.Radio
@@ -68,6 +70,12 @@ class MergeTab:
     watched: gr.State
     shown: gr.State
     fresh: gr.State
+
+    @property
+    def card(self) -> list[Any]:
+        """What `merge_cards.card` sets."""
+        buttons = [self.next, self.download, self.reuse, self.as_base, self.as_expert, self.delete]
+        return [self.shown, self.result, *buttons, self.history]
 
     @property
     def filled(self) -> list[Any]:
@@ -155,6 +163,12 @@ def _build_card(parts: dict[str, Any]) -> None:
         )
         parts["reuse"] = gr.Button(
             "Use its recipe", size="sm", scale=0, min_width=140, visible=False, elem_id="merge-reuse"
+        )
+        parts["as_base"] = gr.Button(
+            "Use as base", size="sm", scale=0, min_width=120, visible=False, elem_id="merge-as-base"
+        )
+        parts["as_expert"] = gr.Button(
+            "Use as expert", size="sm", scale=0, min_width=130, visible=False, elem_id="merge-as-expert"
         )
         parts["delete"] = gr.Button(
             "Delete", size="sm", scale=0, min_width=100, visible=False, elem_id="merge-delete"
@@ -249,8 +263,8 @@ def wire_merge_tab(
 def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared) -> None:
     """Starting, watching, cancelling, and finding a job again after a reload."""
     running = [tab.watched, tab.timer, tab.progress, tab.cancel, tab.merge, tab.default]
-    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
-    started = [*running, tab.result, tab.next, tab.download, tab.reuse, tab.delete]
+    card = tab.card
+    started = [*running, *card[1:-1]]
     tab.default.click(
         partial(events.start_default, settings), [shared.family, shared.owner], started, **PRIVATE, **IN_TURN
     )
@@ -284,7 +298,7 @@ def _wire_results(
     tab: MergeTab, settings: Settings, shared: Shared, filled: list[Any], state: list[Any]
 ) -> None:
     """What can be done with a finished job."""
-    card = [tab.shown, tab.result, tab.next, tab.download, tab.reuse, tab.delete, tab.history]
+    card = tab.card
     tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **LATEST, **IN_TURN)
     chosen = [tab.shown, shared.family, shared.owner]
     tab.delete.click(partial(events.delete, settings), chosen, card, **PRIVATE, **IN_TURN)

@@ -12,6 +12,7 @@ import yaml
 import merging
 from components.family import DEMO_EXPERTS, Family
 from components.settings import Settings
+from components.stages import RUN, run_folder
 from merging import Checkpoint, MergingError, Plan
 from merging.anatomy import blocks, locate
 from merging.compatibility import compare
@@ -98,12 +99,15 @@ def has_long_expert(settings: Settings) -> bool:
     return (settings.demo / LONG_EXPERT).is_dir()
 
 
-def resolve(typed: str, settings: Settings) -> str:
-    """The folder that a text means: `demo:NAME`, or a folder of this machine where those are allowed.
+def resolve(typed: str, settings: Settings, owner: str = "") -> str:
+    """The folder that a text means: `demo:NAME`, `run:ID` of a finished merge of the owner's, or a folder of this machine
+    where those are allowed.
 
     Raises:
-        MergingError: no such demo model, or folders are not allowed here.
+        MergingError: no such demo model or merge, or folders are not allowed here.
     """
+    if typed.startswith(RUN):
+        return run_folder(settings, owner, typed.removeprefix(RUN).strip())
     if typed.startswith(DEMO):
         name = typed.removeprefix(DEMO).strip()
         known = sorted(path.name for path in settings.demo.glob("*/") if (path / "config.json").is_file())
@@ -113,8 +117,8 @@ def resolve(typed: str, settings: Settings) -> str:
         return str(settings.demo / name)
     if not settings.local_folders:
         raise MergingError(
-            "This server opens only the demo models (demo:NAME), not folders; run Mergescope on your own machine "
-            "to merge models of yours."
+            "This server opens only the demo models (demo:NAME) and merges made here, not folders; run Mergescope on "
+            "your own machine to merge models of yours."
         )
     try:
         return str(Path(typed).expanduser())
@@ -122,13 +126,13 @@ def resolve(typed: str, settings: Settings) -> str:
         raise MergingError(f"{typed}: there is no such user on this machine. Give the whole path.") from None
 
 
-def choose(settings: Settings, base: str, experts: Sequence[str]) -> Choice:
-    """Open what was typed, by headers only, and judge each expert against the base."""
-    base_card, base_model, base_path = _open(base.strip(), settings)
+def choose(settings: Settings, base: str, experts: Sequence[str], owner: str = "") -> Choice:
+    """Open what was typed, by headers only, and judge each expert against the base. Merges of the owner's can be named."""
+    base_card, base_model, base_path = _open(base.strip(), settings, owner)
     cards: list[Card] = []
     paths: list[str] = []
     for typed in list(experts)[:MOST_EXPERTS]:
-        card, model, path = _open(typed.strip(), settings)
+        card, model, path = _open(typed.strip(), settings, owner)
         if model is not None:
             repeated = _repeated(path, base_path if base_model is not None else None, paths)
             problems, warnings = ([repeated], []) if repeated else ([], [])
@@ -144,13 +148,15 @@ def choose(settings: Settings, base: str, experts: Sequence[str]) -> Choice:
     return Choice(base_card, tuple(cards), family)
 
 
-def _open(typed: str, settings: Settings) -> tuple[Card, Checkpoint | None, str]:
+def _open(typed: str, settings: Settings, owner: str) -> tuple[Card, Checkpoint | None, str]:
     if not typed:
         return Card(""), None, ""
     name = typed.removeprefix(DEMO) if typed.startswith(DEMO) else Path(typed).name or typed
     try:
-        path = resolve(typed, settings)
+        path = resolve(typed, settings, owner)
         model = Checkpoint.open(path)
+        if typed.startswith(RUN):
+            name = model.label
         return Card(name, read_facts(model)), model, path
     except MergingError as error:
         return Card(name, problems=(str(error),)), None, ""

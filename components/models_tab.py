@@ -26,11 +26,14 @@ from components.models import (
     remembered,
 )
 from components.settings import Settings
-from components.shared import Shared
+from components.shared import Shared, owner_id
 from merging import MergingError
 
 ROWS, JUDGED = 3 + 2 * MOST_EXPERTS, 6 + MOST_EXPERTS
 """How many values `add_expert` and its like return, and `judge`."""
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+JUDGING: dict[str, Any] = {**PRIVATE, "concurrency_id": "models", "concurrency_limit": 1}
+"""One judgement at a time, so that an older one never comes last."""
 RESTORED = "() => document.documentElement.classList.remove('restoring')"
 """Shows the rows that `theme.HEAD` hides until what the browser kept has been put in."""
 
@@ -57,6 +60,21 @@ class ModelsTab:
     add: gr.Button
     estimate: gr.HTML
     next: gr.Button
+
+    @property
+    def fields(self) -> list[gr.Textbox]:
+        """What is typed, the base first."""
+        return [self.base.field, *(row.field for row in self.experts)]
+
+    @property
+    def rows(self) -> list[Any]:
+        """What `add_expert` and its like set."""
+        return [self.shown, *self.fields, *(row.frame for row in self.experts), self.add]
+
+    def judged(self, shared: Shared) -> list[Any]:
+        """What `judge` sets."""
+        cards = [self.base.card, *(row.card for row in self.experts)]
+        return [*cards, self.estimate, shared.family, self.add_long, self.next, shared.models]
 
 
 def build_models_tab(settings: Settings) -> ModelsTab:
@@ -121,27 +139,27 @@ def _build_row(label: str, value: str, card: str, *, visible: bool, removable: b
 
 
 def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: Shared) -> None:
-    """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family.
-
-    One judgement at a time, so that an older one never comes last.
-    """
-    fields = [tab.base.field, *(row.field for row in tab.experts)]
-    cards = [tab.base.card, *(row.card for row in tab.experts)]
-    judged = [*cards, tab.estimate, shared.family, tab.add_long, tab.next, shared.models]
-    rows = [tab.shown, *fields, *(row.frame for row in tab.experts), tab.add]
-    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    judging: dict[str, Any] = {**options, "concurrency_id": "models", "concurrency_limit": 1}
+    """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family."""
+    fields, judged = tab.fields, tab.judged(shared)
     events = [event for field in fields for event in (field.submit, field.blur)]
     app.load(
-        partial(restore, settings), [shared.models, shared.family], [*rows, *judged, shared.opened], **judging
+        partial(restore, settings),
+        [shared.models, shared.family, shared.owner],
+        [*tab.rows, *judged, shared.opened],
+        **JUDGING,
     ).then(None, None, None, js=RESTORED, api_visibility="private")
     gr.on(
-        events, partial(judge, settings), [tab.shown, *fields], judged, trigger_mode="always_last", **judging
+        events,
+        partial(judge, settings),
+        [shared.owner, tab.shown, *fields],
+        judged,
+        trigger_mode="always_last",
+        **JUDGING,
     )
 
     def change(button: gr.Button, function: Callable[..., list[Any]]) -> None:
-        button.click(function, [tab.shown, *fields], rows, **options).success(
-            partial(judge, settings), [tab.shown, *fields], judged, **judging
+        button.click(function, [tab.shown, *fields], tab.rows, **PRIVATE).success(
+            partial(judge, settings), [shared.owner, tab.shown, *fields], judged, **JUDGING
         )
 
     change(tab.demo, partial(take_demo, settings))
@@ -152,7 +170,7 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
             change(row.remove, partial(remove_expert, number))
 
 
-def restore(settings: Settings, stored: object, family: Family) -> list[Any]:
+def restore(settings: Settings, stored: object, family: Family, owner: object = None) -> list[Any]:
     """The rows that this browser kept; what `judge` says of them; and for `Shared.opened` that the family is the one that is
     there already. Where it kept none, the page is right as it was built, unless more was typed since."""
     kept = kept_rows(stored)
@@ -160,15 +178,16 @@ def restore(settings: Settings, stored: object, family: Family) -> list[Any]:
         return [*[gr.skip()] * (ROWS + JUDGED), True]
     base, experts = kept
     arranged = _arranged((), base, experts)
-    judged = judge(settings, len(experts), *arranged[1 : 2 + MOST_EXPERTS])
+    judged = judge(settings, owner, len(experts), *arranged[1 : 2 + MOST_EXPERTS])
     stays = judged[2 + MOST_EXPERTS] == family
     return [*arranged, *judged, True if stays else gr.skip()]
 
 
-def judge(settings: Settings, shown: int, *typed: str) -> list[Any]:
-    """Cards of all rows, the estimate, the family, which buttons make sense, and what the browser keeps."""
+def judge(settings: Settings, owner: object, shown: int, *typed: str) -> list[Any]:
+    """Cards of all rows, the estimate, the family, which buttons make sense, and what the browser keeps; `owner` is what the
+    browser keeps as one."""
     experts = list(typed[1 : 1 + _rows(shown)])
-    choice = choose(settings, typed[0] or "", [text or "" for text in experts])
+    choice = choose(settings, typed[0] or "", [text or "" for text in experts], owner_id(settings, owner))
     cards = [card_html(card, is_base=False) for card in choice.experts]
     cards += [""] * (MOST_EXPERTS - len(cards))
     offer_long = (
@@ -219,6 +238,25 @@ def remove_expert(number: int, shown: int, *typed: str) -> list[Any]:
 def take_demo(settings: Settings, shown: int, *typed: str) -> list[Any]:
     """The demo family in place of whatever is there."""
     return _arranged(typed, *demo_rows(settings))
+
+
+def with_merge(reference: str, as_base: bool, shown: int, *typed: str) -> list[Any]:
+    """A finished merge as the base, or as an expert: in the first empty row, in a new one, or where it is already.
+
+    Raises:
+        MergingError: all rows are taken.
+    """
+    experts = list(typed[1 : 1 + _rows(shown)])
+    if as_base:
+        return _arranged(typed, reference, [text for text in experts if text != reference])
+    if reference not in experts:
+        if len(experts) == MOST_EXPERTS and all(experts):
+            raise MergingError(
+                f"There are {MOST_EXPERTS} experts already; remove one on the Models tab first."
+            )
+        place = next((n for n, text in enumerate(experts) if not text), len(experts))
+        experts[place : place + 1] = [reference]
+    return _arranged(typed, typed[0], experts)
 
 
 def _rows(shown: object) -> int:

@@ -323,7 +323,7 @@ def finish(settings: Settings, started: list, models: Family, owner: str = ADA) 
     """Tick until the job is over; what the page shows then."""
     watched = started[0]
     names = ("watched", "timer", "progress", "cancel", "merge", "default")
-    card = ("shown", "result", "next", "download", "reuse", "delete", "history")
+    card = ("shown", "result", "next", "download", "reuse", "as_base", "as_expert", "delete", "history")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         updates = events.tick(settings, watched, True, models, owner)
@@ -469,19 +469,19 @@ def test_deleting_shows_the_merge_before(settings, models):
     second = events.start(settings, default_recipe(models, "linear"), models, ADA)[0]
     job_store(settings).wait(ADA, second, 60)
     card = events.show(settings, second, ADA)
-    assert [id for _, id in card[6]["choices"]] == [second, first]
+    assert [id for _, id in card[-1]["choices"]] == [second, first]
     assert events.delete(settings, second, models, ADA)[0] == first
-    assert events.delete(settings, first, models, ADA)[6]["visible"] is False
+    assert events.delete(settings, first, models, ADA)[-1]["visible"] is False
 
 
 def test_the_card_is_about_the_chosen_models_and_the_list_about_all(settings, models):
     pair = Family(models.base, models.experts[:2])
     three = events.start_default(settings, models, ADA)[0]
     job_store(settings).wait(ADA, three, 60)
-    names = ("shown", "result", "next", "download", "reuse", "delete", "history")
+    names = ("shown", "result", "next", "download", "reuse", "as_base", "as_expert", "delete", "history")
 
     def card(updates: list) -> dict:
-        return dict(zip(names, updates[-7:], strict=True))
+        return dict(zip(names, updates[-9:], strict=True))
 
     away = card(events.other_family(settings, three, pair, ADA))
     assert (away["shown"], away["next"]["visible"], away["delete"]["visible"]) == ("", False, False)

@@ -27,7 +27,7 @@ def settings(family, tmp_path):
 def shown(settings, base, *experts):
     """What `judge` returns for these rows: cards, estimate, family, two button updates."""
     padded = [*experts, *[""] * (MOST_EXPERTS - len(experts))]
-    result = judge(settings, len(experts), base, *padded)
+    result = judge(settings, None, len(experts), base, *padded)
     return result[: 1 + len(experts)], result[1 + MOST_EXPERTS], result[2 + MOST_EXPERTS], result[-2]
 
 
@@ -156,7 +156,7 @@ def test_demo_comes_back_whole(settings):
 
 def test_what_was_typed_is_kept_and_comes_back(settings, family, tmp_path):
     copy = shutil.copytree(family / "two", tmp_path / "two")
-    kept = judge(settings, 3, "demo:base", "demo:one", str(copy), "", *[""] * 5)[-1]
+    kept = judge(settings, None, 3, "demo:base", "demo:one", str(copy), "", *[""] * 5)[-1]
     assert kept == {"base": "demo:base", "experts": ["demo:one", str(copy), ""]}
     shutil.rmtree(copy)
     rows = restore(settings, kept, Family.demo(family))
