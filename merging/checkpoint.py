@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,9 +104,9 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: there is no such folder. Give the path of a model folder on this machine."
             )
-        _refuse_quantised(path)
+        refuse_quantised(path)
         if (path / INDEX).is_file():
-            return cls(path, *_read_shards(path))
+            return cls(path, *read_shards(path, _read_shard))
         if (path / "model.safetensors").is_file():
             return cls(path, *read_header(path / "model.safetensors"))
         raise CheckpointError(_why_not_a_model(path))
@@ -271,7 +271,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_shards(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+Header = tuple[dict[str, TensorInfo], dict[str, str]]
+"""What a safetensors header holds: tensors by name, and free-text metadata."""
+
+
+def _read_shard(file: Path) -> Header:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing, though the index names it. Download the missing shard.")
+    return read_header(file)
+
+
+def read_shards(folder: Path, read: Callable[[Path], Header]) -> Header:
+    """The tensors of a sharded model by its index; `read` gives the header of a shard.
+
+    Raises:
+        CheckpointError: an index that is damaged, leaves the folder, or does not fit the shards.
+    """
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -290,10 +305,7 @@ def _read_shards(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
                 f"{index}: names the file {shard!r}, which is not a plain file name inside the folder; "
                 "this index is refused."
             )
-        file = folder / shard
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing, though the index names it. Download the missing shard.")
-        found, shard_metadata = read_header(file)
+        found, shard_metadata = read(folder / shard)
         metadata.update(shard_metadata)
         for name, tensor in found.items():
             if weight_map.get(name) == shard:
@@ -306,7 +318,7 @@ def _read_shards(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return tensors, metadata
 
 
-def _refuse_quantised(folder: Path) -> None:
+def refuse_quantised(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         return
     quantisation = read_json(folder / "config.json").get("quantization_config")

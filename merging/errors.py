@@ -3,6 +3,7 @@
 ```
 MergingError              anything a user can mend; its text says what, where and how
 ├── CheckpointError       a model folder or file cannot be read as it is
+│   └── HubError           a model of the Hub cannot be looked up or downloaded
 ├── RecipeError           a recipe is not well formed, or asks for what we do not do
 │   └── ParameterError    a method's parameter is unknown or out of range
 ├── PlanError             recipe and models do not fit; `.problems` lists every reason
@@ -22,6 +23,10 @@ class MergingError(Exception):
 
 class CheckpointError(MergingError):
     """A model folder or file cannot be read as it is."""
+
+
+class HubError(CheckpointError):
+    """A model of the Hub cannot be looked up or downloaded."""
 
 
 class RecipeError(MergingError):

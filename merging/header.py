@@ -112,6 +112,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             f"{path}: claims a header of {length:,} bytes in a file of {size:,}; "
             "it is cut off or no safetensors file: download it again."
         )
+    return parse_header(path, raw, size)
+
+
+def parse_header(path: Path, raw: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The same of a header's JSON, in a file of `size` bytes."""
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -121,7 +126,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: the metadata in its header is no table; the file is damaged.")
-    data_start = 8 + length
+    data_start = 8 + len(raw)
     tensors = [_entry(path, name, entry, data_start, size) for name, entry in content.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     for before, after in pairwise(tensors):

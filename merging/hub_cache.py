@@ -37,14 +37,22 @@ def cached_commit(reference: Reference, cache: Path | None = None) -> str | None
     revision = reference.revision or constants.DEFAULT_REVISION
     if COMMIT.fullmatch(revision):
         return revision
-    refs = repository_folder(reference.model, cache) / "refs"
+    file = ref_file(reference.model, revision, cache)
     try:
-        if ".." in revision or not (refs / revision).resolve().is_relative_to(refs.resolve()):
-            return None
-        commit = (refs / revision).read_text(encoding="ascii").strip()
+        commit = file.read_text(encoding="ascii").strip() if file else ""
     except (OSError, ValueError):
         return None
     return commit if COMMIT.fullmatch(commit) else None
+
+
+def ref_file(model: str, revision: str, cache: Path | None = None) -> Path | None:
+    """The file that says which commit a branch or tag means; None for what cannot be the name of one."""
+    refs = repository_folder(model, cache) / "refs"
+    try:
+        inside = (refs / revision).resolve().is_relative_to(refs.resolve())
+    except (OSError, ValueError):
+        return None
+    return refs / revision if inside and refs / revision != refs else None
 
 
 def cached_model(reference: Reference, cache: Path | None = None) -> Path | None:

@@ -93,7 +93,7 @@ def memory_problem(needed: int) -> list[str]:
     return []
 
 
-def disk_problem(out: Path, needed: int) -> list[str]:
+def disk_problem(out: Path, needed: int, what: str = "the result") -> list[str]:
     """Too little free space for `needed` bytes where `out` will lie."""
     folder = out.absolute()
     while not path_exists(folder):
@@ -101,6 +101,6 @@ def disk_problem(out: Path, needed: int) -> list[str]:
     free = shutil.disk_usage(folder).free
     if needed + (32 << 20) > free:
         return [
-            f"{out}: the result needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; make room."
+            f"{out}: {what} needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; make room."
         ]
     return []

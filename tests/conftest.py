@@ -136,3 +136,21 @@ def threads_of_another() -> int:
     other.start()
     other.join()
     return found[0]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in Hub on localhost that HF_ENDPOINT names, and an empty cache; see `hub_server.HubServer`."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import HubServer
+
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield server
+    server.close()
+    assert not server.leaks, "a token went to the storage host"

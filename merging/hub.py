@@ -1,0 +1,142 @@
+"""Models of the Hub: found, pinned to a commit, looked at by their headers, downloaded. Nothing calls out by itself.
+
+```python
+hub = Hub.from_environment()
+pinned = hub.pin(Reference.parse("org/name@main"))
+model = hub.open(pinned)                     # a card, a check: headers, config and tokenizer only
+for step in hub.download(pinned): ...        # the last one has the folder
+```
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from huggingface_hub import ModelInfo, constants, get_token
+
+from merging.checkpoint import Checkpoint
+from merging.errors import HubError
+from merging.hub_cache import has_weights, snapshot_folder
+from merging.hub_download import Download, Downloaded, missing_bytes
+from merging.hub_files import Pinned, pinned_model, tagged
+from merging.hub_requests import HubRequests
+from merging.references import Reference
+from merging.remote import open_remote
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that a search found."""
+
+    id: str
+    downloads: int
+    likes: int
+    gated: bool
+    licence: str | None
+    updated: datetime | None
+
+
+class Hub:
+    """One visitor's way to the Hub. The token stays in memory: no error, log, record or `repr` shows it.
+
+    Args:
+        token: the visitor's own; None asks as nobody. A server's token is never used for a visitor.
+        endpoint: by default what HF_ENDPOINT says, or the Hub itself.
+        cache: by default huggingface_hub's folder, so that transformers and `hf` find the same files.
+    """
+
+    def __init__(self, token: str | None = None, endpoint: str | None = None, cache: Path | None = None):
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self.cache = cache
+        self._requests = HubRequests(self.endpoint, token)
+        self._remote: dict[str, Checkpoint] = {}
+
+    @classmethod
+    def from_environment(cls) -> Hub:
+        """With the token of this machine's user: HF_TOKEN, or of `hf auth login`. For one's own machine only."""
+        return cls(get_token())
+
+    def __repr__(self) -> str:
+        return f"Hub({self.endpoint})"
+
+    def search(self, text: str, limit: int = 12) -> list[Found]:
+        """Models whose id holds `text`, the most downloaded first.
+
+        Raises:
+            HubError: offline, limited, or no Hub.
+        """
+        wanted = ["downloads", "likes", "gated", "lastModified", "tags"]
+        params = {"search": text, "limit": limit, "sort": "downloads", "expand": wanted}
+        found = self._requests.json("search", "/api/models", params)
+        with self._requests.explained("search"):
+            return [_found(ModelInfo(**one)) for one in found[:limit]]
+
+    def pin(self, reference: Reference) -> Pinned:
+        """The commit that a reference means now, and the files there.
+
+        Raises:
+            HubError: missing, gone, private, refused, offline, limited; or without safetensors weights.
+        """
+        if not reference.looks_like_hub:
+            raise HubError(f"{reference}: is no name of a Hub model; write org/name or org/name@revision.")
+        what, revision = str(reference.alone), reference.revision or constants.DEFAULT_REVISION
+        quoted = revision.replace("%", "%25").replace("/", "%2F").replace("?", "%3F").replace("#", "%23")
+        found = self._requests.json(
+            what, f"/api/models/{reference.model}/revision/{quoted}", {"blobs": "true"}
+        )
+        with self._requests.explained(what):
+            return pinned_model(ModelInfo(**found), reference.model, revision)
+
+    def open(self, pinned: Pinned) -> Checkpoint:
+        """The model itself where it was downloaded, else a `RemoteCheckpoint`: headers, config and tokenizer.
+
+        Raises:
+            HubError: refused or cut off on the way.
+            CheckpointError: of a kind that cannot be merged.
+        """
+        folder = snapshot_folder(pinned.id, pinned.commit, self.cache)
+        if has_weights(folder):
+            opened = Checkpoint.open(folder)
+            opened.label = pinned.id
+            return opened
+        if pinned.reference not in self._remote:
+            for _ in Download(self._requests, pinned, self.cache).run(pinned.small):
+                pass
+            with self._requests.explained(pinned.id):
+                self._remote[pinned.reference] = open_remote(self._requests, pinned, folder)
+        return self._remote[pinned.reference]
+
+    def missing(self, pinned: Pinned) -> int:
+        """Bytes that a download would still fetch; what an earlier one left behind counts as there."""
+        return missing_bytes(pinned, self.cache)
+
+    def download(
+        self, pinned: Pinned, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Downloaded]:
+        """Fetch what is missing; the last event has the folder.
+
+        What was fetched stays when it is cancelled, closed, or breaks off, and the next download goes on there. Every
+        file is checked against the content's hash that the Hub lists.
+
+        Raises:
+            HubError: no room, refused, cut off, or other bytes than the Hub lists.
+            Stopped: `cancelled` said so.
+        """
+        download = Download(self._requests, pinned, self.cache, cancelled)
+        yield from download.run(pinned.files)
+        yield download.finish()
+
+
+def _found(model: ModelInfo) -> Found:
+    return Found(
+        id=str(model.id),
+        downloads=int(model.downloads or 0),
+        likes=int(model.likes or 0),
+        gated=bool(model.gated),
+        licence=tagged(model, "license:"),
+        updated=model.last_modified,
+    )

@@ -1,0 +1,78 @@
+"""Models of the Hub of which only headers, config and tokenizer are here."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from merging.checkpoint import INDEX, Checkpoint, Header, read_shards, refuse_quantised
+from merging.errors import CheckpointError
+from merging.header import MAX_HEADER_BYTES, TensorInfo, parse_header
+from merging.hub_files import HubFile, Pinned
+from merging.hub_requests import CutOff, HubRequests
+
+AT_ONCE = 8
+"""Headers that are fetched side by side."""
+
+
+class RemoteCheckpoint(Checkpoint):
+    """A model whose weights were not downloaded: everything but `read`, for cards, plans and checks.
+
+    Its folder is the one of the Hub's cache in which the small files lie already.
+    """
+
+    def __init__(self, path: Path, header: Header, pinned: Pinned):
+        super().__init__(path, *header)
+        self.label = pinned.id
+        self.pinned = pinned
+
+    def _fill(self, tensor: TensorInfo, begin: int, buffer: memoryview) -> None:
+        raise CheckpointError(
+            f"{self.label}: its weights are not on this machine yet. Download them first: python -m merging download "
+            f"{self.pinned.reference}"
+        )
+
+
+def open_remote(requests: HubRequests, pinned: Pinned, folder: Path) -> RemoteCheckpoint:
+    """A model by the headers of its weights, which alone are fetched; its small files lie in `folder`.
+
+    Raises:
+        CheckpointError: damaged, or of a kind that cannot be merged.
+        CutOff, HfHubHTTPError: a request failed; see `HubRequests.explained`.
+    """
+    refuse_quantised(folder)
+    files = {file.name: file for file in pinned.weights}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        headers = dict(
+            zip(
+                files,
+                pool.map(lambda file: _header(requests, pinned, file, folder), files.values()),
+                strict=True,
+            )
+        )
+    if INDEX not in {file.name for file in pinned.files}:
+        (header,) = headers.values()
+        return RemoteCheckpoint(folder, header, pinned)
+
+    def header_of(path: Path) -> Header:
+        if path.name not in headers:
+            raise CheckpointError(f"{pinned.id}: has no {path.name}, though its index names it.")
+        return headers[path.name]
+
+    return RemoteCheckpoint(folder, read_shards(folder, header_of), pinned)
+
+
+def _header(requests: HubRequests, pinned: Pinned, file: HubFile, folder: Path) -> Header:
+    """The header of one file of weights: 8 bytes that give its length, then that many."""
+    url = requests.address(pinned.id, pinned.commit, file.name)
+    prefix = requests.content(url, 8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file.nbytes - 8):
+        raise CheckpointError(
+            f"{pinned.id}: {file.name} claims a header of {length:,} bytes in a file of {file.nbytes:,}; it is no "
+            "safetensors file."
+        )
+    raw = requests.content(url, length, first=8)
+    if len(raw) < length:
+        raise CutOff
+    return parse_header(folder / file.name, raw, file.nbytes)
