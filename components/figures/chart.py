@@ -58,6 +58,21 @@ def shortened(value: str, most: int) -> str:
     )
 
 
+def heading(name: str, left: float, top: float) -> dict[str, Any]:
+    """The annotation that names a small plot among others: above its upper left corner, in shares of the paper."""
+    return {
+        "text": f"<b>{text(name)}</b>",
+        "x": left,
+        "y": top,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"size": 13},
+    }
+
+
 def decimals(values: Iterable[float | None]) -> int:
     """Digits after the point that show the largest of the values with two of them, at least 2 and at most 7."""
     largest = max((abs(value) for value in values if value), default=1.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.figures.cells import TALLEST, cell_height, centre, nan_trace, value_trace
-from components.figures.chart import Chart, decimals, new_figure, shortened, text
+from components.figures.chart import Chart, decimals, heading, new_figure, shortened
 from components.figures.metrics import cell_name, panels, worded
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
@@ -112,7 +112,7 @@ def _arrange(shown: Sequence[Panel], across: int, tallest: int = TALLEST) -> dic
             showticklabels=column == 0,
             **_labels(grid, first=column == 0),
         )
-        layout["annotations"].append(_heading(shortened(panel.name, LETTERS[across - 1]), left, top))
+        layout["annotations"].append(heading(shortened(panel.name, LETTERS[across - 1]), left, top))
     return layout
 
 
@@ -134,20 +134,6 @@ def _labels(grid: Grid, *, first: bool) -> dict[str, Any]:
     title = {"title": {"text": "block", "standoff": 6, "font": {"size": 11}}} if first else {}
     step = next(step for step in (1, 2, 4, 5, 10, 20, 50) if step * cell_height(grid) >= 14 or step == 50)
     return {"dtick": step, **title}
-
-
-def _heading(name: str, left: float, top: float) -> dict[str, Any]:
-    return {
-        "text": f"<b>{text(name)}</b>",
-        "x": left,
-        "y": top,
-        "xref": "paper",
-        "yref": "paper",
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 13},
-    }
 
 
 def _coloraxis(metric: MapWords, shown: Sequence[Panel]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from components.figures.chart import Chart, new_figure, shortened, text
+from components.figures.chart import Chart, heading, new_figure, shortened, text
 
 PARENT, RUN = "#667085", "#2f7ed8"
 """Colours of parents and of merges; each reaches a contrast of 3 on the light and on the dark page."""
@@ -189,24 +189,10 @@ def _arrange(shown: Sequence[ScoredModel], tasks: Sequence[str], across: int) ->
             "zeroline": False,
             "ticks": "",
         }
-        layout["annotations"].append(_heading(task, start, top))
+        layout["annotations"].append(heading(shortened(task, LETTERS), start, top))
         if 0 < parents < len(shown):
             layout["shapes"].append(_divider(parents - 0.5, suffix))
     return layout
-
-
-def _heading(task: str, left: float, top: float) -> dict[str, Any]:
-    return {
-        "text": f"<b>{text(shortened(task, LETTERS))}</b>",
-        "x": left,
-        "y": top,
-        "xref": "paper",
-        "yref": "paper",
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 13},
-    }
 
 
 def _divider(height: float, suffix: str) -> dict[str, Any]:
