@@ -24,7 +24,8 @@ from components.importance_examples import (
     usual_source,
 )
 from components.importance_job import KIND, Found, Request, find, work
-from components.importance_views import ending_html, progress_html, status_html
+from components.importance_views import progress_html, status_html
+from components.progress import ending_html
 from components.settings import Settings
 from components.shared import owner_id
 from merging import Checkpoint, MergingError
@@ -35,6 +36,10 @@ from merging.room import memory_problem
 ROWS = 8
 """Experts there may be."""
 NOT_STARTED = "Importance is not being measured"
+ENDINGS = {
+    "cancelled": "Cancelled. Nothing was kept.",
+    "interrupted": "Interrupted: Mergescope was stopped while this ran. Compute again.",
+}
 
 
 def toast(text: str, heading: str) -> gr.Error:
@@ -186,7 +191,7 @@ def attach(settings: Settings, family: Family, stored: Any) -> list[Any]:
     owner = owner_id(settings, stored)
     jobs = [job for job in job_store(settings).list(owner) if job.kind == KIND]
     active = next((job for job in jobs if job.active), None)
-    ended = ending_html(jobs[0]) if jobs else ""
+    ended = ending_html(jobs[0], ENDINGS) if jobs else ""
     return [*running(active, family)[:-1], ended + status_html(find(settings, owner, family))]
 
 

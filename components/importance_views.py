@@ -22,10 +22,11 @@ from components.figures.importance_maps import (
 )
 from components.figures.metrics import cell_name, expert_names
 from components.importance_job import MAPPED, Found
-from components.numbers import clock
+from components.progress import job_bar, left
 from components.tables import Table, html_table, panels_table
 from merging import Importance, Report
 from merging.agreement import CHANGE, SHUFFLED, SIZE, Agreement, Correlation
+from merging.engine import Progress
 from merging.job_records import Job
 
 NOT_MEASURED = (
@@ -43,10 +44,6 @@ ABOUT = (
     '<a href="https://arxiv.org/abs/2408.09485" target="_blank" rel="noopener noreferrer">APL (2408.09485)</a>: the '
     "paper's full text and code were not available, so it follows the abstract and public digests.</p>"
 )
-ENDINGS = {
-    "cancelled": "Cancelled. Nothing was kept.",
-    "interrupted": "Interrupted: Mergescope was stopped while this ran. Compute again.",
-}
 
 
 def scores_of(report: Report | None, found: Found | None) -> CellScores | None:
@@ -148,38 +145,12 @@ def _signed(value: float) -> str:
 
 def progress_html(job: Job | None) -> str:
     """How far the running measurement is; empty where none waits or runs."""
-    if job is None or not job.active:
-        return ""
-    if job.state == "queued":
-        others = (
-            f"{job.ahead} job{'s' if job.ahead != 1 else ''} before it" if job.ahead else "about to start"
-        )
-        return _bar(0.0, f"waiting · {others}")
-    progress = job.progress
-    if progress is None:
-        return _bar(0.0, "reading headers")
-    parts = [progress.stage]
-    if progress.tensors:
-        parts.append(f"step {progress.tensors_done} of {progress.tensors}")
-    if progress.seconds_left is not None and progress.seconds > 1:
-        parts.append(f"{clock(progress.seconds_left)} left")
-    return _bar(progress.share, " · ".join(parts))
+    return job_bar(job, "measuring importance", "reading headers", _told)
 
 
-def _bar(done: float, words: str) -> str:
-    return (
-        f'<div class="progress"><progress max="1" value="{done:.4f}" aria-label="measuring importance"></progress>'
-        f"<span>{html.escape(words)}</span></div>"
-    )
-
-
-def ending_html(job: Job | None) -> str:
-    """Why the newest measurement gave nothing; empty where it did."""
-    if job is None or job.active or job.state == "done":
-        return ""
-    if job.state in ENDINGS:
-        return f'<p class="quiet" role="status">{ENDINGS[job.state]}</p>'
-    return f'<p class="problem" role="alert">{html.escape(job.error or "")}</p>'
+def _told(progress: Progress) -> list[str]:
+    steps = [f"step {progress.tensors_done} of {progress.tensors}"] if progress.tensors else []
+    return [progress.stage, *steps, *left(progress, 1)]
 
 
 def status_html(found: Found | None) -> str:

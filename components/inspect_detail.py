@@ -25,6 +25,7 @@ from components.inspect_trim import plain_key
 from components.inspect_views import Cell
 from components.models import explained
 from components.numbers import clock, size
+from components.progress import bar_html
 from components.reports import Stops
 from components.settings import Settings
 from components.shared import Shared
@@ -241,9 +242,8 @@ def _spectra(plan: Plan, name: str, device: str, ended: threading.Event) -> Iter
 def _progress(names: Sequence[str], done: int, begun: float) -> str:
     passed = time.perf_counter() - begun
     left = f" · {clock(passed / done * (len(names) - done))} left" if done else ""
-    return (
-        f'<div class="progress"><progress max="1" value="{done / len(names):.4f}" aria-label="spectrum"></progress>'
-        f"<span>spectrum {min(done + 1, len(names))} of {len(names)}{left}</span></div>"
+    return bar_html(
+        done / len(names), f"spectrum {min(done + 1, len(names))} of {len(names)}{left}", "spectrum"
     )
 
 

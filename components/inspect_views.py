@@ -28,7 +28,8 @@ from components.figures.words import Metric
 from components.importance_job import Found
 from components.importance_views import show_importance_map, with_importance
 from components.inspect_whole import number
-from components.numbers import clock, size
+from components.numbers import size
+from components.progress import bar_html, left
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
 from merging.changes import Conflict, TensorStatistics
@@ -56,16 +57,12 @@ def ask_status(nbytes: int) -> str:
 
 def progress_status(progress: Progress) -> str:
     """A progress bar with its units."""
-    left = progress.seconds_left
     facts = [
         f"{progress.tensors_done} / {progress.tensors} tensors",
         f"{size(progress.bytes_per_second)}/s",
-        *([f"{clock(left)} left"] if left is not None else []),
+        *left(progress),
     ]
-    return (
-        f'<div class="progress"><progress max="1" value="{progress.share:.4f}" aria-label="measuring"></progress>'
-        f"<span>{' · '.join(facts)}</span></div>"
-    )
+    return bar_html(progress.share, " · ".join(facts), "measuring")
 
 
 def error_status(message: str) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 
 from components.merge_health import health_html, unsound_html
 from components.merge_recipe import ONE_CLICK_METHOD, ONE_CLICK_PARAMETERS, Checked, expert_names
-from components.numbers import clock, count, size
+from components.numbers import count, size
+from components.progress import job_bar, left
 from merging import METHODS, MergingError, Recipe
+from merging.engine import Progress
 from merging.job_records import Job
 
 MISSED = 1e-4
@@ -63,29 +65,19 @@ def warnings_html(warnings: Sequence[str]) -> str:
 
 def progress_html(job: Job | None) -> str:
     """The one progress bar: how far, how fast, how long still; empty where nothing waits or runs."""
-    if job is None or not job.active:
-        return ""
-    title = html.escape(job.title)
-    if job.state == "queued":
-        others = (
-            f"{job.ahead} job{'s' if job.ahead != 1 else ''} before it" if job.ahead else "about to start"
-        )
-        return _bar(title, 0.0, f"waiting · {others}")
-    progress = job.progress
-    if progress is None:
-        return _bar(title, 0.0, "reading headers")
-    parts = [progress.stage, f"{progress.tensors_done}/{progress.tensors} tensors"]
-    if progress.seconds > 0:
-        parts.append(f"{size(progress.bytes_per_second)}/s")
-    if progress.seconds_left is not None:
-        parts.append(f"{clock(progress.seconds_left)} left")
-    return _bar(title, progress.share, " · ".join(html.escape(part) for part in parts))
+    return job_bar(job, job.title if job is not None else "", "reading headers", _told, _bar)
 
 
-def _bar(title: str, done: float, words: str) -> str:
+def _told(progress: Progress) -> list[str]:
+    speed = [f"{size(progress.bytes_per_second)}/s"] if progress.seconds > 0 else []
+    return [progress.stage, f"{progress.tensors_done}/{progress.tensors} tensors", *speed, *left(progress)]
+
+
+def _bar(share: float, words: str, title: str) -> str:
+    title, words = html.escape(title), html.escape(words)
     return (
         f'<div class="mg-progress"><div class="mg-line"><strong>{title}</strong><span>{words}</span></div>'
-        f'<progress max="1" value="{done:.4f}" aria-label="{title}"></progress></div>'
+        f'<progress max="1" value="{share:.4f}" aria-label="{title}"></progress></div>'
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.clickable_plot import payload
 from components.figures.layers import layers_chart, worded
+from components.progress import bar_html
 from components.tables import Table, csv_link, html_table
 from merging.put_back import EVERYTHING, PartPutBack
 
@@ -35,10 +36,7 @@ class Told:
     @property
     def progress(self) -> str:
         total = len(self.parts) + 1
-        return (
-            f'<div class="progress"><progress max="{total}" value="{self.done}" aria-label="Parts put back"></progress>'
-            f"<span>{self.done} of {total} measured</span></div>"
-        )
+        return bar_html(self.done / total, f"{self.done} of {total} measured", "Parts put back")
 
     @property
     def stopped(self) -> str:

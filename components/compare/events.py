@@ -18,9 +18,10 @@ from components.compare.page import Asked, said, toast
 from components.compare.runner import MOST_KEPT
 from components.compare.shown import BOARD, show_board
 from components.compare.suites import DEMO, Ruler, Text, options, pasted, read_suite, read_text
-from components.compare.views import ending_html, progress_html
+from components.compare.views import progress_html
 from components.compare.who import JOB, candidates, parents, wanted
 from components.family import Family
+from components.progress import ending_html
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
@@ -28,6 +29,10 @@ from merging.job_records import Job
 from merging.suites import Suite
 
 NOT_STARTED = "Nothing is being measured"
+ENDINGS = {
+    "cancelled": "Cancelled. What was measured until then is kept.",
+    "interrupted": "Interrupted: Mergescope was stopped while this ran. Measure again; what was measured is kept.",
+}
 
 
 def offer(asked: Asked, who: Any, fresh: str = "", seen: str = "") -> list[Any]:
@@ -150,7 +155,7 @@ def attach(asked: Asked) -> list[Any]:
     active = [job for job in jobs if job.active]
     found = running(active[-1] if active else None)
     if jobs and not active:
-        found[-1] = ending_html(jobs[0])
+        found[-1] = ending_html(jobs[0], ENDINGS)
     return found
 
 

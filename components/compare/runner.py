@@ -16,6 +16,7 @@ from components.backend import job_store
 from components.compare.views import progress_html
 from components.family import Family
 from components.merge_cards import fits
+from components.progress import ending_html
 from components.settings import Settings
 from components.shared import Shared, owner_id
 from merging import MergingError
@@ -182,7 +183,7 @@ def shown(work: Work, owner: str, family: Family, job: Job | None) -> list[Any]:
         work.progress(job),
         gr.update(interactive=not active and work.ready(owner, family, job)),
         gr.update(interactive=active, visible=active, value="Cancel"),
-        _ending(work, job),
+        ending_html(job, work.endings),
         mark(job),
         *work.show(owner, family, job),
     ]
@@ -193,15 +194,6 @@ def mark(job: Job | None) -> str:
     if job is None:
         return ""
     return f"{job.id} {job.state} {(job.result or {}).get('mark', 0)}"
-
-
-def _ending(work: Work, job: Job | None) -> str:
-    if job is None or job.active or job.state == "done":
-        remarks = (job.result or {}).get("remarks", []) if job is not None and not job.active else []
-        return "".join(f'<p class="problem" role="alert">{html.escape(str(one))}</p>' for one in remarks)
-    if job.state == "failed":
-        return f'<p class="problem" role="alert">{html.escape(job.error or "")}</p>'
-    return f'<p class="quiet" role="status">{html.escape(work.endings.get(job.state, job.state))}</p>'
 
 
 def _sentence(error: Exception) -> str:

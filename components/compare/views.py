@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from components.compare.board import Board, Column, Row, TextScore, board_table, short_names
 from components.figures.scores import TaskScore
-from components.numbers import clock
+from components.progress import job_bar, left
 from components.tables import csv_link
 from merging.evaluation import ItemResult, SuiteResult
 from merging.intervals import Comparison
@@ -21,10 +21,6 @@ NO_MODELS = (
     '<div class="mg-empty"><strong>No expert yet</strong><p>Choose a base and its experts on the Models tab; then they can '
     "be measured here.</p></div>"
 )
-ENDINGS = {
-    "cancelled": "Cancelled. What was measured until then is kept.",
-    "interrupted": "Interrupted: Mergescope was stopped while this ran. Measure again; what was measured is kept.",
-}
 MOST_ITEMS = 60
 """Items that a list of gained or lost ones shows."""
 CHANCE = 0.05
@@ -161,39 +157,9 @@ def _legend(board: Board) -> str:
 
 def progress_html(job: Job | None) -> str:
     """How far the running measurement is; empty where none waits or runs."""
-    if job is None or not job.active:
-        return ""
-    if job.state == "queued":
-        others = (
-            f"{job.ahead} job{'s' if job.ahead != 1 else ''} before it" if job.ahead else "about to start"
-        )
-        return _bar(0.0, f"waiting · {others}")
-    progress = job.progress
-    if progress is None:
-        return _bar(0.0, "looking up what is known")
-    words = progress.stage
-    if progress.seconds_left is not None and progress.seconds > 2:
-        words += f" · {clock(progress.seconds_left)} left"
-    return _bar(progress.share, words)
-
-
-def _bar(done: float, words: str) -> str:
-    return (
-        f'<div class="progress"><progress max="1" value="{done:.4f}" aria-label="measuring scores"></progress>'
-        f"<span>{html.escape(words)}</span></div>"
+    return job_bar(
+        job, "measuring scores", "looking up what is known", lambda now: [now.stage, *left(now, 2)]
     )
-
-
-def ending_html(job: Job | None) -> str:
-    """What is to be said of the newest measurement; empty where all is well."""
-    if job is None or job.active:
-        return ""
-    if job.state in ENDINGS:
-        return f'<p class="quiet" role="status">{ENDINGS[job.state]}</p>'
-    if job.state == "failed":
-        return f'<p class="problem" role="alert">{html.escape(job.error or "")}</p>'
-    remarks = (job.result or {}).get("remarks", [])
-    return "".join(f'<p class="problem" role="alert">{html.escape(str(remark))}</p>' for remark in remarks)
 
 
 def comparison_html(
