@@ -68,7 +68,10 @@ class Checkpoint:
 
     `tensors` lists the stored tensors in file order. Where the config ties the output head to the embedding, a
     stored copy of the head is left out: tied weights are one tensor. A subclass may compute its values from others.
+    `remarks` is what a user should know of it, a sentence each.
     """
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, path: Path, tensors: dict[str, TensorInfo], metadata: dict[str, str]):
         self.path = path
@@ -130,6 +133,16 @@ class Checkpoint:
         """How they are computed from those."""
         return ""
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that it is read from, its own first."""
+        return self.folder, *(folder for one in self.made_of for folder in one.folders)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where tokenizer and chat template are."""
+        return self.folder
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.json`; an empty dictionary for weights without one."""
@@ -161,7 +174,7 @@ class Checkpoint:
     @cached_property
     def vocabulary(self) -> dict[str, int] | None:
         """Token to id, added tokens included, from `tokenizer.json`; None where the folder has none."""
-        file = self.folder / "tokenizer.json"
+        file = self.tokenizer_folder / "tokenizer.json"
         if not file.is_file():
             return None
         content = read_json(file)
@@ -179,10 +192,10 @@ class Checkpoint:
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja text that turns messages into a prompt; None where the folder has none."""
-        file = self.folder / "chat_template.jinja"
+        file = self.tokenizer_folder / "chat_template.jinja"
         if file.is_file():
             return file.read_text(encoding="utf-8", errors="replace")
-        config = self.folder / "tokenizer_config.json"
+        config = self.tokenizer_folder / "tokenizer_config.json"
         template = read_json(config).get("chat_template") if config.is_file() else None
         return None if template is None else str(template)
 
@@ -197,6 +210,10 @@ class Checkpoint:
                 begin = tensor.start + tensor.nbytes * part // 16
                 digest.update(self._bytes(tensor, begin, min(begin + 256, tensor.stop)).numpy().tobytes())
         return digest.hexdigest()
+
+    def kept_as(self, name: str) -> str:
+        """The dtype that a tensor has where the model is stored; `tensors` may give it with more digits."""
+        return self.tensors[name].dtype
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows `start` to `stop` of a tensor in its stored dtype, on the CPU, in memory of its own.
@@ -340,5 +357,5 @@ def _why_not_a_model(folder: Path) -> str:
             "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
         )
     if "adapter_config.json" in names:
-        return f"{folder}: is an adapter, not a model; adapters are not supported yet. Merge it into its base first."
+        return f"{folder}: is an adapter, not a model; write BASE+{folder.name} with the paths of both."
     return f"{folder}: has no model.safetensors and no {INDEX}. Give the folder that holds them."

@@ -232,7 +232,7 @@ def inspect(
 def _keep_models(plan: Plan, out: Path) -> None:
     """Refuse a report inside a model's folder, or around one."""
     models = (one for one in (plan.reference, plan.base, *plan.experts) if isinstance(one, Checkpoint))
-    problems = input_problem(out, [model.folder for model in models])
+    problems = input_problem(out, [folder for model in models for folder in model.folders])
     if problems:
         raise OutputError(problems[0])
 

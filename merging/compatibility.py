@@ -114,7 +114,7 @@ def _compare_models(
             "can be merged. Choose a fine-tune of this base."
         ], []
     problems = list(_config_problems(base, model, label))
-    warnings = list(_config_warnings(base, model, label))
+    warnings = [*model.remarks, *_config_warnings(base, model, label)]
     if vocabulary:
         found, noted = _compare_vocabularies(base, model, label)
         problems += found

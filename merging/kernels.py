@@ -961,3 +961,17 @@ def graded(keep, factors, largest, out):
             else:
                 for i in range(len(mine)):
                     mine[i] = factor if kept[i] else mine[i]
+
+
+@_exact
+def add_low_rank(left, right, scale, total):
+    """Add scale·L·R to total [rows, columns], of L [rows, rank] and R [rank, columns]."""
+    change = np.empty(right.shape[1], np.float32)
+    for row in range(len(left)):
+        change[:] = ZERO
+        for number in range(len(right)):
+            factor = left[row, number]
+            for i in range(len(change)):
+                change[i] += factor * right[number, i]
+        for i in range(len(change)):
+            total[row, i] += scale * change[i]

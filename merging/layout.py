@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from merging.anatomy import after_blocks, blocks, in_block, locate
-from merging.checkpoint import TensorSource
+from merging.checkpoint import Checkpoint, TensorSource
 from merging.header import TensorInfo
 from merging.sources import Member, Part
 
@@ -24,6 +24,13 @@ class Input:
     @property
     def info(self) -> TensorInfo | None:
         return self.source.tensors.get(self.name)
+
+    @property
+    def kept_as(self) -> str:
+        """The dtype its model is stored in, which is not that of `info` where an adapter changes it."""
+        if isinstance(self.source, Checkpoint):
+            return self.source.kept_as(self.name)
+        return self.source.tensors[self.name].dtype
 
 
 @dataclass(frozen=True)

@@ -642,3 +642,21 @@ def rank_probabilities(elements: int, density: float, epsilon: float) -> torch.T
         return torch.full((elements,), min(max(density, 0.0), 1.0), dtype=torch.float64)
     ranks = torch.arange(elements, dtype=torch.float64)
     return (density + epsilon) - 2 * epsilon * ranks / (elements - 1)
+
+
+def add_low_rank(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float) -> None:
+    """Add scale·L·R to `total` [rows, *], of L [rows, rank] and R [rank, columns]; all float32, on the CPU.
+
+    Products are rounded one by one and summed in the order of the ranks, so that the same rows have the same bits whatever
+    rows are worked on with them; a matrix product promises no order.
+    """
+    rows = total.view(len(left), -1)
+    if compiled(total):
+        loops().add_low_rank(
+            left.contiguous().numpy(), right.contiguous().numpy(), _float32(scale), rows.numpy()
+        )
+        return
+    change = torch.zeros_like(rows)
+    for number in range(len(right)):
+        change += left[:, number : number + 1] * right[number]
+    rows += change * scale

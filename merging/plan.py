@@ -149,7 +149,8 @@ def make_plan(
     base, parts = open_parts(recipe, problems)
     if out is not None:
         sources = [base, *(member.source for part in parts for member in part.members)]
-        folders = dict.fromkeys(source.folder for source in sources if isinstance(source, Checkpoint))
+        models = (source for source in sources if isinstance(source, Checkpoint))
+        folders = dict.fromkeys(folder for model in models for folder in model.folders)
         problems += output_problem(out, folders)
     importance = None
     if recipe.importance is not None:

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from merging.adapter import Adapted
+from merging.adapter_file import AdapterFile, is_adapter
 from merging.anatomy import blocks
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.errors import CheckpointError
@@ -155,11 +157,15 @@ class _Opening:
             return None
         return Member(ModelEntry(model=reference), source)
 
+    def _base_for(self, reference: str) -> Checkpoint | None:
+        """What an adapter named alone goes over."""
+        return None if reference == self.recipe.base_model else self.base
+
     def _open(self, reference: str) -> Checkpoint | None:
         if reference not in self._opened:
             self._opened[reference] = None
             try:
-                opened = open_model(reference, self.recipe.locate, base=self.recipe.base_model)
+                opened = open_model(reference, self.recipe.locate, base=self._base_for(reference))
             except CheckpointError as error:
                 self.problems.append(str(error))
             else:  # another spelling of a path is the same model
@@ -193,7 +199,7 @@ def open_model(
     reference: str,
     locate: Callable[[str], Path] = Path,
     *,
-    base: str | None = None,
+    base: Checkpoint | None = None,
     remote: Callable[[Reference], Checkpoint] | None = None,
 ) -> Checkpoint:
     """Open what a reference names: a folder or file of this machine, or a Hub model that was downloaded.
@@ -208,10 +214,18 @@ def open_model(
     """
     named = Reference.parse(reference, lambda text: path_exists(locate(text)))
     if named.adapter is not None:
+        base, folder = _open_alone(named.alone, locate, remote), _folder_of(named.adapter, locate)
+        if folder is None and named.adapter.looks_like_hub:
+            raise _not_here(named.adapter)
+        return Adapted(base, AdapterFile(folder or locate(str(named.adapter))))
+    folder = _folder_of(named, locate)
+    if folder is None or not is_adapter(folder):
+        return _open_alone(named, locate, remote)
+    if base is None:
         raise CheckpointError(
-            f"{reference}: adapters ('+{named.adapter}') are not supported yet; merge it into its base first."
+            f"{reference}: is an adapter, not a model. Write BASE+{reference}, or set base_model to a model that can be read."
         )
-    return _open_alone(named, locate, remote)
+    return Adapted(base, AdapterFile(folder))
 
 
 def _open_alone(
@@ -219,18 +233,28 @@ def _open_alone(
     locate: Callable[[str], Path],
     remote: Callable[[Reference], Checkpoint] | None,
 ) -> Checkpoint:
-    if named.revision is None and path_exists(path := locate(named.model)):
-        return Checkpoint.open(path)
-    if not named.looks_like_hub:
-        return Checkpoint.open(locate(str(named)))
-    folder = cached_model(named)
+    folder = _folder_of(named, locate)
     if folder is None:
+        if not named.looks_like_hub:
+            return Checkpoint.open(locate(str(named)))
         if remote is not None:
             return remote(named)
-        raise CheckpointError(
-            f"{named}: there is no such folder here, and no such Hub model was downloaded. If it is one, download it "
-            f"first: python -m merging download {named}"
-        )
+        raise _not_here(named)
     opened = Checkpoint.open(folder)
-    opened.label = named.model
+    if named.looks_like_hub and not path_exists(locate(named.model)):
+        opened.label = named.model
     return opened
+
+
+def _not_here(named: Reference) -> CheckpointError:
+    return CheckpointError(
+        f"{named}: there is no such folder here, and no such Hub model was downloaded. If it is one, download it "
+        f"first: python -m merging download {named}"
+    )
+
+
+def _folder_of(named: Reference, locate: Callable[[str], Path]) -> Path | None:
+    """Where a model or an adapter lies on this machine; None where it is not here."""
+    if named.revision is None and path_exists(path := locate(named.model)):
+        return path
+    return cached_model(named) if named.looks_like_hub else None

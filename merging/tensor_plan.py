@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from merging.anatomy import locate
-from merging.header import DTYPE_NAMES, DTYPE_WORDS, MERGEABLE, TensorInfo
+from merging.header import DTYPE_NAMES, DTYPE_WORDS, DTYPES, MERGEABLE, TensorInfo
 from merging.layout import Input, Slot
 from merging.methods import Method, Scope
 from merging.recipe import Recipe
@@ -99,8 +99,7 @@ def _plan_tensor(
     assert stored is not None
     merged = not excluded and stored.dtype in MERGEABLE
     method = settings.for_tensor(slot) if merged else None
-    inputs = [one.info for one in slot.inputs if one.info is not None]
-    info = replace(stored, name=slot.name, dtype=_out_dtype(recipe, stored, inputs), file=None, start=0)
+    info = replace(stored, name=slot.name, dtype=_out_dtype(recipe, slot), file=None, start=0)
     whole = settings.method.whole_vectors and len(info.shape) == 1
     piece = piece_bytes // (4 * (len(slot.experts) + 1))
     return TensorPlan(
@@ -145,14 +144,16 @@ def _mixed_scopes(planned: Sequence[TensorPlan]) -> Iterator[str]:
             return
 
 
-def _out_dtype(recipe: Recipe, info: TensorInfo, inputs: Sequence[TensorInfo]) -> str:
-    if info.dtype not in MERGEABLE:
-        return info.dtype
+def _out_dtype(recipe: Recipe, slot: Slot) -> str:
+    stored = slot.reference.kept_as
+    if stored not in MERGEABLE:
+        return stored
     if wanted := recipe.out_dtype or recipe.dtype:
         return NAME_OF_WORD[wanted]
     if recipe.profile == "paper":
-        return info.dtype
-    promoted = info.torch_dtype
-    for tensor in inputs:
-        promoted = torch.promote_types(promoted, tensor.torch_dtype)
+        return stored
+    promoted = DTYPES[stored]
+    for one in slot.inputs:
+        if one.info is not None:
+            promoted = torch.promote_types(promoted, DTYPES[one.kept_as])
     return DTYPE_NAMES[promoted]

@@ -97,6 +97,13 @@ class View(Checkpoint):
         return self.model.folder
 
     @property
+    def tokenizer_folder(self) -> Path:
+        return self.model.tokenizer_folder
+
+    def kept_as(self, name: str) -> str:
+        return self.model.kept_as(self._lender.own(name))
+
+    @property
     def origin(self) -> Checkpoint:
         return self.model.origin
 

@@ -127,7 +127,9 @@ def _plan(recipe: Recipe) -> Plan:
 
 def _key(plan: Plan, device: str) -> Hashable:
     """What a merged model depends on: recipe and weights, and the files around them, such as config and tokenizer."""
-    folders = {source.folder for source in sources_of(plan) if isinstance(source, Checkpoint)}
+    folders = {
+        folder for source in sources_of(plan) if isinstance(source, Checkpoint) for folder in source.folders
+    }
     found = [file for folder in folders for file in folder.iterdir() if file.is_file()]
     states = [(str(file), file.stat()) for file in found]
     files = sorted((name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states)
