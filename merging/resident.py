@@ -203,6 +203,5 @@ def source_key(source: TensorSource) -> Hashable:
     files = sorted({info.file for info in source.tensors.values() if info.file is not None})
     if not files:
         return id(source)
-    files = sorted({info.file for info in source.tensors.values() if info.file is not None})
     states = [(str(file), file.stat()) for file in files]
     return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in states)
