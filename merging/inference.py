@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from merging.drawing import Draw, Sampling
 from merging.errors import CheckpointError, MergingError
 from merging.prompts import Message, Prompt, TokenIds, prompt_of
+from merging.templates import prepare
 
 SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
 
@@ -117,6 +118,8 @@ class LoadedModel:
                 f"{name} cannot be loaded: config.json asks for weights that are not there "
                 f"({len(missing)}, such as {missing[0]})."
             )
+        if tokenizer.chat_template:
+            prepare()
         return cls(model, tokenizer, folder, device)
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:

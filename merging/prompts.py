@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merging.errors import MergingError
+from merging.templates import TemplateError, render
 
 Message = Mapping[str, Any]
 
@@ -56,15 +57,16 @@ def prompt_of(tokenizer: Any, messages: Sequence[Message]) -> Prompt:
 
 def _written(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
     try:
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except Exception as cause:  # a template is a program of whoever made the model: it may raise anything
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:160].rstrip(".")
+        template = tokenizer.get_chat_template()
+        text = render(template, messages, tokenizer.special_tokens_map)
+    except (
+        TemplateError,
+        ValueError,
+    ) as cause:  # a ValueError: named templates, none of which is the default
         raise MergingError(
-            f"The model's chat template fails on this conversation ({reason}). Mend its chat_template.jinja."
+            f"The model's chat template fails on this conversation ({cause}). Mend its chat_template.jinja."
         ) from cause
-    return _some(ids)
+    return _some(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _some(ids: list[int]) -> list[int]:
