@@ -28,10 +28,11 @@ from components.importance_views import progress_html, status_html
 from components.progress import ending_html
 from components.settings import Settings
 from components.shared import owner_id
-from merging import Checkpoint, MergingError
+from merging import MergingError
 from merging.job_records import Job
 from merging.measuring import Measurement
 from merging.room import memory_problem
+from merging.sources import open_model
 
 ROWS = 8
 """Experts there may be."""
@@ -167,7 +168,7 @@ def queue(settings: Settings, request: Request, stored: Any) -> list[Any]:
 
 def _require_memory(family: Family) -> None:
     """A model in float32, once more as it is read, and the gradients of a few tensors."""
-    largest = max(Checkpoint.open(expert).parameters for expert in family.experts)
+    largest = max(open_model(expert).parameters for expert in family.experts)
     if problems := memory_problem(10 * largest):
         raise MergingError(problems[0].replace("this merge", "measuring importance", 1))
 

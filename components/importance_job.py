@@ -15,11 +15,12 @@ from components.backend import job_store
 from components.family import Family
 from components.importance_examples import demo_file, read_all, usual_source
 from components.settings import Settings
-from merging import Checkpoint, Importance, MergingError, Progress
+from merging import Importance, MergingError, Progress
 from merging.agreement import Agreement
 from merging.importance import kept_at, measure_importance
 from merging.job_records import Job
 from merging.measuring import Measurement
+from merging.sources import open_model
 from merging.suites import Suite
 
 KIND = "importance"
@@ -118,8 +119,8 @@ def _measure(settings: Settings, request: Request) -> Iterator[Any]:
     yield {
         "files": files,
         "unit": request.wanted.partition,
-        "base": Checkpoint.open(request.family.base).fingerprint,
-        "experts": [Checkpoint.open(expert).fingerprint for expert in request.family.experts],
+        "base": open_model(request.family.base).fingerprint,
+        "experts": [open_model(expert).fingerprint for expert in request.family.experts],
         "seconds": time.perf_counter() - started,
     }
 
@@ -147,8 +148,8 @@ def find(settings: Settings, owner: str, family: Family) -> Found | None:
     if not jobs or not family.experts:
         return None
     try:
-        base = Checkpoint.open(family.base).fingerprint
-        experts = [Checkpoint.open(expert).fingerprint for expert in family.experts]
+        base = open_model(family.base).fingerprint
+        experts = [open_model(expert).fingerprint for expert in family.experts]
     except (MergingError, OSError):
         return None
     fitting = [one for job in jobs if (one := _fits(settings, job, family, base, experts))]

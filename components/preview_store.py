@@ -16,10 +16,11 @@ from components.merge_recipe import check, default_recipe
 from components.newest import Newest
 from components.preview_views import Choice
 from components.settings import Settings
-from merging import Checkpoint, MergingError, Plan, Progress, Recipe
+from merging import MergingError, Plan, Progress, Recipe
 from merging.checkpoint import TensorSource
 from merging.reports.report import Preview
 from merging.resident import family_key, source_key
+from merging.sources import open_model
 from merging.whatif import Residents, preview, steps
 
 MOST_PREVIEWS = 48
@@ -38,7 +39,7 @@ class Asked:
     @property
     def source(self) -> TensorSource | None:
         """The base from which changes are measured, by its header."""
-        return Checkpoint.open(self.origin) if self.origin is not None else None
+        return open_model(self.origin) if self.origin is not None else None
 
 
 def asked_for(recipe: Recipe, family: Family) -> Asked | None:
@@ -125,7 +126,7 @@ def preview_key(plan: Plan, origin: str | None = None) -> str:
     from."""
     parts = [family_key(plan), plan.names, plan.recipe.to_yaml()]
     if origin is not None:
-        parts.append((origin, source_key(Checkpoint.open(origin))))
+        parts.append((origin, source_key(open_model(origin))))
     if plan.recipe.importance is not None:
         state = plan.recipe.locate(plan.recipe.importance).stat()
         parts.append((state.st_size, state.st_mtime_ns, state.st_ctime_ns))

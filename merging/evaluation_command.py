@@ -21,6 +21,7 @@ from merging.evaluation import Perplexity, SuiteResult, perplexity
 from merging.evaluation import evaluate as score
 from merging.inference import LoadedModel
 from merging.intervals import Comparison, Interval, compare
+from merging.sources import open_model
 from merging.suites import Suite
 
 SHOWN = 3
@@ -105,7 +106,7 @@ def _ask(
             *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
         ) as bar:
             task = bar.add_task(f"loading {name}", total=None)
-            model = LoadedModel.load(folder, device=device)
+            model = LoadedModel.of_checkpoint(open_model(str(folder)), device)
 
             def show(what: str) -> Any:
                 return lambda done, of: bar.update(

@@ -230,7 +230,7 @@ def _unasked(checkpoint: Checkpoint, device: str) -> str:
     only = "so only its weights were looked at."
     if not any(word in (checkpoint.architecture or "") for word in GENERATES):
         return f"{checkpoint.architecture or 'A model without a config'} writes no text, {only}"
-    if not any(next(checkpoint.folder.glob(name), None) for name in TOKENIZER_FILES):
+    if not any(next(checkpoint.tokenizer_folder.glob(name), None) for name in TOKENIZER_FILES):
         return f"The model has no tokenizer, {only}"
     if device == "cpu" and checkpoint.parameters > MOST_ON_CPU:
         return f"The model is too large to be asked on a CPU in seconds, {only}"
@@ -286,6 +286,6 @@ def _in_the_family(check: Check, plan: Plan | None, device: str, stopped: Callab
         return False
     if _unasked(expert, device):
         return False
-    model = LoadedModel.load(expert.folder, device=device)
+    model = LoadedModel.of_checkpoint(expert.origin, device)
     with interruptible(model, stopped):
         return any(other.name == check.name and not other.ok for other in _answers(model))

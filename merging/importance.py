@@ -255,7 +255,7 @@ class _Run:
         """Load one expert and measure it; its model is gone when this ends."""
         source = self.experts[name]
         yield Step(f"{name}: loading", 0, 0)
-        loaded = LoadedModel.load(source.folder)
+        loaded = LoadedModel.of_checkpoint(source.origin)
         task = AnswerTask.of(examples, loaded)
         moved = MovedModel(loaded.model.to(self.device), self.base, source, self.stop)
         for step in ExpertMeasures(name, moved, task, partitions, self.wanted).run():

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from merging.checkpoint import Checkpoint
 from merging.drawing import Draw, Sampling
 from merging.errors import CheckpointError, MergingError
 from merging.prompts import Message, Prompt, TokenIds, prompt_of
@@ -68,12 +69,25 @@ class LoadedModel:
         return cls._loaded(folder, device, f"The model in {folder}", _from_folder)
 
     @classmethod
+    def of_checkpoint(cls, model: Checkpoint, device: str = "cpu") -> LoadedModel:
+        """An open model: its folder as `load` does, or the values that are computed of it, such as an adapter on its base.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
+        if not model.made_of:
+            return cls.load(model.folder, device)
+        tensors = {name: model.read(name) for name in model.tensors}
+        return cls.of(tensors, model.config, model.folder, tokenizer=model.tokenizer_folder, device=device)
+
+    @classmethod
     def of(
         cls,
         tensors: Mapping[str, torch.Tensor],
         config: Mapping[str, Any],
         folder: Path,
         *,
+        tokenizer: Path | None = None,
         chat_template: str | None = None,
         device: str = "cpu",
     ) -> LoadedModel:
@@ -82,6 +96,7 @@ class LoadedModel:
         Args:
             config: the content of its config.json.
             folder: a model of the same kind, which gives tokenizer and generation settings.
+            tokenizer: the folder of the tokenizer, where it is another.
             chat_template: takes the place of the tokenizer's.
 
         Raises:
@@ -91,22 +106,25 @@ class LoadedModel:
         def make(folder: Path, dtype: str) -> tuple[Any, Any]:
             return _from_memory(tensors, config, folder, dtype)
 
-        loaded = cls._loaded(folder, device, "The merged model", make)
+        loaded = cls._loaded(folder, device, "The merged model", make, tokenizer)
         if chat_template is not None:
             loaded.tokenizer.chat_template = chat_template
         return loaded
 
     @classmethod
-    def _loaded(cls, folder: Path, device: str, name: str, make: _Make) -> LoadedModel:
-        if not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
-            raise CheckpointError(f"The model in {folder} has no tokenizer: add its tokenizer.json.")
+    def _loaded(
+        cls, folder: Path, device: str, name: str, make: _Make, words: Path | None = None
+    ) -> LoadedModel:
+        words = words or folder
+        if not any(next(words.glob(name), None) for name in TOKENIZER_FILES):
+            raise CheckpointError(f"The model in {words} has no tokenizer: add its tokenizer.json.")
         try:
             with _LOADING:
                 from transformers import AutoTokenizer
                 from transformers.utils import logging
 
                 logging.disable_progress_bar()  # a search loads hundreds of models, and has a line of its own
-                tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE_LOADING)
+                tokenizer = AutoTokenizer.from_pretrained(words, **SAFE_LOADING)
                 model, info = make(folder, "float32" if device == "cpu" else "auto")
                 model = model.to(device).eval()
         except (torch.OutOfMemoryError, MemoryError) as cause:

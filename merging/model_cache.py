@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from merging.checkpoint import Checkpoint
 from merging.header import TensorInfo
 from merging.inference import LoadedModel
 from merging.room import free_memory
+from merging.sources import open_model
 
 SHARE_OF_FREE = 0.75
 """How much of the free memory models may take; the rest is for what they remember of a conversation."""
@@ -56,16 +56,15 @@ class ModelCache:
         self._lock = threading.Lock()
 
     def get(self, path: str | Path, device: str = "cpu") -> LoadedModel:
-        """The model in a folder, loaded if need be.
+        """The model in a folder, or that a reference means, loaded if need be.
 
         Raises:
             CheckpointError: as `LoadedModel.load`.
         """
-        folder = Path(path).resolve()
-        checkpoint = Checkpoint.open(folder)
-        key = str(folder), checkpoint.fingerprint, device
+        checkpoint = open_model(str(path))
+        key = str(checkpoint.path.resolve()), checkpoint.fingerprint, device
         nbytes = bytes_to_run(checkpoint.tensors, device)
-        return self.kept(key, partial(LoadedModel.load, folder, device), nbytes, device)
+        return self.kept(key, partial(LoadedModel.of_checkpoint, checkpoint, device), nbytes, device)
 
     def kept(
         self, key: Hashable, make: Callable[[], LoadedModel], nbytes: int = 0, device: str = "cpu"

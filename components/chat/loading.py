@@ -10,11 +10,12 @@ from pathlib import Path
 from components.backend import job_store, model_cache
 from components.chat.models import NOBODY, Visit, choices, locate
 from components.chat.recipe import RECIPE, page_merges, recipe_bytes, summary
-from merging import Checkpoint, MergingError
+from merging import MergingError
 from merging.devices import resolve_device
 from merging.inference import LoadedModel
 from merging.model_cache import bytes_to_run, in_rounds
 from merging.room import bytes_text
+from merging.sources import open_model
 
 GONE = "This model is no longer there. Choose another."
 
@@ -78,7 +79,7 @@ def _load(visit: Visit, folder: Path | None, device: str) -> LoadedModel:
 def _bytes_of(folder: Path | None, device: str) -> int:
     """Bytes that a folder's model will take; 0 where it cannot be opened, which its loading will tell."""
     try:
-        return bytes_to_run(Checkpoint.open(folder).tensors, device) if folder is not None else 0
+        return bytes_to_run(open_model(str(folder)).tensors, device) if folder is not None else 0
     except MergingError:
         return 0
 

@@ -17,11 +17,12 @@ from components.merge_cards import fits
 from components.merge_recipe import at_root, check
 from components.preview_store import shared_previews
 from components.settings import Settings
-from merging import Checkpoint, MergingError, Plan, Recipe
+from merging import MergingError, Plan, Recipe
 from merging.devices import resolve_device
 from merging.history import Draft, Run, subject_of_model, subject_of_plan
 from merging.inference import LoadedModel
 from merging.job_records import Job
+from merging.sources import open_model
 from merging.unsaved import load_unsaved
 
 MOST_MERGES = 12
@@ -62,7 +63,7 @@ def parents(settings: Settings, family: Family) -> list[Subject]:
         raise MergingError("There is no expert yet. Choose a base and an expert on the Models tab.")
     named = ((family.base_name, family.base), *zip(family.names, family.experts, strict=True))
     return [
-        Subject(subject_of_model(Checkpoint.open(folder)), name, partial(_saved, settings, Path(folder)))
+        Subject(subject_of_model(open_model(str(folder))), name, partial(_saved, settings, Path(folder)))
         for name, folder in named
     ]
 
@@ -103,7 +104,7 @@ def _merge(settings: Settings, owner: str, job: Job) -> Subject:
     folder = store.model(owner, job.id)
     if folder is None:
         raise MergingError(f"{job.title}: the merged model is no longer there. Merge again.")
-    key = subject_of_model(Checkpoint.open(folder))
+    key = subject_of_model(open_model(str(folder)))
 
     def record() -> Run | None:
         plan = check(at_root(Recipe.from_yaml(job.recipe or ""))).plan
