@@ -15,8 +15,8 @@ from merging.anatomy import locate
 from merging.effective import Names
 from merging.methods import get_method
 from merging.recipe import Override
+from merging.reports.report import Cell
 
-Cell = tuple[int | None, str]
 NOTHING_CHOSEN = "Choose cells first: drag over the map, click a name beside it, or take blocks and modules."
 NEVER_BRUSHED = frozenset({"seed", "scope"})
 """Parameters that are one for the whole merge by what they mean."""

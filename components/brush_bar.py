@@ -29,6 +29,7 @@ from components.figures.metrics import row_name
 from components.forms import Shape, default_of, for_each_expert, label_of, shape_of
 from components.late_choice import LateDropdown
 from merging import METHODS, Recipe
+from merging.anatomy import Block
 
 CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 KEEP, BACK = " keep", " back"
@@ -149,7 +150,7 @@ def on_names(source: BrushSource | None, blocks: Any, kinds: Any) -> list[Any]:
     return _view(source, of_names(source, *read_names(source, blocks, kinds)))
 
 
-def read_names(source: BrushSource | None, blocks: Any, kinds: Any) -> tuple[list[int | None], list[str]]:
+def read_names(source: BrushSource | None, blocks: Any, kinds: Any) -> tuple[list[Block | None], list[str]]:
     """Blocks and kinds as the two dropdowns name them; what the map does not have is left out."""
     rows = {row_name(block): block for block in (source.rows if source else ())}
     return [rows[name] for name in _texts(blocks) if name in rows], _texts(kinds)

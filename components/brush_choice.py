@@ -10,7 +10,7 @@ from components.brush_globs import runs
 from components.clickable_plot import Rectangle
 from components.merge_recipe import expert_names
 from merging import METHODS, Recipe
-from merging.anatomy import locate
+from merging.anatomy import Block, block_order, locate, ranges
 from merging.methods import get_method
 
 EMPTY = (
@@ -23,7 +23,7 @@ EMPTY = (
 class BrushSource:
     """What turns cells of a map into tensors, and what can be set for them."""
 
-    rows: tuple[int | None, ...]
+    rows: tuple[Block | None, ...]
     """The map's blocks from top to bottom; None is what lies outside the blocks."""
     columns: tuple[str, ...]
     """The map's module kinds from left to right."""
@@ -44,7 +44,7 @@ class BrushSource:
 
 
 def brush_source(
-    recipe: Recipe, rows: Sequence[int | None], columns: Sequence[str], tensors: Sequence[str]
+    recipe: Recipe, rows: Sequence[Block | None], columns: Sequence[str], tensors: Sequence[str]
 ) -> BrushSource:
     """What the bar must know of a recipe and the map above it: its rows and columns, and the plan's tensor names."""
     return BrushSource(
@@ -63,7 +63,7 @@ def brush_source(
 class Chosen:
     """Every cell of some blocks and some module kinds, as far as there is one."""
 
-    blocks: tuple[int | None, ...] = ()
+    blocks: tuple[Block | None, ...] = ()
     kinds: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
@@ -83,7 +83,7 @@ def of_rectangle(source: BrushSource | None, cells: Rectangle | None) -> Chosen:
     return Chosen(source.rows[top : bottom + 1], source.columns[left : right + 1])
 
 
-def of_names(source: BrushSource | None, blocks: Collection[int | None], kinds: Collection[str]) -> Chosen:
+def of_names(source: BrushSource | None, blocks: Collection[Block | None], kinds: Collection[str]) -> Chosen:
     """Named blocks and kinds in the map's order; blocks alone mean all their modules, and the other way round."""
     if source is None or not (blocks or kinds):
         return NOTHING
@@ -109,7 +109,7 @@ def rectangles(source: BrushSource | None, chosen: Chosen) -> list[Rectangle]:
     return [(top, bottom, left, right) for top, bottom in rows for left, right in columns]
 
 
-def named(source: BrushSource, chosen: Chosen) -> tuple[tuple[int | None, ...], tuple[str, ...]]:
+def named(source: BrushSource, chosen: Chosen) -> tuple[tuple[Block | None, ...], tuple[str, ...]]:
     """Blocks and kinds as the dropdowns name them: whole rows name no kind, whole columns no block."""
     if chosen.kinds == source.columns:
         return chosen.blocks, ()
@@ -132,8 +132,7 @@ def in_words(source: BrushSource | None, chosen: Chosen) -> str:
     return f"{cells} cell{'s' if cells > 1 else ''} chosen{many}: {blocks} × {kinds}"
 
 
-def _blocks(blocks: Sequence[int | None]) -> str:
-    numbers = sorted(block for block in blocks if block is not None)
-    parts = [str(low) if low == high else f"{low}–{high}" for low, high in runs(numbers)]
-    inside = [f"block{'s' if len(numbers) > 1 else ''} {', '.join(parts)}"] if parts else []
+def _blocks(blocks: Sequence[Block | None]) -> str:
+    named = sorted({block for block in blocks if block is not None}, key=block_order)
+    inside = [f"block{'s' if len(named) > 1 else ''} {ranges(named, '–')}"] if named else []
     return " and ".join(inside + (["outside the blocks"] if None in blocks else []))

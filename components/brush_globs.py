@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
 
-from merging.anatomy import in_block, locate
+from merging.anatomy import in_block, locate, number_of
 
 
 def globs_for(chosen: Collection[str], everything: Sequence[str]) -> list[str]:
@@ -77,7 +77,7 @@ def _stacks(names: Sequence[str]) -> tuple[list[_Stack], list[str]]:
             index for index, letters in enumerate(zip(zero, one, strict=True)) if len(set(letters)) > 1
         )
         stack = stacks.setdefault(name[:start], _Stack(name[:start]))
-        stack.cells.setdefault(block, {})[zero[start + 1 :]] = name
+        stack.cells.setdefault(number_of(block), {})[zero[start + 1 :]] = name
     return list(stacks.values()), outside
 
 

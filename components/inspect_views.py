@@ -33,7 +33,7 @@ from components.progress import bar_html, left
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
 from merging.changes import Conflict, TensorStatistics
-from merging.reports.report import Trimmed
+from merging.reports.report import Cell, Trimmed
 from merging.sums import total
 
 NO_MAP = "Nothing measured yet. Once the Models tab holds a base and an expert that fits it, their map appears here."
@@ -46,8 +46,6 @@ NO_COMMON = "No weight here was changed by two experts."
 
 TRIMMED = "+trimmed"
 """What follows a metric's key where the map after trimming is wanted too."""
-
-Cell = tuple[int | None, str]
 
 
 def ask_status(nbytes: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from merging.advice_facts import MOST_NAMED, Advice, Facts
+from merging.anatomy import Block
 from merging.changes import Conflict, TensorStatistics
 from merging.checkpoint import Checkpoint
 from merging.header import DTYPE_WORDS
@@ -95,11 +96,11 @@ def _untouched(facts: Facts) -> Iterator[Advice]:
 
 def _outliers(facts: Facts) -> Iterator[Advice]:
     report = facts.report
-    blocks: dict[int, list[TensorStatistics]] = {}
+    blocks: dict[Block, list[TensorStatistics]] = {}
     for name, place in report.places(everything=True).items():
         if place.block is not None and not any(report.tensors[name].broken):
             blocks.setdefault(place.block, []).append(report.tensors[name])
-    sums = {block: total(found) for block, found in sorted(blocks.items())}
+    sums = {block: total(found) for block, found in blocks.items()}
     for expert in facts.active:
         changes = {b: c for b, s in sums.items() if (c := s.relative_change(expert)) is not None}
         if len(changes) < FEWEST_BLOCKS:
@@ -271,7 +272,7 @@ def _tied_head(facts: Facts) -> Iterator[Advice]:
             )
 
 
-def _blocks(numbers: Sequence[int]) -> str:
+def _blocks(numbers: Sequence[Block]) -> str:
     named = ", ".join(map(str, numbers[:MOST_NAMED]))
     more = f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else ""
     return f"block{'s' if len(numbers) > 1 else ''} {named}{more}"

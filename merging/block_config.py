@@ -21,7 +21,7 @@ def origins(tensors: Sequence[TensorPlan]) -> list[Origin]:
     for tensor in tensors:
         block, before = locate(tensor.info.name).block, locate(tensor.reference.name).block
         source = tensor.reference.source
-        if block is not None and before is not None:
+        if isinstance(block, int) and isinstance(before, int):
             found.setdefault(block, (source.config if isinstance(source, Checkpoint) else {}, before))
     return [found[block] for block in sorted(found)]
 

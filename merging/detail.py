@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from merging.anatomy import Heads, heads, locate, output_axis
+from merging.anatomy import Heads, heads, heads_along, locate, output_axis
 from merging.one_tensor import Stop, find_tensor, read_blocks
 from merging.part_sums import PartSums, sums_along
 from merging.pieces import Piece
@@ -40,7 +40,7 @@ class TensorDetail:
             return "one number of the vector"
         if self.row_axis == 1:
             return "one output of the matrix, which is stored as inputs × outputs: one of its columns"
-        if locate(self.name).role in {"embedding", "head"}:
+        if locate(self.name).has_token_rows:
             return "one token of the vocabulary"
         return "one output of the matrix"
 
@@ -87,10 +87,10 @@ def _sums_of_axes(pieces: Iterable[Piece], axes: set[int], rows: int) -> dict[in
 
 def _head_numbers(groups: list[Heads]) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The head's number of every row or column, and the names of the heads."""
-    numbers: list[torch.Tensor] = []
-    names: list[str] = []
-    for group in groups:
-        first = len(names)
-        numbers.append(first + torch.arange(group.count).repeat_interleave(group.size))
-        names += [f"{group.part} {head}" if len(groups) > 1 else str(head) for head in range(group.count)]
-    return torch.cat(numbers), tuple(names)
+    names = [
+        f"{group.part} {head}" if len(groups) > 1 else str(head)
+        for group in groups
+        for head in range(group.count)
+    ]
+    first = [sum(group.count for group in groups[:number]) for number in range(len(groups))]
+    return torch.tensor(heads_along(groups, first)), tuple(names)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merging.anatomy import kinds, locate
+from merging.anatomy import Block, after_number, block_order, kinds, locate, ranges
 from merging.tensor_plan import TensorPlan
 
 
@@ -138,7 +138,7 @@ class Names:
 
     def __init__(self, tensors: Iterable[str]):
         self.words: dict[str, str] = {}
-        self.blocks: dict[int, set[str]] = {}
+        self.blocks: dict[Block, set[str]] = {}
         tensors = list(tensors)
         self.order = kinds(tensors)
         places = [locate(name) for name in tensors]
@@ -147,13 +147,13 @@ class Names:
             if place.block is None:
                 continue
             alone = several[place.block, place.kind] == 1
-            word = place.kind if alone else place.name.partition(f".{place.block}.")[2]
+            word = place.kind if alone else after_number(place.name)
             self.blocks.setdefault(place.block, set()).add(word)
             self.words[place.name] = word
 
     def pattern(self, tensors: Iterable[str]) -> str:
         """`blocks 0-3 q, k, v; model.norm.weight`."""
-        inside: dict[int, set[str]] = {}
+        inside: dict[Block, set[str]] = {}
         outside = []
         for name in tensors:
             block = locate(name).block
@@ -161,26 +161,15 @@ class Names:
                 outside.append(name)
             else:
                 inside.setdefault(block, set()).add(self.words[name])
-        by_words: dict[frozenset[str], list[int]] = {}
-        for block in sorted(inside):
+        by_words: dict[frozenset[str], list[Block]] = {}
+        for block in sorted(inside, key=block_order):
             by_words.setdefault(frozenset(inside[block]), []).append(block)
         parts = []
         for words, numbers in by_words.items():
             every = all(words == self.blocks[number] for number in numbers)
             chosen = "" if every else " " + ", ".join(sorted(words, key=self._rank))
-            parts.append(f"block{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}{chosen}")
+            parts.append(f"block{'s' if len(numbers) > 1 else ''} {ranges(numbers)}{chosen}")
         return "; ".join([*parts, *outside])
 
     def _rank(self, word: str) -> tuple[int, str]:
         return (self.order.index(word) if word in self.order else len(self.order), word)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`0-3, 7` of ascending numbers."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

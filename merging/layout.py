@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from merging.anatomy import after_blocks, blocks, in_block, locate
+from merging.anatomy import Block, after_blocks, blocks, in_block, locate, stack_of
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.header import TensorInfo
 from merging.sources import Member, Part
@@ -72,7 +72,7 @@ def taken(part: Part, member: Member, parts: Sequence[Part]) -> dict[str, Tensor
     found = {}
     for name, info in member.source.tensors.items():
         place = locate(name)
-        if place.block is not None:
+        if isinstance(place.block, int):
             reached = member.first <= place.block < member.first + part.length
         else:
             reached = part is parts[-1] if after_blocks(place) else part is parts[0]
@@ -82,13 +82,16 @@ def taken(part: Part, member: Member, parts: Sequence[Part]) -> dict[str, Tensor
 
 
 def _whole(part: Part) -> Iterator[Slot]:
-    numbers = blocks(part.reference.source.tensors)
+    stacks: dict[str, list[Block]] = {}
+    for number in blocks(part.reference.source.tensors):
+        stacks.setdefault(stack_of(number), []).append(number)
     for name in part.reference.source.tensors:
         block = locate(name).block
         if block is None:
             position = 0.0
         else:
-            position = numbers.index(block) / (len(numbers) - 1) if len(numbers) > 1 else 1.0
+            stack = stacks[stack_of(block)]
+            position = stack.index(block) / (len(stack) - 1) if len(stack) > 1 else 1.0
         yield _slot(part, name, name, position, None)
 
 
@@ -100,7 +103,7 @@ def _outside(part: Part, *, after: bool) -> Iterator[Slot]:
 
 
 def _blocks(part: Part, offset: int) -> Iterator[Slot]:
-    names: dict[int | None, list[str]] = {}
+    names: dict[Block | None, list[str]] = {}
     for name in part.reference.source.tensors:
         names.setdefault(locate(name).block, []).append(name)
     length = part.length or 0

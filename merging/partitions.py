@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from merging import ops
-from merging.anatomy import Heads, Place, heads, locate, output_axis
+from merging.anatomy import Block, Heads, Place, heads, heads_along, locate, output_axis
 from merging.errors import MergingError, did_you_mean
 
 Granularity = Literal["model", "layer", "module", "head", "row"]
@@ -28,7 +28,7 @@ class Partition:
     """One unit: `key` is its name, such as `layers.3/q/head 2`; `outside` marks norms, embeddings, output head."""
 
     key: str
-    block: int | None
+    block: Block | None
     kind: str
     tensors: tuple[str, ...]
     elements: int
@@ -40,7 +40,7 @@ class _Group:
     """Partitions `first` to `first + count` over the same tensors: the heads or rows of one module, or a single one."""
 
     key: str
-    block: int | None
+    block: Block | None
     kind: str
     tensors: tuple[str, ...]
     outside: bool
@@ -203,7 +203,13 @@ class _Maker:
         return Partitions(self.granularity, self.index, sizes, outside, self.groups)
 
     def _open(
-        self, key: str, block: int | None, kind: str, places: Sequence[Place], count: int = 1, part: str = ""
+        self,
+        key: str,
+        block: Block | None,
+        kind: str,
+        places: Sequence[Place],
+        count: int = 1,
+        part: str = "",
     ) -> int:
         """A new group; the number of its first partition."""
         names = tuple(place.name for place in places)
@@ -212,7 +218,7 @@ class _Maker:
         self.count += count
         return self.count - count
 
-    def _whole(self, key: str, block: int | None, kind: str, places: Sequence[Place]) -> None:
+    def _whole(self, key: str, block: Block | None, kind: str, places: Sequence[Place]) -> None:
         number = torch.tensor(self._open(key, block, kind, places))
         self.index |= dict.fromkeys((place.name for place in places), number)
 
@@ -250,11 +256,8 @@ class _Maker:
     def _head_numbers(
         self, place: Place, found: Sequence[Heads], parts: Mapping[tuple[str, int], int]
     ) -> torch.Tensor:
-        numbers = [
-            parts[group.part, group.count] + torch.arange(group.count).repeat_interleave(group.size)
-            for group in found
-        ]
-        return _along(torch.cat(numbers), found[0].axis, len(self.shapes[place.name]))
+        numbers = heads_along(found, [parts[group.part, group.count] for group in found])
+        return _along(torch.tensor(numbers), found[0].axis, len(self.shapes[place.name]))
 
 
 def _along(numbers: torch.Tensor, axis: int, dimensions: int) -> torch.Tensor:

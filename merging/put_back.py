@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from merging.anatomy import after_blocks, locate
+from merging.anatomy import Block, after_blocks, block_order, locate
 from merging.errors import MergingError
 from merging.heartbeats import Stopped
 from merging.inference import LoadedModel
@@ -144,8 +144,8 @@ def _shape(tensor: torch.Tensor | None) -> str:
 
 def _parts(parameters: dict[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
     """Names of tensors by part; tied ones are in one part together."""
-    first: dict[int, tuple[int, int]] = {}
-    found: dict[tuple[int, int], list[str]] = {}
+    first: dict[int, tuple[int, Block | None]] = {}
+    found: dict[tuple[int, Block | None], list[str]] = {}
     tied = False
     for name, parameter in parameters.items():
         place = _place_of(name)
@@ -153,14 +153,15 @@ def _parts(parameters: dict[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
         tied = tied or one[0] != place[0]
         found.setdefault(one, []).append(name)
     labels = {0: TIED if tied else EMBEDDINGS, 2: NORM if tied else LAST, 3: OTHERS}
-    return {labels.get(kind, f"block {number}"): tuple(found[kind, number]) for kind, number in sorted(found)}
+    order = sorted(found, key=lambda part: (part[0], block_order(part[1])))
+    return {labels.get(kind, f"block {block}"): tuple(found[kind, block]) for kind, block in order}
 
 
-def _place_of(name: str) -> tuple[int, int]:
+def _place_of(name: str) -> tuple[int, Block | None]:
     """Where a part stands in the model: before the blocks, which block, after them, elsewhere."""
     place = locate(name)
     if place.block is not None:
         return 1, place.block
     if after_blocks(place):
-        return 2, 0
-    return (0, 0) if place.role in ("embedding", "norm") else (3, 0)
+        return 2, None
+    return (0, None) if place.role in ("embedding", "norm") else (3, None)

@@ -13,9 +13,7 @@ from components.figures.metrics import cell_name, expert_names
 from components.figures.words import MapWords, Panel
 from merging import Importance, Report
 from merging.changes import TensorStatistics
-from merging.reports.report import Grid
-
-Cell = tuple[int | None, str]
+from merging.reports.report import Cell, Grid
 
 MILLI = 1e3
 """Importance is shown in thousandths of a nat."""

@@ -12,6 +12,7 @@ from components.family import Family
 from components.figures.conflict_metrics import CONFLICT_METRICS
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
+from merging.anatomy import Block
 from merging.changes import Conflict, TensorStatistics
 from merging.reports.report import Cell, Grid, Trim
 from merging.sums import total
@@ -125,12 +126,12 @@ def trim_scope(trim: Trim) -> str:
     return {"tensor": "each tensor", "layer": "each block", "model": "the whole model"}[trim.scope]
 
 
-def row_name(block: int | None) -> str:
+def row_name(block: Block | None) -> str:
     """How a block is called on the axis of a map."""
     return "outside" if block is None else str(block)
 
 
-def cell_name(block: int | None, kind: str) -> str:
+def cell_name(block: Block | None, kind: str) -> str:
     """How a cell is called in a sentence."""
     return f"{kind}, outside the blocks" if block is None else f"block {block}, {kind}"
 
@@ -218,9 +219,9 @@ def _broken(report: Report, experts: Iterable[int] | None, everything: bool) -> 
     return [[int(value or 0) for value in line] for line in grid.values]
 
 
-def block_sums(report: Report, *, everything: bool) -> dict[int | None, TensorStatistics]:
+def block_sums(report: Report, *, everything: bool) -> dict[Block | None, TensorStatistics]:
     """The cells of every block added up."""
-    by_block: dict[int | None, list[TensorStatistics]] = {}
+    by_block: dict[Block | None, list[TensorStatistics]] = {}
     cells: dict[Cell, TensorStatistics] = report.cells(everything=everything)
     for (block, _), statistics in cells.items():
         by_block.setdefault(block, []).append(statistics)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from merging.anatomy import Place, kinds, locate
+from merging.anatomy import Block, Place, block_order, kinds, locate
 from merging.changes import Conflict, TensorStatistics, pairs_of
 from merging.fate import TensorFate
 from merging.methods import Scope
 from merging.sums import Record, total
 
-Cell = tuple[int | None, str]
+Cell = tuple[Block | None, str]
 """Block (None outside the blocks) and kind of module: a place on every map."""
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class Grid:
     """A map: `values[row][column]`, None where the model has no such module. `rows` are block numbers, or None for
     what lies outside the blocks."""
 
-    rows: list[int | None]
+    rows: list[Block | None]
     columns: list[str]
     values: list[list[float | None]]
 
@@ -180,7 +180,7 @@ class Report:
         found: T = known[1]
         return found
 
-    def frame(self, *, everything: bool = False) -> tuple[list[int | None], list[str]]:
+    def frame(self, *, everything: bool = False) -> tuple[list[Block | None], list[str]]:
         """The rows and columns that all maps of this report share."""
         return frame_of(self.places(everything=everything))
 
@@ -195,7 +195,7 @@ class Report:
         cells = self.by_cell(records, everything=everything)
         rows, columns = self.frame(everything=everything)
 
-        def at(row: int | None, column: str) -> float | None:
+        def at(row: Block | None, column: str) -> float | None:
             found = value(cells[row, column]) if (row, column) in cells else None
             return found if found is not None and math.isfinite(found) else None
 
@@ -205,7 +205,7 @@ class Report:
         """A map of a number that follows from the experts' changes alone."""
         return self.map_of(self.tensors, value, everything=everything)
 
-    def names_at(self, block: int | None, kind: str) -> list[str]:
+    def names_at(self, block: Block | None, kind: str) -> list[str]:
         """The tensors behind one cell of a map."""
         places = self.places(everything=True)
         return [name for name, place in places.items() if (place.block, place.kind) == (block, kind)]
@@ -240,12 +240,9 @@ def placed(names: Iterable[str], *, everything: bool = False) -> dict[str, Place
     return {name: place for name, place in found.items() if _is_main(place)}
 
 
-def frame_of(places: Mapping[str, Place]) -> tuple[list[int | None], list[str]]:
+def frame_of(places: Mapping[str, Place]) -> tuple[list[Block | None], list[str]]:
     """The rows and columns of a map of these places."""
-    rows: list[int | None] = [*sorted({p.block for p in places.values() if p.block is not None})]
-    if any(place.block is None for place in places.values()):
-        rows.append(None)
-    return rows, kinds(places)
+    return sorted({place.block for place in places.values()}, key=block_order), kinds(places)
 
 
 def added_up(places: Mapping[str, Place], records: Mapping[str, R]) -> dict[Cell, R]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from merging.advice import Advice, Kinship
+from merging.anatomy import Block, block_order
 from merging.changes import TensorStatistics
 from merging.effective import short_names
 from merging.fate import FATES
@@ -17,13 +18,13 @@ from merging.sums import total
 def block_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Headings and a row for each block: change of every expert, conflict beside chance, mean cosine."""
     names = short_names(report.experts)
-    blocks: dict[int | None, list[TensorStatistics]] = {}
+    blocks: dict[Block | None, list[TensorStatistics]] = {}
     for name, place in report.places(everything=True).items():
         blocks.setdefault(place.block, []).append(report.tensors[name])
     headings = ["block", *(f"change of {names[expert]}" for expert in report.experts)]
     if report.pairs:
         headings += ["opposite signs", "mass conflict", "by chance", "cosine"]
-    order = sorted(blocks, key=lambda block: (block is None, block or 0))
+    order = sorted(blocks, key=block_order)
     rows = [["outside" if b is None else str(b), *_cells(report, total(blocks[b]))] for b in order]
     whole = report.intact
     if whole is not None and len(rows) > 1:
