@@ -15,7 +15,7 @@ from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, ParameterError, PlanError
 from merging.events import Event, Finished
 from merging.methods import Profile, Scope, get_method
-from merging.output import write_merge
+from merging.output import USUAL, Files, write_merge
 from merging.plan import Plan, make_plan, plan_sources
 from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
 from merging.reports.full import checked_scope, full_report
@@ -53,22 +53,32 @@ def plan_file(path: str | Path, out: Path | None = None, memory: int | None = No
 
 
 def run(
-    recipe: Recipe | str | Path, out: str | Path, *, device: str = "auto", memory: int | str | None = None
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    memory: int | str | None = None,
+    files: Files = USUAL,
 ) -> Iterator[Event]:
     """Merge into the folder `out`: `Progress` events, then one `Finished`. Closing the iterator cancels cleanly.
-    `memory` as for `check`.
+    `memory` as for `check`; `files` says how large the files of weights may be and what is written beside them.
 
     Raises:
         MergingError: before anything is read if the recipe cannot run, or during the run; `out` stays as it was.
     """
-    return write_merge(check(recipe, out, memory=memory), Path(out), device=device)
+    return write_merge(check(recipe, out, memory=memory), Path(out), device=device, files=files)
 
 
 def merge(
-    recipe: Recipe | str | Path, out: str | Path, *, device: str = "auto", memory: int | str | None = None
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    memory: int | str | None = None,
+    files: Files = USUAL,
 ) -> Path:
     """`run` without the events; the path of the finished folder."""
-    for event in run(recipe, out, device=device, memory=memory):
+    for event in run(recipe, out, device=device, memory=memory, files=files):
         if isinstance(event, Finished) and event.path is not None:
             return event.path
     raise AssertionError("a run ends with Finished")

@@ -28,8 +28,10 @@ from merging.errors import MergingError, OutputError, PlanError
 from merging.evaluation_command import evaluate
 from merging.events import Event
 from merging.events import Progress as EngineProgress
+from merging.export_command import export, print_gguf
 from merging.health_command import health, health_of, print_health
 from merging.importance_command import importance
+from merging.mergekit_flags import Flags, MergeCommand, known
 from merging.methods import METHODS
 from merging.plan import Plan
 from merging.recipe import Recipe, read_text
@@ -60,6 +62,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, o
 
 
 app.command()(importance)
+app.command()(export)
 app.command()(evaluate)
 app.command("health")(health)
 app.command()(tune)
@@ -139,19 +142,12 @@ def check(
         print(line)
 
 
-@app.command()
-def export(
-    recipe: RecipePath,
-    approximate: Annotated[
-        bool, typer.Option("--approximate", help="Leave out what mergekit cannot express, and say so.")
-    ] = False,
-) -> None:
-    """Print a recipe as mergekit's YAML, with every value that differs from its defaults written out."""
-    print(Recipe.load(recipe).to_mergekit(approximate=approximate), end="")
-
-
-@app.command()
+@app.command(
+    cls=MergeCommand,
+    epilog=f"mergekit-yaml's flags are understood as well: {', '.join(f'--{name}' for name in known())}.",
+)
 def merge(
+    ctx: typer.Context,
     recipe: RecipePath,
     out: Annotated[
         Path, typer.Argument(help="Folder for the result; appears when it is complete.", metavar="OUT")
@@ -164,20 +160,30 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge into a folder that transformers loads, and look whether the result is sound."""
-    finished = _follow(api.run(recipe, out, device=device, memory=memory), as_json)
+    flags: Flags = ctx.obj
+    for note in flags.notes:
+        print(f"note: {note}", file=sys.stderr)
+    asked = recipe if flags.seed is None else flags.seeded(Recipe.load(recipe))
+    device = flags.device if device == "auto" and flags.device else device
+    events = api.run(asked, out, device=device, memory=memory, files=flags.files)
+    finished = _follow(events, as_json or flags.quiet)
+    looked = health_of(finished.path, api.check(asked), device) if look else None
     if as_json:
-        found = {"health": health_of(finished.path, api.check(recipe), device).as_json()} if look else {}
-        _print_json({**_plain(finished), **found})
+        _print_json({**_plain(finished), **({"health": looked.as_json()} if looked else {})})
         return
-    print(f"{finished.path}: written in {finished.seconds:.1f} s ({bytes_text(finished.bytes_written)}).")
-    if finished.relative_change is not None:
-        print(
-            f"relative change {finished.relative_change:.4g} · rounded away {finished.lost_share:.1%} of the changed weights"
-        )
+    if not flags.quiet:
+        print(f"{finished.path}: written in {finished.seconds:.1f} s ({bytes_text(finished.bytes_written)}).")
+        if finished.relative_change is not None:
+            print(
+                f"relative change {finished.relative_change:.4g} · rounded away {finished.lost_share:.1%} of the changed "
+                "weights"
+            )
     for warning in finished.warnings:
         print(f"warning: {warning}")
-    if look:
-        print_health(health_of(finished.path, api.check(recipe), device))
+    if looked is not None and not (flags.quiet and looked.ok):
+        print_health(looked)
+    if not flags.quiet:
+        print_gguf(finished.path, Checkpoint.open(finished.path).config)
 
 
 @app.command()

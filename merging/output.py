@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merging.block_config import origins, recut
@@ -12,11 +12,12 @@ from merging.checkpoint import Checkpoint
 from merging.engine import Watch, run_plan
 from merging.events import Event, Finished
 from merging.header import DTYPE_WORDS
-from merging.methods import METHODS
+from merging.lineage import LINEAGE, lineage_of_plan, to_text
+from merging.model_card import model_card
 from merging.plan import Plan
 from merging.subjects import SUBJECT, subject_of_plan
 from merging.version import __version__
-from merging.writer import MARKER, CheckpointWriter
+from merging.writer import MARKER, SHARD_BYTES, CheckpointWriter
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,8 +32,21 @@ TOKENIZER_FILES = (
 )
 
 
+@dataclass(frozen=True)
+class Files:
+    """What a merge writes: the size its files of weights stay below where they can, and whether tokenizer and model card
+    go with them."""
+
+    shard_bytes: int = SHARD_BYTES
+    tokenizer: bool = True
+    card: bool = True
+
+
+USUAL = Files()
+
+
 def write_merge(
-    plan: Plan, out: Path, *, device: str = "auto", watches: Sequence[Watch] = ()
+    plan: Plan, out: Path, *, device: str = "auto", watches: Sequence[Watch] = (), files: Files = USUAL
 ) -> Iterator[Event]:
     """Merge into the folder `out`, complete for transformers; it appears when everything in it is written.
 
@@ -42,25 +56,29 @@ def write_merge(
         "mergescope_version": __version__,
         "recipe": plan.recipe.to_yaml(),
         SUBJECT: subject_of_plan(plan),
+        LINEAGE: to_text(lineage_of_plan(plan)),
     }
-    with CheckpointWriter(out, [tensor.info for tensor in plan.tensors], metadata) as writer:
+    tensors = [tensor.info for tensor in plan.tensors]
+    with CheckpointWriter(out, tensors, metadata, files.shard_bytes) as writer:
         for event in run_plan(plan, writer, device=device, watches=watches):
             if isinstance(event, Finished):
                 finished = event
             else:
                 yield event
-        _add_files(plan, writer, finished)
+        _add_files(plan, writer, finished, files)
     yield replace(finished, path=writer.out)
 
 
-def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished) -> None:
+def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished, files: Files) -> None:
     writer.add_text(MARKER, f"# made with Mergescope {__version__}\n{plan.recipe.to_yaml()}")
-    writer.add_text("README.md", model_card(plan, finished))
-    reference = plan.reference
-    if not isinstance(reference, Checkpoint) or not reference.config:
+    reference = plan.reference if isinstance(plan.reference, Checkpoint) else None
+    config = config_of(plan, reference) if reference is not None and reference.config else {}
+    if files.card:
+        writer.add_text("README.md", model_card(plan, finished, lineage_of_plan(plan), config))
+    if reference is None or not config:
         return
-    writer.add_text("config.json", json.dumps(config_of(plan, reference), indent=2) + "\n")
-    for name in ("generation_config.json", *TOKENIZER_FILES):
+    writer.add_text("config.json", json.dumps(config, indent=2) + "\n")
+    for name in ("generation_config.json", *(TOKENIZER_FILES if files.tokenizer else ())):
         if (file := reference.folder / name).is_file():
             writer.add_file(file)
     if plan.recipe.chat_template is not None:
@@ -79,53 +97,3 @@ def config_of(plan: Plan, reference: Checkpoint) -> dict[str, object]:
     if "dtype" in config:
         config["dtype"] = dtype
     return config
-
-
-def model_card(plan: Plan, finished: Finished) -> str:
-    """The README of the result: parents, recipe, and what was attained."""
-    method = METHODS[plan.recipe.merge_method]
-    parents = [f"- {name}" for name in plan.names]
-    if plan.base is not None:
-        parents.insert(0, f"- {plan.recipe.base_model or plan.base.label} (base)")
-    facts = []
-    if finished.relative_change is not None:
-        facts.append(f"- relative change of the merge, ‖Δ‖/‖θ0‖: {finished.relative_change:.4g}")
-        facts.append(
-            f"- changed weights that the output dtype rounds back to the base: {finished.lost_share:.1%}"
-        )
-    if finished.attained is not None:
-        for name, kept, tied in zip(
-            plan.names, finished.attained.nonzero, finished.attained.tied, strict=True
-        ):
-            share = kept / max(1, finished.attained.elements)
-            facts.append(
-                f"- density attained for {name}: {share:.4f} ({tied:,} elements tied at the threshold)"
-            )
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "tags: [merge, mergescope]",
-            "---",
-            f"# A merge by {method.title}",
-            "",
-            f"Made with Mergescope {__version__}; method: {method.paper}",
-            "",
-            "## Parents",
-            *parents,
-            "",
-            "## What was attained",
-            *(facts or ["- no base, so no change was measured"]),
-            *(
-                ["", "## Warnings", *(f"- {warning}" for warning in finished.warnings)]
-                if finished.warnings
-                else []
-            ),
-            "",
-            "## Recipe",
-            "```yaml",
-            plan.recipe.to_yaml().rstrip(),
-            "```",
-            "",
-        ]
-    )
