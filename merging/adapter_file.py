@@ -82,19 +82,23 @@ class AdapterFile:
     `updates` say what becomes of which tensor, by the tensor's name in the model that was trained; `remarks` what a user
     should know, a sentence each.
 
+    Args:
+        stored: its tensors, where they are not in the folder yet.
+        label: what to call it, if not by its folder.
+
     Raises:
         CheckpointError: another kind of adapter, pickle weights, or a damaged file; with all that is wrong.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, stored: Checkpoint | None = None, label: str | None = None):
         self.folder = Path(folder)
-        self.label = self.folder.name or str(folder)
+        self.label = label or self.folder.name or str(folder)
         if not path_exists(self.folder):
             raise CheckpointError(f"{folder}: there is no such folder. Give the path of an adapter's folder.")
         self.settings = read_json(self.folder / SETTINGS)
         if refused := [*self._refused(), *self._malformed()]:
             raise CheckpointError(" ".join(refused))
-        self.stored = _open_weights(self.folder)
+        self.stored = stored or _open_weights(self.folder)
         problems: list[str] = []
         self.updates = self._updates(problems)
         if problems:

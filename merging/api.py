@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -21,35 +21,46 @@ from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
 from merging.reports.full import checked_scope, full_report
 from merging.reports.report import Report
 from merging.room import parse_bytes
+from merging.sources import Remote
 from merging.values import value_problem
+
+if TYPE_CHECKING:
+    from merging.hub import Hub
 
 
 def check(
-    recipe: Recipe | str | Path, out: str | Path | None = None, *, memory: int | str | None = None
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    memory: int | str | None = None,
+    hub: Hub | None = None,
 ) -> Plan:
     """Plan a merge from headers alone, without reading a weight.
 
     A path is read as a YAML recipe; then mistakes in the file and in the models are listed together. With `out` the
     output folder and the disk are checked as well. `memory` (bytes, or as `512MB`) is what the tensors of the merge may take;
     torch itself comes on top. It changes what is read how often, and at most the last bit of methods that need a sum over
-    a tensor.
+    a tensor. With `hub` Hub models that are not here are looked at there, by their headers; without it nothing calls out.
 
     Raises:
         MergingError: listing every problem.
     """
     target = Path(out) if out is not None else None
+    remote = hub.look if hub is not None else None
     if isinstance(recipe, Recipe):
-        return make_plan(recipe, out=target, memory=parse_bytes(memory))
-    return plan_file(recipe, out=target, memory=parse_bytes(memory))
+        return make_plan(recipe, out=target, memory=parse_bytes(memory), remote=remote)
+    return plan_file(recipe, out=target, memory=parse_bytes(memory), remote=remote)
 
 
-def plan_file(path: str | Path, out: Path | None = None, memory: int | None = None) -> Plan:
+def plan_file(
+    path: str | Path, out: Path | None = None, memory: int | None = None, remote: Remote | None = None
+) -> Plan:
     """`check` for a recipe file."""
     path = Path(path)
     recipe, problems = Recipe.parse(read_text(path), name=str(path), folder=path.parent)
     if recipe is None:
         raise PlanError(problems)
-    return make_plan(recipe, out=out, earlier=problems, memory=memory)
+    return make_plan(recipe, out=out, earlier=problems, memory=memory, remote=remote)
 
 
 def run(

@@ -30,6 +30,8 @@ from merging.events import Event
 from merging.events import Progress as EngineProgress
 from merging.export_command import export, print_gguf
 from merging.health_command import health, health_of, print_health
+from merging.hub import Hub
+from merging.hub_command import download, fetch, missing_models, say_missing
 from merging.importance_command import importance
 from merging.mergekit_flags import Flags, MergeCommand, known
 from merging.methods import METHODS
@@ -66,6 +68,7 @@ app.command()(export)
 app.command()(evaluate)
 app.command("health")(health)
 app.command()(tune)
+app.command()(download)
 
 
 INTERRUPTED = 130
@@ -117,9 +120,13 @@ def check(
     memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe against its models' headers; lists every problem at once, reads no weight."""
+    """Check a recipe against its models' headers; lists every problem at once, reads no weight.
+
+    Of Hub models that are not on this machine only the headers, the config and the tokenizer are fetched.
+    """
+    hub = Hub.from_environment()
     try:
-        plan = api.check(recipe, memory=memory)
+        plan = api.check(recipe, memory=memory, hub=hub)
     except PlanError as error:
         if as_json:
             _print_json({"ok": False, "problems": error.problems})
@@ -127,7 +134,10 @@ def check(
         raise
     if as_json:
         shown = {"effective": [one.as_json() for one in plan.effective()]} if values else {}
-        _print_json({"ok": True, "warnings": plan.warnings, **_size(plan), **shown})
+        to_download = {pinned.reference: hub.missing(pinned) for pinned in missing_models(plan)}
+        _print_json(
+            {"ok": True, "warnings": plan.warnings, **_size(plan), "to_download": to_download, **shown}
+        )
         return
     size = _size(plan)
     print(
@@ -136,6 +146,7 @@ def check(
     print(
         f"parameters {size['parameters']:,} · reads {bytes_text(size['bytes_read'])} · writes {bytes_text(size['bytes_written'])}"
     )
+    say_missing(hub, missing_models(plan))
     for warning in plan.warnings:
         print(f"warning: {warning}")
     for line in summary(plan.effective()) if values else ():
@@ -159,12 +170,17 @@ def merge(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Merge into a folder that transformers loads, and look whether the result is sound."""
+    """Merge into a folder that transformers loads, and look whether the result is sound.
+
+    Hub models that are not on this machine are downloaded first, once the recipe has been checked by their headers.
+    """
     flags: Flags = ctx.obj
     for note in flags.notes:
         print(f"note: {note}", file=sys.stderr)
     asked = recipe if flags.seed is None else flags.seeded(Recipe.load(recipe))
     device = flags.device if device == "auto" and flags.device else device
+    hub = Hub.from_environment()
+    fetch(hub, missing_models(api.check(asked, out, memory=memory, hub=hub)))
     events = api.run(asked, out, device=device, memory=memory, files=flags.files)
     finished = _follow(events, as_json or flags.quiet)
     looked = health_of(finished.path, api.check(asked), device) if look else None

@@ -11,21 +11,24 @@ for step in hub.download(pinned): ...        # the last one has the folder
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from huggingface_hub import ModelInfo, constants, get_token
 
+from merging.adapter_file import AdapterFile
 from merging.checkpoint import Checkpoint
 from merging.errors import HubError
-from merging.hub_cache import has_weights, snapshot_folder
+from merging.hub_cache import cache_folder, has_weights, snapshot_folder
 from merging.hub_download import Download, Downloaded, missing_bytes
 from merging.hub_files import Pinned, pinned_model, tagged
 from merging.hub_requests import HubRequests
 from merging.references import Reference
 from merging.remote import open_remote
+from merging.room import disk_problem
+from merging.sources import open_snapshot
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,9 @@ class Hub:
         with self._requests.explained(what):
             return pinned_model(ModelInfo(**found), reference.model, revision)
 
-    def open(self, pinned: Pinned) -> Checkpoint:
-        """The model itself where it was downloaded, else a `RemoteCheckpoint`: headers, config and tokenizer.
+    def open(self, pinned: Pinned) -> Checkpoint | AdapterFile:
+        """The model itself where it was downloaded, else a `RemoteCheckpoint`: headers, config and tokenizer. An adapter
+        comes as its file, to go over a base.
 
         Raises:
             HubError: refused or cut off on the way.
@@ -100,19 +104,35 @@ class Hub:
         """
         folder = snapshot_folder(pinned.id, pinned.commit, self.cache)
         if has_weights(folder):
-            opened = Checkpoint.open(folder)
-            opened.label = pinned.id
-            return opened
+            return open_snapshot(folder, pinned.id)
         if pinned.reference not in self._remote:
             for _ in Download(self._requests, pinned, self.cache).run(pinned.small):
                 pass
             with self._requests.explained(pinned.id):
                 self._remote[pinned.reference] = open_remote(self._requests, pinned, folder)
-        return self._remote[pinned.reference]
+        model = self._remote[pinned.reference]
+        return AdapterFile(folder, model, pinned.id) if pinned.is_adapter else model
+
+    def look(self, reference: Reference) -> Checkpoint | AdapterFile:
+        """`open` what a reference means now."""
+        return self.open(self.pin(reference))
 
     def missing(self, pinned: Pinned) -> int:
         """Bytes that a download would still fetch; what an earlier one left behind counts as there."""
         return missing_bytes(pinned, self.cache)
+
+    def ensure_room(self, models: Sequence[Pinned]) -> None:
+        """See that the disk holds what is missing of all these models together.
+
+        Raises:
+            HubError: it does not.
+        """
+        needed = sum(self.missing(pinned) for pinned in models)
+        names = ", ".join(pinned.id for pinned in models)
+        if needed and (
+            problems := disk_problem(self.cache or cache_folder(), needed, f"the download of {names}")
+        ):
+            raise HubError(problems[0])
 
     def download(
         self, pinned: Pinned, *, cancelled: Callable[[], bool] = lambda: False
@@ -126,6 +146,7 @@ class Hub:
             HubError: no room, refused, cut off, or other bytes than the Hub lists.
             Stopped: `cancelled` said so.
         """
+        self.ensure_room([pinned])
         download = Download(self._requests, pinned, self.cache, cancelled)
         yield from download.run(pinned.files)
         yield download.finish()

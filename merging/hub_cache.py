@@ -10,11 +10,11 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from merging.adapter_file import WEIGHTS as ADAPTER_WEIGHTS
 from merging.checkpoint import INDEX
 from merging.references import COMMIT, Reference
 
 WEIGHTS = "model.safetensors"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def cache_folder() -> Path:

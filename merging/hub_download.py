@@ -23,7 +23,7 @@ from merging.heartbeats import Stopped
 from merging.hub_cache import ref_file, repository_folder, snapshot_folder
 from merging.hub_files import HubFile, Pinned
 from merging.hub_requests import CutOff, HubRequests
-from merging.room import bytes_text, disk_problem
+from merging.room import bytes_text
 
 TRIES = 3
 """Times that a connection may break without a new byte before a download gives up."""
@@ -109,9 +109,6 @@ class Download:
         places = [_Place(self._pinned, file, self._cache) for file in files]
         self._now = replace(self._now, files=len(places), nbytes=sum(place.missing for place in places))
         with self._disk_explained(), self._requests.explained(self._pinned.id):
-            folder = repository_folder(self._pinned.id, self._cache)
-            if problems := disk_problem(folder, self._now.nbytes, f"the download of {self._pinned.id}"):
-                raise HubError(problems[0])
             for number, place in enumerate(places):
                 self._now = replace(self._now, file=place.file.name, files_done=number)
                 yield self._event()

@@ -70,7 +70,7 @@ class Pinned:
 
     @property
     def is_adapter(self) -> bool:
-        return any(file.name == ADAPTER_WEIGHTS for file in self.files)
+        return [file.name for file in self.weights] == [ADAPTER_WEIGHTS]
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +87,7 @@ def pinned_model(model: ModelInfo, id: str, revision: str) -> Pinned:
         raise ValueError("no commit")
     names = {sibling.rfilename: sibling for sibling in model.siblings or []}
     files = []
-    for name in sorted(_wanted(set(names))):
+    for name in sorted(_wanted(set(names)), key=lambda name: (name.endswith(".safetensors"), name)):
         sibling = names[name]
         identity = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
         if identity is None or not _IDENTITY.fullmatch(identity) or not isinstance(sibling.size, int):

@@ -7,6 +7,7 @@ none is looked for: a path in somebody's file is only a name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,9 +47,9 @@ class Ancestor:
 def lineage_of_plan(plan: Plan) -> Ancestor:
     """The lineage of a plan's output, as far as its parents' files tell."""
     named = list(zip(plan.names, plan.experts, strict=True))
-    parents = [lineage_of_model(source, name) for name, source in named]
+    parents = [lineage_of_model(source, plan.commits.get(name, name)) for name, source in named]
     if plan.base is not None and all(source is not plan.base for _, source in named):
-        base = lineage_of_model(plan.base, plan.recipe.base_model or plan.base.label)
+        base = lineage_of_model(plan.base, plan.record.base_model or plan.base.label)
         parents.insert(0, replace(base, is_base=True))
     return _bounded(Ancestor("", method=plan.recipe.merge_method, parents=tuple(parents)))
 
@@ -92,7 +93,8 @@ def _named(one: Ancestor) -> str:
 
 
 def short(name: str) -> str:
-    """The last part of a path, or a Hub id as it is."""
+    """The last part of a path, or a Hub id with the first letters of its commit."""
+    name = re.sub(r"@([0-9a-f]{7})[0-9a-f]{33}\b", r"@\1", name)
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
     return name.rstrip("/").rpartition("/")[2] if is_path else name
 

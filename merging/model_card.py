@@ -57,7 +57,7 @@ def model_card(plan: Plan, finished: Finished, lineage: Ancestor, config: Mappin
             "",
             "## Recipe",
             "```yaml",
-            plan.recipe.to_yaml().rstrip(),
+            plan.record.to_yaml().rstrip(),
             "```",
             *_llama_cpp(config),
             "",

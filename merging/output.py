@@ -54,7 +54,7 @@ def write_merge(
     """
     metadata = {
         "mergescope_version": __version__,
-        "recipe": plan.recipe.to_yaml(),
+        "recipe": plan.record.to_yaml(),
         SUBJECT: subject_of_plan(plan),
         LINEAGE: to_text(lineage_of_plan(plan)),
     }
@@ -70,7 +70,7 @@ def write_merge(
 
 
 def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished, files: Files) -> None:
-    writer.add_text(MARKER, f"# made with Mergescope {__version__}\n{plan.recipe.to_yaml()}")
+    writer.add_text(MARKER, f"# made with Mergescope {__version__}\n{plan.record.to_yaml()}")
     reference = plan.reference if isinstance(plan.reference, Checkpoint) else None
     config = config_of(plan, reference) if reference is not None and reference.config else {}
     if files.card:

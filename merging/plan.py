@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from merging.header import DTYPES
 from merging.layout import Slot, layout
 from merging.methods import Method, get_method
 from merging.partitions import Scores
+from merging.pinning import commits_here, renamed
 from merging.recipe import ModelEntry, Recipe
 from merging.room import bytes_text, disk_problem, memory_problem, output_problem
 from merging.settings import Settings
-from merging.sources import Member, Part, open_parts
+from merging.sources import Member, Part, Remote, open_parts
 from merging.tensor_plan import NAME_OF_WORD, GroupKey, TensorPlan, plan_tensors
 
 KEEP_BYTES = 128 << 20
@@ -65,6 +66,13 @@ class Plan:
     """Each expert's δ·g of every element, for a method that needs it."""
     budget: int | None = None
     """Bytes of memory that the user allows."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """The recipe's Hub models with the commits that were opened, by what the recipe calls them."""
+
+    @cached_property
+    def record(self) -> Recipe:
+        """The recipe as a result keeps it: every Hub model at the commit that was merged."""
+        return renamed(self.recipe, self.commits)
 
     @cached_property
     def groups(self) -> dict[GroupKey, list[TensorPlan]]:
@@ -138,15 +146,24 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, *, out: Path | None = None, earlier: Sequence[str] = (), memory: int | None = None
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    earlier: Sequence[str] = (),
+    memory: int | None = None,
+    remote: Remote | None = None,
 ) -> Plan:
     """Open the models of a recipe by their headers and plan the merge, in so many bytes of memory if that is given.
+
+    Args:
+        remote: opens Hub models that are not here; without it they are problems.
 
     Raises:
         PlanError: with every problem found, those of the recipe itself (`earlier`) first.
     """
     problems = list(earlier)
-    base, parts = open_parts(recipe, problems)
+    commits = commits_here(recipe)
+    base, parts = open_parts(recipe, problems, remote)
     if out is not None:
         sources = [base, *(member.source for part in parts for member in part.members)]
         models = (source for source in sources if isinstance(source, Checkpoint))
@@ -158,7 +175,8 @@ def make_plan(
             importance = Importance.load(recipe.locate(recipe.importance))
         except MergingError as error:
             problems.append(str(error))
-    return plan_parts(recipe, base, parts, out=out, earlier=problems, importance=importance, memory=memory)
+    plan = plan_parts(recipe, base, parts, out=out, earlier=problems, importance=importance, memory=memory)
+    return replace(plan, commits=commits)
 
 
 def plan_sources(

@@ -55,9 +55,15 @@ class Part:
         return (*((self.base,) if self.base else ()), *self.experts)
 
 
-def open_parts(recipe: Recipe, problems: list[str]) -> tuple[TensorSource | None, list[Part]]:
+Remote = Callable[[Reference], Checkpoint | AdapterFile]
+"""Opens a Hub model or adapter that is not on this machine, by its headers."""
+
+
+def open_parts(
+    recipe: Recipe, problems: list[str], remote: Remote | None = None
+) -> tuple[TensorSource | None, list[Part]]:
     """The recipe's base and its parts, of the models that could be opened; each other one leaves a problem."""
-    return _Opening(recipe, problems).parts()
+    return _Opening(recipe, problems, remote).parts()
 
 
 def open_models(
@@ -79,6 +85,7 @@ class _Opening:
 
     recipe: Recipe
     problems: list[str]
+    remote: Remote | None = None
     _opened: dict[str, Checkpoint | None] = field(default_factory=dict)
 
     @cached_property
@@ -165,7 +172,9 @@ class _Opening:
         if reference not in self._opened:
             self._opened[reference] = None
             try:
-                opened = open_model(reference, self.recipe.locate, base=self._base_for(reference))
+                opened = open_model(
+                    reference, self.recipe.locate, base=self._base_for(reference), remote=self.remote
+                )
             except CheckpointError as error:
                 self.problems.append(str(error))
             else:  # another spelling of a path is the same model
@@ -200,7 +209,7 @@ def open_model(
     locate: Callable[[str], Path] = Path,
     *,
     base: Checkpoint | None = None,
-    remote: Callable[[Reference], Checkpoint] | None = None,
+    remote: Remote | None = None,
 ) -> Checkpoint:
     """Open what a reference names: a folder or file of this machine, or a Hub model that was downloaded.
 
@@ -213,48 +222,44 @@ def open_model(
         CheckpointError: not here, not readable, or of a kind that cannot be merged.
     """
     named = Reference.parse(reference, lambda text: path_exists(locate(text)))
+    opened = _open_alone(named.alone, locate, remote)
     if named.adapter is not None:
-        base, folder = _open_alone(named.alone, locate, remote), _folder_of(named.adapter, locate)
-        if folder is None and named.adapter.looks_like_hub:
-            raise _not_here(named.adapter)
-        return Adapted(base, AdapterFile(folder or locate(str(named.adapter))))
-    folder = _folder_of(named, locate)
-    if folder is None or not is_adapter(folder):
-        return _open_alone(named, locate, remote)
+        adapter = _open_alone(named.adapter, locate, remote)
+        if isinstance(opened, AdapterFile) or not isinstance(adapter, AdapterFile):
+            raise CheckpointError(f"{reference}: is not a model and an adapter; write MODEL+ADAPTER.")
+        return Adapted(opened, adapter)
+    if isinstance(opened, Checkpoint):
+        return opened
     if base is None:
         raise CheckpointError(
             f"{reference}: is an adapter, not a model. Write BASE+{reference}, or set base_model to a model that can be read."
         )
-    return Adapted(base, AdapterFile(folder))
+    return Adapted(base, opened)
 
 
 def _open_alone(
-    named: Reference,
-    locate: Callable[[str], Path],
-    remote: Callable[[Reference], Checkpoint] | None,
-) -> Checkpoint:
-    folder = _folder_of(named, locate)
-    if folder is None:
-        if not named.looks_like_hub:
-            return Checkpoint.open(locate(str(named)))
-        if remote is not None:
-            return remote(named)
-        raise _not_here(named)
-    opened = Checkpoint.open(folder)
-    if named.looks_like_hub and not path_exists(locate(named.model)):
-        opened.label = named.model
-    return opened
-
-
-def _not_here(named: Reference) -> CheckpointError:
-    return CheckpointError(
-        f"{named}: there is no such folder here, and no such Hub model was downloaded. If it is one, download it "
-        f"first: python -m merging download {named}"
+    named: Reference, locate: Callable[[str], Path], remote: Remote | None
+) -> Checkpoint | AdapterFile:
+    here = locate(named.model)
+    if named.revision is None and path_exists(here):
+        return AdapterFile(here) if is_adapter(here) else Checkpoint.open(here)
+    if not named.looks_like_hub:
+        return Checkpoint.open(locate(str(named)))
+    folder = cached_model(named)
+    if folder is not None:
+        return open_snapshot(folder, named.model)
+    if remote is not None:
+        return remote(named)
+    raise CheckpointError(
+        f"{named}: there is no such folder here, and no such Hub model was downloaded. If it is one, download it first: "
+        f"python -m merging download {named}"
     )
 
 
-def _folder_of(named: Reference, locate: Callable[[str], Path]) -> Path | None:
-    """Where a model or an adapter lies on this machine; None where it is not here."""
-    if named.revision is None and path_exists(path := locate(named.model)):
-        return path
-    return cached_model(named) if named.looks_like_hub else None
+def open_snapshot(folder: Path, id: str) -> Checkpoint | AdapterFile:
+    """A Hub model or adapter that was downloaded, under its name there."""
+    if is_adapter(folder):
+        return AdapterFile(folder, label=id)
+    opened = Checkpoint.open(folder)
+    opened.label = id
+    return opened
