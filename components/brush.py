@@ -13,6 +13,7 @@ from components.merge_recipe import check, expert_names
 from merging import METHODS, MergingError, Method, Recipe
 from merging.anatomy import locate
 from merging.effective import Names
+from merging.keeping import keepers
 from merging.methods import get_method
 from merging.recipe import Override
 from merging.reports.report import Cell
@@ -121,6 +122,7 @@ def _set_parameter(
 ) -> tuple[Recipe, str]:
     method = get_method(recipe.merge_method)
     value = _checked(method, recipe, action)
+    _refuse_kept(recipe, wanted)
     exclude = cut_globs(recipe.exclude, wanted, names)
     new = Override(tensors="*", model=action.model, parameters={action.parameter: value})
     overrides = added(recipe.overrides, new, wanted, names)
@@ -154,6 +156,7 @@ def _keep_base(
 def _back(
     recipe: Recipe, wanted: Sequence[str], names: Sequence[str], action: BackToRecipe
 ) -> tuple[Recipe, str]:
+    _refuse_kept(recipe, wanted)
     overrides: list[Override] = []
     for override in recipe.overrides:
         globs = cut(override.tensors, wanted, names)
@@ -167,6 +170,16 @@ def _back(
     if not changed.overrides and _scope(recipe) == "tensor" != usual:
         sentence += f" scope stays tensor; the method's own is {usual}."
     return changed, sentence
+
+
+def _refuse_kept(recipe: Recipe, wanted: Sequence[str]) -> None:
+    """Refuse to change tensors that the recipe's `keep` holds, which names whole modules and blocks."""
+    by_keep = recipe.model_copy(update={"exclude": ()})
+    held = [name for name in wanted if keepers(by_keep, name)]
+    if held:
+        raise MergingError(
+            f"The recipe's keep holds the base in {len(held)} of these tensors; change it under Output first."
+        )
 
 
 _ACTIONS: dict[type, Callable[..., tuple[Recipe, str]]] = {

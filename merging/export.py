@@ -9,7 +9,7 @@ from typing import Any
 
 from merging.errors import MergingError
 from merging.methods import METHODS, Method
-from merging.recipe import ModelEntry, Recipe
+from merging.recipe import Keep, ModelEntry, Recipe
 from merging.settings import FOR_MERGEKIT
 from merging.values import ParameterValue, Scalar, covers, leaves, with_leaves
 from merging.yaml_text import dump_yaml
@@ -40,7 +40,7 @@ TAKES: Mapping[str, frozenset[str]] = {
 """mergekit's methods that we have, and the parameters they take there."""
 REQUIRED = frozenset({"weight", "t"})
 """What mergekit has no default for."""
-OWN_KEYS = frozenset({"profile", "seed", "scope", "importance", "exclude", "overrides", "parameters"})
+OWN_KEYS = frozenset({"profile", "seed", "scope", "importance", "exclude", "keep", "overrides", "parameters"})
 RESCALE: Mapping[Scalar, bool] = {"l1": True, "none": False}
 """Our words for what mergekit writes as true and false."""
 _RESCALES = {"l1", "none", "true", "false"}
@@ -180,6 +180,8 @@ class _Export:
         recipe = self.recipe
         if recipe.exclude:
             yield f"exclude: mergekit merges every tensor; it cannot keep the base's {', '.join(recipe.exclude)}."
+        if recipe.keep != Keep():
+            yield "keep: mergekit merges every tensor; it cannot keep modules or blocks of the base."
         if recipe.overrides:
             yield "overrides: mergekit has no globs; write these values as filters."
         for name in self.method.parameters():

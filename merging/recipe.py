@@ -69,6 +69,16 @@ class Override(BaseModel):
     parameters: dict[str, ParameterValue]
 
 
+class Keep(BaseModel):
+    """What stays the base's, see `merging.keeping`: `modules`, and runs of the output's blocks, each from its first number
+    up to, without, its second."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modules: tuple[str, ...] = ()
+    layers: tuple[tuple[StrictInt, StrictInt], ...] = ()
+
+
 class Recipe(BaseModel):
     """What to merge and how. Field names are the YAML's keys.
 
@@ -92,6 +102,7 @@ class Recipe(BaseModel):
     tokenizer_source: str | None = None
     chat_template: str | None = None
     exclude: tuple[str, ...] = ()
+    keep: Keep = Keep()
     overrides: tuple[Override, ...] = ()
 
     _folder: Path | None = PrivateAttr(None)
@@ -257,6 +268,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "slices": Slice,
     "sources": SliceSource,
     "overrides": Override,
+    "keep": Keep,
 }
 
 
@@ -271,6 +283,8 @@ def _sentence(problem: Any) -> str:
         return f"{where}: missing."
     given = repr(problem["input"])
     given = given if len(given) <= MOST_QUOTED else f"{given[:MOST_QUOTED]}…"
+    if "keep" in parents and (key == "layers" or "layers" in parents):
+        return f"{where}: must be runs of blocks, each two whole numbers, such as [[0, 2], [22, 24]]; it is {given}."
     if key == "layer_range" or "layer_range" in parents:
         return (
             f"{where}: must be two whole numbers, the first block and the one after the last, such as [0, 8]; it is "

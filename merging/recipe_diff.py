@@ -128,6 +128,8 @@ class _Flat:
             found["tokenizer_source"] = recipe.tokenizer_source
         found["chat_template"] = recipe.chat_template
         found["exclude"] = ", ".join(sorted(recipe.exclude)) or None
+        found["keep"] = ", ".join(sorted(recipe.keep.modules)) or None
+        found["keep blocks"] = ", ".join(f"{a} to {b - 1}" for a, b in sorted(recipe.keep.layers)) or None
         for number, override in enumerate(recipe.overrides, 1):
             who = f" of {self._name(override.model)}" if override.model else ""
             values = (f"{name} {_chain([value])}" for name, value in sorted(override.parameters.items()))

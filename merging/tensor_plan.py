@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 
 from merging.anatomy import locate
 from merging.header import DTYPE_NAMES, DTYPE_WORDS, DTYPES, MERGEABLE, TensorInfo
+from merging.keeping import keepers, keeping_problems
 from merging.layout import Input, Slot
 from merging.methods import Method, Scope
 from merging.recipe import Recipe
@@ -77,17 +77,15 @@ def plan_tensors(
     piece_bytes: int | None = None,
 ) -> tuple[list[TensorPlan], list[str]]:
     """A plan for every slot, and the problems found on the way. In a layout that is not `complete` it is no problem
-    that a glob matches no tensor. Pieces take `piece_bytes` at most, but one row at least."""
+    that something of the recipe matches no tensor. Pieces take `piece_bytes` at most, but one row at least."""
     piece = PIECE_BYTES if piece_bytes is None else min(PIECE_BYTES, piece_bytes)
-    unused = set(recipe.exclude)
-    planned = []
-    for slot in slots:
-        matching = {glob for glob in recipe.exclude if fnmatchcase(slot.name, glob)}
-        unused -= matching
-        planned.append(_plan_tensor(recipe, slot, settings, piece, excluded=bool(matching)))
+    planned = [
+        _plan_tensor(recipe, slot, settings, piece, excluded=bool(keepers(recipe, slot.name)))
+        for slot in slots
+    ]
     problems = list(settings.problems_found)
     if complete:
-        problems += [f"exclude: '{glob}' matches no tensor." for glob in sorted(unused)]
+        problems += keeping_problems(recipe, [slot.name for slot in slots])
         problems += settings.unused_overrides()
     return planned, problems + list(_mixed_scopes(planned))
 
