@@ -22,7 +22,8 @@ from components.importance_tab import CSS as IMPORTANCE_CSS
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
 from components.merge_tab import CSS as MERGE_CSS
 from components.merge_tab import build_merge_tab, wire_merge_tab
-from components.models_tab import build_models_tab, wire_models_tab
+from components.models_tab import build_models_tab
+from components.models_wiring import wire_models_tab
 from components.next_stage import wire_next_stage
 from components.preview_store import shared_previews, warm_up
 from components.settings import Settings

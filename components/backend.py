@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from components.hub.desk import HubDesk
 from components.settings import Settings
 from merging.history import History
 from merging.jobs import JobStore
@@ -14,6 +15,16 @@ from merging.model_cache import ModelCache
 def job_store(settings: Settings) -> JobStore:
     """The jobs under the settings' folder of runs."""
     return _store(settings.runs.resolve())
+
+
+def download_store(settings: Settings) -> JobStore:
+    """The downloads: they wait for the network, so they run beside the other jobs."""
+    return _store(settings.downloads.resolve())
+
+
+def hub_desk(settings: Settings) -> HubDesk:
+    """What was looked up on the Hub, and the visitors' tokens."""
+    return _desk(settings.runs.resolve(), settings.single_owner)
 
 
 def model_cache(settings: Settings) -> ModelCache:
@@ -29,6 +40,11 @@ def run_history(settings: Settings) -> History:
 @cache
 def _store(folder: Path) -> JobStore:
     return JobStore(folder)
+
+
+@cache
+def _desk(folder: Path, machine_token: bool) -> HubDesk:
+    return HubDesk(machine_token)
 
 
 @cache

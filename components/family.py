@@ -9,16 +9,22 @@ from typing import Any
 
 from merging import METHODS, Recipe
 from merging.recipe import ModelEntry
+from merging.references import Reference
 
 DEMO_EXPERTS = ("math", "code", "words")
 
 
 @dataclass(frozen=True)
 class Family:
-    """`base` and `experts` are model references as a recipe names them (folders)."""
+    """`base` and `experts` are model references as a recipe names them: folders, and models of the Hub at a commit.
+
+    `words` are the recipe's keys that decide tokens, head and chat template where the models differ in them; where the value
+    is a model it is one of these.
+    """
 
     base: str
     experts: tuple[str, ...]
+    words: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def demo(cls, folder: Path, experts: Sequence[str] = DEMO_EXPERTS) -> Family:
@@ -28,7 +34,7 @@ class Family:
     @property
     def names(self) -> tuple[str, ...]:
         """Short names of the experts: the last part of each path, with as much before it as tells them apart."""
-        paths = [Path(expert).parts for expert in self.experts]
+        paths = [_parts(expert) for expert in self.experts]
         names = []
         for parts in paths:
             length = 1
@@ -39,7 +45,7 @@ class Family:
 
     @property
     def base_name(self) -> str:
-        return Path(self.base).name
+        return _parts(self.base)[-1] if self.base else ""
 
     def recipe(
         self,
@@ -58,5 +64,12 @@ class Family:
                 ModelEntry(model=e, parameters=dict(p)) for e, p in zip(self.experts, own, strict=True)
             ),
             parameters=dict(parameters or {}),
-            **{"profile": "paper", **keys},
+            **{"profile": "paper", **dict(self.words), **keys},
         )
+
+
+def _parts(model: str) -> tuple[str, ...]:
+    """The names of a model from the outermost: of its adapter, where it has one, without a revision."""
+    named = Reference.parse(model)
+    named = named.adapter or named
+    return Path(named.model).parts or (named.model,)

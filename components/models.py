@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import merging
 from components.family import DEMO_EXPERTS, Family
+from components.hub.sources import DEMO, NotAsked, Opened, name_of, open_typed
 from components.settings import Settings
-from components.stages import RUN, run_folder
+from components.stages import RUN
 from merging import Checkpoint, MergingError, Plan
+from merging.adapter import Adapted
 from merging.anatomy import blocks, locate
 from merging.compatibility import compare
 from merging.errors import PlanError
 from merging.header import DTYPE_WORDS
+from merging.plan import plan_sources
+from merging.recipe import ModelEntry
+from merging.references import Reference
+from merging.sources import open_model
 
-DEMO = "demo:"
 LONG_EXPERT = "math-long"
 MOST_EXPERTS = 8
 LONGEST = 1000
@@ -42,26 +47,101 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class AdapterFacts:
+    """What a card shows of an adapter; `base` is the model it was trained on, as it says itself."""
+
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    targets: tuple[str, ...]
+    base: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class HubFacts:
+    """What a card shows of where a model of the Hub comes from; `missing` bytes are still to be downloaded."""
+
+    commit: str
+    marks: tuple[str, ...]
+    missing: int
+
+
+@dataclass(frozen=True)
 class Card:
-    """One row of the Models tab. Without facts the model could not be opened; `problems` keep it out of the family."""
+    """One row of the Models tab. Without facts the model could not be opened; `problems` keep it out of the family.
+
+    `waits`: the Hub has not been asked for it yet.
+    """
 
     name: str
     facts: Facts | None = None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    adapter: AdapterFacts | None = None
+    hub: tuple[HubFacts, ...] = ()
+    waits: bool = False
 
     @property
     def empty(self) -> bool:
         return not self.name
 
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to be downloaded."""
+        return sum(one.missing for one in self.hub)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """What the rows amount to: a card a row, and the family of those that fit."""
+    """What the rows amount to: a card a row, and the models that fit, be all their weights here or not.
+
+    `to_ask` are models that the Hub would have to be asked for.
+    """
 
     base: Card
     experts: tuple[Card, ...]
-    family: Family
+    base_model: Opened | None = None
+    members: tuple[Opened, ...] = ()
+    to_ask: tuple[Reference, ...] = ()
+
+    @cached_property
+    def family(self) -> Family:
+        """The models whose weights are here."""
+        if self.base_model is None or self.base_model.missing:
+            return Family("", ())
+        return Family(
+            self.base_model.reference, tuple(one.reference for one in self.members if not one.missing)
+        )
+
+    @property
+    def opened(self) -> tuple[Opened, ...]:
+        """The base and the experts that fit."""
+        return (*((self.base_model,) if self.base_model is not None else ()), *self.members)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to be downloaded of all of them."""
+        parts = {
+            pinned.id: looked.missing
+            for one in self.opened
+            for looked in one.looked
+            if (pinned := looked.pinned)
+        }
+        return sum(parts.values())
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """A plain merge of all that fit, for sizes; None where they cannot be merged."""
+        base = self.base_model
+        readable = [one for one in self.members if one.model is not None]
+        if base is None or base.model is None or not readable:
+            return None
+        recipe = Family(base.reference, tuple(one.reference for one in readable)).recipe()
+        experts = [(ModelEntry(model=one.reference), one.model) for one in readable]
+        try:
+            return plan_sources(recipe, base.model, experts)
+        except MergingError:
+            return None
 
 
 def demo_rows(settings: Settings) -> tuple[str, list[str]]:
@@ -99,82 +179,95 @@ def has_long_expert(settings: Settings) -> bool:
     return (settings.demo / LONG_EXPERT).is_dir()
 
 
-def resolve(typed: str, settings: Settings, owner: str = "") -> str:
-    """The folder that a text means: `demo:NAME`, `run:ID` of a finished merge of the owner's, or a folder of this machine
-    where those are allowed.
-
-    Raises:
-        MergingError: no such demo model or merge, or folders are not allowed here.
-    """
-    if typed.startswith(RUN):
-        return run_folder(settings, owner, typed.removeprefix(RUN).strip())
-    if typed.startswith(DEMO):
-        name = typed.removeprefix(DEMO).strip()
-        known = sorted(path.name for path in settings.demo.glob("*/") if (path / "config.json").is_file())
-        if name not in known:
-            offer = ", ".join(DEMO + other for other in known) or "none; run examples/demo/train.py"
-            raise MergingError(f"There is no demo model '{name}'. Those that exist: {offer}.")
-        return str(settings.demo / name)
-    if not settings.local_folders:
-        raise MergingError(
-            "This server opens only the demo models (demo:NAME) and merges made here, not folders; run Mergescope on "
-            "your own machine to merge models of yours."
-        )
-    try:
-        return str(Path(typed).expanduser())
-    except RuntimeError:
-        raise MergingError(f"{typed}: there is no such user on this machine. Give the whole path.") from None
-
-
 def choose(settings: Settings, base: str, experts: Sequence[str], owner: str = "") -> Choice:
-    """Open what was typed, by headers only, and judge each expert against the base. Merges of the owner's can be named."""
-    base_card, base_model, base_path = _open(base.strip(), settings, owner)
+    """Open what was typed, by headers only, and judge each expert against the base."""
+    opening = _Opening(settings, owner)
+    base_card, base_model = opening.open(base.strip())
     cards: list[Card] = []
-    paths: list[str] = []
+    members: list[Opened] = []
     for typed in list(experts)[:MOST_EXPERTS]:
-        card, model, path = _open(typed.strip(), settings, owner)
-        if model is not None:
-            repeated = _repeated(path, base_path if base_model is not None else None, paths)
-            problems, warnings = ([repeated], []) if repeated else ([], [])
-            if base_model is None:
-                problems = ["Cannot be compared before the base can be read."]
-            elif not repeated:
-                problems, warnings = _fit(base_model, model, card.name)
-            card = Card(card.name, card.facts, tuple(problems), tuple(warnings))
+        card, opened = opening.open(typed.strip(), base_model)
+        if opened is not None:
+            problems, warnings = _judged(card.name, opened, base_model, members)
+            card = replace(card, problems=tuple(problems), warnings=(*card.warnings, *warnings))
             if not problems:
-                paths.append(path)
+                members.append(opened)
         cards.append(card)
-    family = Family(base_path, tuple(paths)) if base_model is not None else Family("", ())
-    return Choice(base_card, tuple(cards), family)
+    return Choice(base_card, tuple(cards), base_model, tuple(members), tuple(opening.to_ask))
 
 
-def _open(typed: str, settings: Settings, owner: str) -> tuple[Card, Checkpoint | None, str]:
-    if not typed:
-        return Card(""), None, ""
-    name = typed.removeprefix(DEMO) if typed.startswith(DEMO) else Path(typed).name or typed
-    try:
-        path = resolve(typed, settings, owner)
-        model = Checkpoint.open(path)
-        if typed.startswith(RUN):
-            name = model.label
-        return Card(name, read_facts(model)), model, path
-    except MergingError as error:
-        return Card(name, problems=(str(error),)), None, ""
-    except (OSError, ValueError):
-        return (
-            Card(name, problems=("This folder cannot be read; check its name and its permissions.",)),
-            None,
-            "",
+@dataclass
+class _Opening:
+    """Opens what was typed, and notes what the Hub has to be asked for."""
+
+    settings: Settings
+    owner: str
+    to_ask: list[Reference] = field(default_factory=list)
+
+    def open(self, typed: str, base: Opened | None = None) -> tuple[Card, Opened | None]:
+        if not typed:
+            return Card(""), None
+        name = name_of(typed)
+        try:
+            opened = open_typed(self.settings, self.owner, typed, base.reference if base is not None else "")
+            if typed.startswith(RUN) and opened.model is not None:
+                name = opened.model.label
+            return _card(name, opened), opened
+        except NotAsked as waiting:
+            self.to_ask.append(waiting.reference)
+            return Card(name, problems=(str(waiting),), waits=True), None
+        except MergingError as error:
+            return Card(name, problems=(str(error),)), None
+        except (OSError, ValueError):
+            return Card(
+                name, problems=("This folder cannot be read; check its name and its permissions.",)
+            ), None
+
+
+def _card(name: str, opened: Opened) -> Card:
+    model = opened.model
+    hub = tuple(
+        HubFacts(
+            one.pinned.commit,
+            tuple(word for word, on in (("gated", one.pinned.gated), ("private", one.pinned.private)) if on),
+            one.missing,
         )
+        for one in opened.looked
+        if one.pinned is not None
+    )
+    if model is None:
+        return Card(name, hub=hub, warnings=("Whether it fits is known once it is downloaded.",))
+    licence = next(
+        (one.pinned.licence for one in reversed(opened.looked) if one.pinned and one.pinned.licence), None
+    )
+    adapter = _adapter_facts(model) if isinstance(model, Adapted) else None
+    return Card(name, read_facts(model, licence), adapter=adapter, hub=hub, warnings=tuple(model.remarks))
 
 
-def _repeated(path: str, base: str | None, listed: Sequence[str]) -> str | None:
-    real = Path(path).resolve()
-    if base is not None and real == Path(base).resolve():
-        return "This is the base itself, so it changes nothing. Name a model that was tuned from it."
-    if any(real == Path(other).resolve() for other in listed):
-        return "Already listed above. Remove one of the two."
-    return None
+def _adapter_facts(model: Adapted) -> AdapterFacts:
+    one = model.adapter
+    return AdapterFacts(one.ranks, one.alphas, one.targets, one.base, one.stored.nbytes)
+
+
+def _judged(
+    name: str, opened: Opened, base: Opened | None, earlier: Sequence[Opened]
+) -> tuple[list[str], list[str]]:
+    """Problems and warnings of an expert beside the base and the experts above it."""
+    if base is None:
+        return ["Cannot be compared before the base can be read."], []
+    if _same(opened, base):
+        return ["This is the base itself, so it changes nothing. Name a model that was tuned from it."], []
+    if any(_same(opened, other) for other in earlier):
+        return ["Already listed above. Remove one of the two."], []
+    if opened.model is None or base.model is None:
+        return [], []
+    return _fit(base.model, opened.model, name)
+
+
+def _same(one: Opened, other: Opened) -> bool:
+    if one.model is None or other.model is None:
+        return one.reference == other.reference
+    return one.model.path.resolve() == other.model.path.resolve()
 
 
 def _fit(base: Checkpoint, model: Checkpoint, name: str) -> tuple[list[str], list[str]]:
@@ -190,8 +283,8 @@ def _fit(base: Checkpoint, model: Checkpoint, name: str) -> tuple[list[str], lis
     return [plain(problem) for problem in problems], [plain(warning) for warning in warnings]
 
 
-def read_facts(model: Checkpoint) -> Facts:
-    """The facts of a card, from headers, config and the front matter of the README."""
+def read_facts(model: Checkpoint, licence: str | None = None) -> Facts:
+    """The facts of a card, from headers, config and the front matter of the README, unless the licence is known."""
     config = {**model.config, **(model.config.get("text_config") or {})}
     embedding = next((t for n, t in model.tensors.items() if locate(n).role == "embedding"), None)
     width = config.get("hidden_size") or config.get("n_embd")
@@ -205,7 +298,7 @@ def read_facts(model: Checkpoint) -> Facts:
         dtypes=tuple(sorted(dtypes)),
         vocabulary=embedding.rows if embedding is not None else None,
         tied=model.tied,
-        licence=_licence(model.folder),
+        licence=licence or _licence(model.folder),
         nbytes=model.nbytes,
     )
 
@@ -223,15 +316,6 @@ def _licence(folder: Path) -> str | None:
     return licence[:60] if isinstance(licence, str) else None
 
 
-def plan_family(family: Family) -> Plan:
-    """The plan of a plain merge of the family, for sizes.
-
-    Raises:
-        MergingError: the family cannot be merged.
-    """
-    return merging.check(family.recipe())
-
-
 def unreadable(family: Family) -> list[str]:
     """A sentence for each model of a family that cannot be opened: which one, why, and what to do."""
     models = [("base", family.base_name, family.base)]
@@ -239,7 +323,7 @@ def unreadable(family: Family) -> list[str]:
     sentences = []
     for role, name, folder in models:
         try:
-            Checkpoint.open(folder)
+            open_model(folder)
         except (MergingError, OSError) as error:
             reason = (
                 str(error) if isinstance(error, MergingError) else f"{folder}: {error.strerror or error}."

@@ -9,7 +9,9 @@ import gradio as gr
 
 from components.merge_events import toast
 from components.merge_tab import MergeTab
-from components.models_tab import JUDGING, PRIVATE, ModelsTab, judge, with_merge
+from components.models_events import judge, with_model
+from components.models_tab import ModelsTab
+from components.models_wiring import JUDGING, PRIVATE
 from components.settings import Settings
 from components.shared import Shared, owner_id
 from components.stages import RUN, run_folder
@@ -36,6 +38,6 @@ def take_merge(settings: Settings, as_base: bool, id: str, stored: Any, shown: i
     """The rows with the merge on the card in them; `id` comes from the browser, and must be a merge of this owner's."""
     try:
         run_folder(settings, owner_id(settings, stored), id)
-        return with_merge(f"{RUN}{id}", as_base, shown, *typed)
+        return with_model(f"{RUN}{id}", as_base, shown, *typed)
     except MergingError as error:
         raise toast(str(error), "The merge was not taken") from None

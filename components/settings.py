@@ -16,7 +16,8 @@ class Settings:
 
     `runs` holds jobs and their merged models, `cache` what can be measured anew; by default it lies beside `runs`. `single_owner`: everybody who opens the page is one person (a local
     start); otherwise each browser owns what it made. `local_folders`: whether folders of this machine may be named as
-    models.
+    models. `largest_download`: bytes that may be downloaded of one model of the Hub; None for any number, 0 where the Hub is
+    not asked.
     """
 
     demo: Path = ROOT / "examples" / "demo"
@@ -25,8 +26,19 @@ class Settings:
     device: str = "auto"
     single_owner: bool = True
     local_folders: bool = True
+    largest_download: int | None = None
     host: str = "127.0.0.1"
     port: int = 7860
+
+    @property
+    def hub(self) -> bool:
+        """Whether models of the Hub may be named."""
+        return self.largest_download != 0
+
+    @property
+    def downloads(self) -> Path:
+        """Where the records of downloads are kept, by owner."""
+        return self.runs / ".downloads"
 
     @property
     def reports(self) -> Path:
@@ -40,19 +52,23 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Read MERGESCOPE_RUNS, MERGESCOPE_CACHE, MERGESCOPE_DEVICE, MERGESCOPE_SHARED, MERGESCOPE_HOST, MERGESCOPE_PORT.
+        """Read MERGESCOPE_RUNS, MERGESCOPE_CACHE, MERGESCOPE_DEVICE, MERGESCOPE_SHARED, MERGESCOPE_LARGEST_DOWNLOAD,
+        MERGESCOPE_HOST, MERGESCOPE_PORT.
 
         `MERGESCOPE_SHARED=1` is for a server that several people use. On a Hugging Face Space it is the default.
+        MERGESCOPE_LARGEST_DOWNLOAD is in bytes, such as 5e9; on a shared server it is 0 unless it is set.
         """
         on_space = "SPACE_ID" in environment
         shared = environment.get("MERGESCOPE_SHARED", "1" if on_space else "0") == "1"
         cache = environment.get("MERGESCOPE_CACHE")
+        largest = environment.get("MERGESCOPE_LARGEST_DOWNLOAD", "0" if shared else "")
         return cls(
             runs=Path(environment.get("MERGESCOPE_RUNS", ROOT / "runs")),
             cache=Path(cache) if cache else None,
             device=environment.get("MERGESCOPE_DEVICE", "auto"),
             single_owner=not shared,
             local_folders=not shared,
+            largest_download=int(float(largest)) if largest else None,
             host=environment.get("MERGESCOPE_HOST", "0.0.0.0" if on_space else "127.0.0.1"),
             port=int(environment.get("MERGESCOPE_PORT", "7860")),
         )

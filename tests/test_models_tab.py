@@ -9,9 +9,11 @@ import gradio as gr
 import pytest
 
 from components.family import Family
+from components.hub.sources import open_typed
 from components.model_cards import card_html, estimate_html
-from components.models import MOST_EXPERTS, choose, plan_family, resolve
-from components.models_tab import add_expert, build_models_tab, judge, remove_expert, restore, take_demo
+from components.models import MOST_EXPERTS, choose
+from components.models_events import add_expert, judge, remove_expert, restore, take_demo
+from components.models_tab import build_models_tab
 from components.numbers import count, size
 from components.settings import Settings
 from components.shared import build_shared
@@ -124,8 +126,8 @@ def test_without_a_base_nothing_can_go_on_and_nothing_is_lost(settings):
 def test_a_shared_server_opens_only_the_demo(settings, family):
     shared = dataclasses.replace(settings, local_folders=False, single_owner=False)
     with pytest.raises(MergingError, match="only the demo models"):
-        resolve(str(family / "one"), shared)
-    assert resolve("demo:one", shared) == str(family / "one")
+        open_typed(shared, "", str(family / "one"))
+    assert open_typed(shared, "", "demo:one").reference == str(family / "one")
     cards, _, chosen, _ = shown(shared, "demo:base", str(family / "one"))
     assert "This server opens only the demo models" in cards[1]
     assert chosen.experts == ()
@@ -222,8 +224,7 @@ def test_a_kept_base_that_cannot_be_read_is_told_at_its_field(settings, family, 
 
 
 def test_estimate_follows_from_the_plan(settings, family):
-    chosen = choose(settings, "demo:base", ["demo:one", "demo:two"]).family
-    plan = plan_family(chosen)
+    plan = choose(settings, "demo:base", ["demo:one", "demo:two"]).plan
     header = (family / "base" / "model.safetensors").stat().st_size - plan.bytes_to_write
     assert 0 < header < 10_000
     shown = estimate_html(plan, listed=3)

@@ -11,7 +11,7 @@ from components.family import Family
 from components.merge_recipe import default_recipe
 from components.merge_yaml import from_yaml
 from components.models import MOST_EXPERTS, choose
-from components.models_tab import judge, with_merge
+from components.models_events import judge, with_model
 from components.next_stage import take_merge
 from components.settings import Settings
 from merging import Checkpoint, MergingError, Recipe
@@ -85,10 +85,10 @@ def test_ids_that_are_none_take_nothing(settings, id):
 def test_rows_that_are_full_or_hold_it_already():
     full = [f"demo:{n}" for n in range(MOST_EXPERTS)]
     with pytest.raises(MergingError, match="remove one"):
-        with_merge("run:x", False, MOST_EXPERTS, "demo:base", *full)
-    there = with_merge("run:x", False, 2, "demo:base", "run:x", "", *EMPTY[2:])
+        with_model("run:x", False, MOST_EXPERTS, "demo:base", *full)
+    there = with_model("run:x", False, 2, "demo:base", "run:x", "", *EMPTY[2:])
     assert there[:4] == [2, gr.skip(), gr.skip(), gr.skip()]
-    filled = with_merge("run:x", False, 2, "demo:base", "", "demo:one", *EMPTY[2:])
+    filled = with_model("run:x", False, 2, "demo:base", "", "demo:one", *EMPTY[2:])
     assert filled[:4] == [2, gr.skip(), "run:x", gr.skip()]
 
 

@@ -34,8 +34,8 @@ function item(found) {
   }
   words.appendChild(document.createElement('small')).textContent = found.about;
   line.append(
-    button('Base', found.id, 'base', `Use ${found.id} as the base`),
-    button('Expert', found.id, 'expert', `Add ${found.id} as an expert`),
+    button('Use as base', found.id, 'base', `Use ${found.id} as the base`),
+    button('Add as expert', found.id, 'expert', `Add ${found.id} as an expert`),
   );
   return line;
 }

@@ -1,0 +1,1 @@
+"""Models of the Hub on the page: search, token, what was looked up, downloads."""

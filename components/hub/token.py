@@ -1,0 +1,80 @@
+"""The field for a visitor's own access token, which is kept in memory and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from components.backend import hub_desk
+from components.hub.desk import LONGEST_TOKEN
+from components.settings import Settings
+from components.shared import owner_id
+
+ABOUT = (
+    "Only for private and gated models: an access token of yours with the right to read. It is kept in memory until "
+    "Mergescope stops, and never written down."
+)
+IN_USE = "A token is in use for what you ask the Hub."
+MALFORMED = "This is no access token; one begins with hf_ and has no spaces."
+NO_IDENTITY = "This browser has no identity yet. Reload the page."
+
+
+@dataclass(frozen=True)
+class TokenField:
+    """The field, its two buttons, and a line that says whether a token is in use."""
+
+    field: gr.Textbox
+    use: gr.Button
+    forget: gr.Button
+    note: gr.HTML
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.field, self.forget, self.note]
+
+
+def build_token_field() -> TokenField:
+    """The parts in a row."""
+    with gr.Row(elem_classes="hub-token"):
+        field = gr.Textbox(
+            label="Access token",
+            type="password",
+            placeholder="hf_…",
+            max_length=LONGEST_TOKEN,
+            html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
+            scale=3,
+            min_width=230,
+        )
+        use = gr.Button("Use token", size="sm", scale=0, min_width=120)
+        forget = gr.Button("Forget it", size="sm", scale=0, min_width=110, visible=False)
+    note = gr.HTML(_note(ABOUT))
+    return TokenField(field, use, forget, note)
+
+
+def take(settings: Settings, token: str, stored: Any) -> list[Any]:
+    """Use what was typed from now on; the field is emptied, so that the page no longer holds it."""
+    owner, token = owner_id(settings, stored), (token or "").strip()
+    if not settings.single_owner and owner != stored:
+        return ["", gr.skip(), _note(NO_IDENTITY)]
+    if not token.isascii() or not token.isprintable() or " " in token or not 8 <= len(token) <= LONGEST_TOKEN:
+        return ["", gr.skip(), _note(MALFORMED)]
+    hub_desk(settings).take_token(owner, token)
+    return shown(settings, stored)
+
+
+def forget(settings: Settings, stored: Any) -> list[Any]:
+    """Use no token any more."""
+    hub_desk(settings).take_token(owner_id(settings, stored), "")
+    return shown(settings, stored)
+
+
+def shown(settings: Settings, stored: Any) -> list[Any]:
+    """An empty field, and whether a token is in use."""
+    has = hub_desk(settings).has_token(owner_id(settings, stored))
+    return ["", gr.update(visible=has), _note(IN_USE if has else ABOUT)]
+
+
+def _note(words: str) -> str:
+    return f'<p class="hub-note">{words}</p>'
