@@ -20,11 +20,14 @@ SMALL_FILES = frozenset(
         "generation_config.json",
         "adapter_config.json",
         "model_index.json",
+        "preprocessor_config.json",
+        "tekken.json",
         INDEX,
         *TOKENIZER_FILES,
     }
 )
-"""What a model's folder needs beside its weights."""
+"""What a model's folder needs beside its weights, and tokenizers by `SMALL_ENDINGS`."""
+SMALL_ENDINGS = (".model", ".tiktoken", ".jinja")
 MOST_SMALL = 64 << 20
 """Bytes of one of them at most."""
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -92,7 +95,7 @@ def pinned_model(model: ModelInfo, id: str, revision: str) -> Pinned:
         identity = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
         if identity is None or not _IDENTITY.fullmatch(identity) or not isinstance(sibling.size, int):
             raise ValueError("no size")
-        if name in SMALL_FILES and sibling.size > MOST_SMALL:
+        if _is_small(name) and sibling.size > MOST_SMALL:
             raise HubError(
                 f"{id}: its {name} has {sibling.size:,} bytes, more than any model needs; it is refused."
             )
@@ -115,7 +118,11 @@ def _wanted(names: set[str]) -> set[str]:
     """The files of a model that a merge can use: no copies of the weights in another layout, no other format."""
     shards = {name for name in names if _SHARD.fullmatch(name)}
     weights = shards if INDEX in names else names & {WEIGHTS}
-    return (names & SMALL_FILES) | weights | (names & {ADAPTER_WEIGHTS})
+    return {name for name in names if _is_small(name)} | weights | (names & {ADAPTER_WEIGHTS})
+
+
+def _is_small(name: str) -> bool:
+    return name in SMALL_FILES or (name.endswith(SMALL_ENDINGS) and "/" not in name)
 
 
 def _why_not_a_model(names: set[str]) -> str:

@@ -15,8 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 import merging
-from merging.errors import OutputError
+from merging.errors import HubError, OutputError
+from merging.hub import Hub
+from merging.hub_cache import cached_model
 from merging.jobs import JobStore
+from merging.references import Reference
 
 ADA = "a" * 32
 DISK = 96 << 20
@@ -152,3 +155,25 @@ def test_a_disk_without_room_for_what_is_compiled(disk, recipe, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert any(disk.rglob("*.nbc"))
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_download(disk, hub, tmp_path):
+    save_file({"w": torch.zeros(5 << 20)}, (tmp_path / "model.safetensors"))
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "repo" / "model.safetensors")
+    hub.add("org/tiny", tmp_path / "repo")
+    ours = Hub(cache=disk)
+    pinned = ours.pin(Reference("org/tiny"))
+    steps = ours.download(pinned)
+    next(steps)
+    fill(disk, leave=4 << 20)
+    with pytest.raises(HubError, match=r"the disk is full. Make room and start the download again"):
+        list(steps)
+    assert cached_model(Reference("org/tiny"), disk) is None
+    with pytest.raises(HubError, match=r"the download of org/tiny needs .* make room"):
+        list(ours.download(pinned))
+    (disk / "filler").unlink()
+    hub.forget()
+    *_, last = ours.download(pinned)
+    assert last.folder is not None
+    assert hub.bytes_of("model.safetensors") < 18 << 20, "it goes on from where the disk was full"

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 from merging.checkpoint import Checkpoint
-from merging.errors import HubError
+from merging.errors import CheckpointError, HubError
 from merging.heartbeats import Stopped
 from merging.hub import Hub
 from merging.hub_cache import cached_commit, cached_model
@@ -330,3 +331,53 @@ def test_a_revision_that_moved_is_a_new_commit_and_the_old_one_stays(hub, tiny, 
     assert hub.bytes_of("model.safetensors") == 0, "the weights are the same, so they are not fetched again"
     assert cached_model(Reference("org/tiny")) == second.folder
     assert cached_model(Reference("org/tiny", old)) == first.folder
+
+
+@pytest.fixture
+def sharded(tiny, tmp_path):
+    """The same model in two files with an index."""
+    folder = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(tiny).save_pretrained(folder, max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def test_shards_are_read_by_their_headers(hub, tiny, sharded):
+    hub.add("org/tiny", sharded)
+    model = Hub().open(pin(Hub(), "org/tiny"))
+    assert model.tensors.keys() == Checkpoint.open(tiny).tensors.keys()
+    files = sharded.glob("*.safetensors")
+    assert hub.bytes_of(".safetensors") == sum(
+        8 + int.from_bytes(f.read_bytes()[:8], "little") for f in files
+    )
+
+
+def test_a_shard_that_the_index_names_and_nobody_has(hub, sharded):
+    next(sharded.glob("*.safetensors")).unlink()
+    hub.add("org/tiny", sharded)
+    with pytest.raises(CheckpointError, match="though its index names it"):
+        Hub().open(pin(Hub(), "org/tiny"))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ((10**15).to_bytes(8, "little") + b"{}", "claims a header of 1,000,000,000,000,000 bytes"),
+        ((5).to_bytes(8, "little") + b"[[[[[" + b" " * 99, "its header is not JSON"),
+        (b"<html>", "claims a header"),
+    ],
+)
+def test_a_damaged_header_is_refused_before_it_is_read(hub, tiny, tmp_path, body, says):
+    shutil.copytree(tiny, tmp_path / "repo")
+    (tmp_path / "repo" / "model.safetensors").write_bytes(body)
+    hub.add("org/tiny", tmp_path / "repo")
+    with pytest.raises(CheckpointError, match=says):
+        Hub().open(pin(Hub(), "org/tiny"))
+    assert hub.bytes_of("model.safetensors") < 50
+
+
+def test_a_server_that_sends_all_is_not_listened_to_for_a_header(hub, tiny):
+    hub.add("org/tiny", tiny)
+    hub.fail("/storage/*", no_range=True, pause=0.01)
+    Hub().open(pin(Hub(), "org/tiny"))
+    assert hub.bytes_of("model.safetensors") < len(weights_of(tiny))
