@@ -197,6 +197,9 @@ class Checkpoint:
             return file.read_text(encoding="utf-8", errors="replace")
         config = self.tokenizer_folder / "tokenizer_config.json"
         template = read_json(config).get("chat_template") if config.is_file() else None
+        if isinstance(template, list):  # several, by name
+            named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+            template = named.get("default", next(iter(named.values()), None))
         return None if template is None else str(template)
 
     @cached_property

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from merging.anatomy import in_block, locate
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.header import MERGEABLE, TensorInfo
+from merging.heads import stand_ins
 from merging.layout import Slot, taken
 from merging.methods import Method
 from merging.recipe import Recipe
 from merging.sources import Member, Part
+from merging.special_tokens import Special, differences
+from merging.view import Lender, View
 
 BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 """Tensors that old checkpoints store though they are no weights; an extra one does no harm."""
@@ -28,7 +31,6 @@ SHOULD_AGREE = (
     "rms_norm_eps",
     "layer_norm_epsilon",
     "sliding_window",
-    "eos_token_id",
 )
 FOREIGN_TOKENS = 0.01
 """Share of ids with another token in the other vocabulary from which on their rows are no longer comparable."""
@@ -39,18 +41,24 @@ def compare(base: TensorSource, model: TensorSource, label: str) -> tuple[list[s
     problems, warnings = _compare_models(base, model, label)
     if _foreign(base, model):
         return problems, warnings
+    if isinstance(base, Checkpoint) and isinstance(model, Checkpoint):
+        names = stand_ins([base, model])
+        ours, theirs = (Special(name, one, one.vocabulary) for name, one in (("base", base), (label, model)))
+        warnings += [text for one in differences([ours, theirs], ours, ours) for text in one.warnings]
+        base, model = (View(Lender(one, names.get(id(one), {})), {}) for one in (base, model))
     return problems + _tensor_problems(base.tensors, model.tensors, label), warnings
 
 
 def compare_parts(
-    reference: TensorSource, parts: Sequence[Part], slots: Sequence[Slot]
+    recipe: Recipe, reference: TensorSource, parts: Sequence[Part], slots: Sequence[Slot]
 ) -> tuple[list[str], list[str]]:
     """`compare` for all models of a recipe and the tensors that its parts take of them."""
     problems: list[str] = []
     warnings: list[str] = []
     seen = [reference]
     for part in parts:
-        mixes_rows = part is parts[0] or part is parts[-1]
+        arranged = recipe.tokenizer_source is not None or recipe.tokenizer is not None
+        mixes_rows = not arranged and (part is parts[0] or part is parts[-1])
         for member in part.members:
             if not any(member.source is source for source in seen):
                 seen.append(member.source)
@@ -119,8 +127,6 @@ def _compare_models(
         found, noted = _compare_vocabularies(base, model, label)
         problems += found
         warnings += noted
-    if base.chat_template != model.chat_template:
-        warnings.append(f"{label}: its chat template differs from the base's; the result takes the base's.")
     return problems, warnings
 
 
@@ -147,8 +153,8 @@ def _tensor_problems(
             role = locate(name).role
             if role in {"embedding", "head"} and other.shape[1:] == info.shape[1:]:
                 problems.append(
-                    f"{label}: '{name}' has {other.rows:,} rows (its vocabulary), the base {info.rows:,}; models with "
-                    "unequal vocabularies are not supported yet. Trim or pad its embedding to the base's rows."
+                    f"{label}: '{name}' has {other.rows:,} rows (its vocabulary), the base {info.rows:,}; set "
+                    "tokenizer_source (base, union or a model) to bring both to one vocabulary."
                 )
             else:
                 shapes.append(f"'{name}' {list(other.shape)} against {list(info.shape)}")
@@ -174,12 +180,6 @@ def _config_problems(base: Checkpoint, model: Checkpoint, label: str) -> Iterabl
         ours, theirs = base.config.get(key), model.config.get(key)
         if ours != theirs and ours is not None and theirs is not None:
             yield f"{label}: its config says {key} = {theirs}, the base's {ours}; such models do not fit together."
-    if base.tied != model.tied:
-        with_head, without = (label, "the base") if base.tied else ("the base", label)
-        yield (
-            f"{label}: {with_head} has an output head of its own, while {without} shares it with the embedding (tied); "
-            "merging tied with untied models is not supported yet. Save both the same way first."
-        )
 
 
 def _config_warnings(base: Checkpoint, model: Checkpoint, label: str) -> Iterable[str]:
@@ -198,13 +198,14 @@ def _compare_vocabularies(base: Checkpoint, model: Checkpoint, label: str) -> tu
     if len(foreign) > FOREIGN_TOKENS * len(ours):
         return [
             f"{label}: its tokenizer means other tokens than the base's at {len(foreign):,} of {len(ours):,} ids (for "
-            f"example {foreign[0]!r}), so their embedding rows cannot be mixed. Choose a fine-tune of this base."
+            f"example {foreign[0]!r}), so their embedding rows cannot be mixed as they lie. Set tokenizer_source (base, union or "
+            "a model) to mix them token by token, or choose a fine-tune of this base."
         ], []
     added = [token for token in theirs if token not in ours]
     example = f", for example {added[0]!r}" if added else ""
     return [], [
         f"{label}: its tokenizer differs from the base's in {len(set(added) | set(foreign)):,} tokens{example}; the "
-        "result takes the base's tokenizer."
+        "result takes the base's tokenizer; set tokenizer_source: union to keep all of them."
     ]
 
 
@@ -251,22 +252,4 @@ def _count_problems(method: type[Method], part: Part) -> Iterator[str]:
         yield (
             f"{part.where}: {method.title} takes {models}{'s' if wanted > 1 else ''}, not {given}; remove some, or choose "
             "another method."
-        )
-
-
-def tokenizer_problems(
-    recipe: Recipe, reference: TensorSource | None, models: Sequence[TensorSource]
-) -> Iterator[str]:
-    """What the recipe asks of tokenizer and chat template beyond copying the base's."""
-    vocabularies = [getattr(source, "vocabulary", None) for source in models]
-    ours = getattr(reference, "vocabulary", None)
-    if recipe.tokenizer_source not in (None, "base") and any(other != ours for other in vocabularies):
-        yield (
-            f"tokenizer_source: {recipe.tokenizer_source} over unequal vocabularies is not supported yet; write "
-            "tokenizer_source: base, or use models with one vocabulary."
-        )
-    if recipe.chat_template is not None and "{" not in recipe.chat_template:
-        yield (
-            f"chat_template: the name '{recipe.chat_template}' is not supported yet; give the Jinja text itself, or leave "
-            "it out to keep the base's."
         )

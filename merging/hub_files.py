@@ -10,8 +10,8 @@ from huggingface_hub import ModelInfo
 from merging.checkpoint import INDEX
 from merging.errors import HubError
 from merging.hub_cache import ADAPTER_WEIGHTS, WEIGHTS
-from merging.output import TOKENIZER_FILES
 from merging.references import COMMIT
+from merging.tokenizer_plan import TOKENIZER_FILES
 
 SMALL_FILES = frozenset(
     {

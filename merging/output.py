@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from merging.anatomy import locate
 from merging.block_config import origins, recut
 from merging.checkpoint import Checkpoint
 from merging.engine import Watch, run_plan
@@ -15,21 +16,10 @@ from merging.header import DTYPE_WORDS
 from merging.lineage import LINEAGE, lineage_of_plan, to_text
 from merging.model_card import model_card
 from merging.plan import Plan
+from merging.special_tokens import GENERATION
 from merging.subjects import SUBJECT, subject_of_plan
 from merging.version import __version__
 from merging.writer import MARKER, SHARD_BYTES, CheckpointWriter
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True)
@@ -78,20 +68,25 @@ def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished, files: 
     if reference is None or not config:
         return
     writer.add_text("config.json", json.dumps(config, indent=2) + "\n")
-    for name in ("generation_config.json", *(TOKENIZER_FILES if files.tokenizer else ())):
-        if (file := reference.folder / name).is_file():
-            writer.add_file(file)
-    if plan.recipe.chat_template is not None:
-        writer.add_text("chat_template.jinja", plan.recipe.chat_template)
+    for name, content in (plan.tokens.files() if plan.tokens else {}).items():
+        if not files.tokenizer and name != GENERATION:
+            continue
+        if isinstance(content, Path):
+            writer.add_file(content)
+        else:
+            writer.add_text(name, content)
 
 
 def config_of(plan: Plan, reference: Checkpoint) -> dict[str, object]:
-    """The config.json of a plan's output: the reference's, with the blocks and the dtype of the output."""
+    """The config.json of a plan's output: the reference's, with the blocks, the vocabulary and the dtype of the output."""
     stored = {DTYPE_WORDS[t.info.dtype] for t in plan.tensors if t.info.dtype in DTYPE_WORDS}
     dtype = plan.recipe.out_dtype or plan.recipe.dtype or (stored.pop() if len(stored) == 1 else "float32")
     config = dict(reference.config)
     if plan.recipe.slices:
         config, _ = recut(config, origins(plan.tensors))
+    if plan.tokens is not None:
+        head = any(locate(tensor.info.name).kind == "head" for tensor in plan.tensors)
+        config = plan.tokens.config(config, head)
     config.pop("_name_or_path", None)
     config["torch_dtype"] = dtype
     if "dtype" in config:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from merging.arrangement import arrange
 from merging.artefact import Importance
 from merging.block_config import origins, recut
 from merging.cautions import recipe_cautions
 from merging.checkpoint import Checkpoint, TensorSource
-from merging.compatibility import compare_parts, recipe_problems, tokenizer_problems
+from merging.compatibility import compare_parts, recipe_problems
 from merging.devices import GPU_WORKERS, VRAM
 from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
@@ -28,6 +29,7 @@ from merging.room import bytes_text, disk_problem, memory_problem, output_proble
 from merging.settings import Settings
 from merging.sources import Member, Part, Remote, open_parts
 from merging.tensor_plan import NAME_OF_WORD, GroupKey, TensorPlan, plan_tensors
+from merging.tokenizer_plan import TokenizerPlan
 
 KEEP_BYTES = 128 << 20
 """A scope whose float32 inputs are smaller than this is read once and kept between its scans, and with it what a scan
@@ -68,6 +70,8 @@ class Plan:
     """Bytes of memory that the user allows."""
     commits: Mapping[str, str] = field(default_factory=dict)
     """The recipe's Hub models with the commits that were opened, by what the recipe calls them."""
+    tokens: TokenizerPlan | None = None
+    """What becomes of vocabulary, tokenizer and heads; None for tensors in memory."""
 
     @cached_property
     def record(self) -> Recipe:
@@ -212,12 +216,16 @@ def plan_parts(
         problems.append(str(error))
     if method is not None:
         problems += recipe_problems(recipe, method, base, parts, problems)
+    warnings: list[str] = []
+    arranged = arrange(recipe, base, parts, problems, warnings)
+    base, parts = arranged.base, arranged.parts
     reference = base or (parts[0].reference.source if parts else None)
     slots = list(layout(parts))
     experts = _experts(parts)
     if reference is not None:
-        found, warnings = _judge(recipe, reference, parts, slots)
+        found, noted = _judge(recipe, reference, parts, slots)
         problems += found
+        warnings = noted + warnings
     settings = Settings(recipe, method, parts) if method else None
     if settings is not None:
         problems += settings.problems
@@ -253,6 +261,7 @@ def plan_parts(
         scores=scores,
         saliency=_saliency(tensors, list(experts.values()), importance, problems),
         budget=memory,
+        tokens=arranged.tokens,
     )
     problems += _budget_problem(tensors, memory)
     problems += memory_problem(plan.memory)
@@ -283,8 +292,7 @@ def _judge(
     problems: list[str] = []
     warnings: list[str] = []
     try:
-        problems += tokenizer_problems(recipe, reference, list(_experts(parts).values()))
-        found, warnings = compare_parts(reference, parts, slots)
+        found, warnings = compare_parts(recipe, reference, parts, slots)
         problems += found
     except CheckpointError as error:
         problems.append(str(error))

@@ -19,7 +19,6 @@ from merging.yaml_text import load_yaml
 
 NOT_YET = {
     "modules": "multi-module models are not supported yet",
-    "tokenizer": "the tokenizer block is not supported yet; all models must share the base's vocabulary",
 }
 IGNORED_PARAMETERS = {"int8_mask"}
 """mergekit's parameters that change no number of ours; accepted so that old recipes run."""
@@ -79,6 +78,42 @@ class Keep(BaseModel):
     layers: tuple[tuple[StrictInt, StrictInt], ...] = ()
 
 
+class RowSource(BaseModel):
+    """What a token's row is made of: zeros, or a row of a model, by its token or its number there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["zero", "model_token"]
+    model: str | None = None
+    token: str | None = None
+    token_id: StrictInt | None = Field(None, ge=0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it names one row: model_token needs a model, and either its token or the token's number."""
+        one = self.model is not None and (self.token is None) != (self.token_id is None)
+        return self.kind == "zero" or one
+
+
+class TokenRow(BaseModel):
+    """The row of a token for the models that lack it; with `force`, for all. `source` may be a model that has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | RowSource | None = None
+    force: bool = False
+
+
+class TokenizerBlock(BaseModel):
+    """mergekit's `tokenizer`: whose tokens the output has, where rows of single tokens are from, and how many rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = "union"
+    tokens: dict[str, TokenRow] = Field(default_factory=dict)
+    pad_to_multiple_of: StrictInt | None = Field(None, ge=1, le=1 << 16)
+
+
 class Recipe(BaseModel):
     """What to merge and how. Field names are the YAML's keys.
 
@@ -100,6 +135,9 @@ class Recipe(BaseModel):
     out_dtype: Dtype | None = None
     importance: str | None = None
     tokenizer_source: str | None = None
+    tokenizer: TokenizerBlock | None = None
+    special_tokens: str | None = None
+    """The model whose end, beginning and padding tokens the output has; the one that gives the tokenizer by default."""
     chat_template: str | None = None
     exclude: tuple[str, ...] = ()
     keep: Keep = Keep()
@@ -269,6 +307,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "sources": SliceSource,
     "overrides": Override,
     "keep": Keep,
+    "tokenizer": TokenizerBlock,
+    "tokens": TokenRow,
 }
 
 

@@ -59,6 +59,10 @@ class Rows:
         missing = int((self.own < 0).sum())
         return missing > len(self.donors) or any(len(donors) > 1 for donors in self.donors.values())
 
+    def changes_nothing(self, rows: int) -> bool:
+        """Whether they are the rows of a tensor that has so many, each at its place."""
+        return self.count == rows and bool((self.own == torch.arange(rows)).all())
+
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Rows of the model itself that lie there in one piece: (first, one after the last, the model's first)."""
         own = self.own[start:stop]

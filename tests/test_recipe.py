@@ -54,7 +54,7 @@ def test_dump_and_load_give_the_same_recipe(tmp_path):
             "parameter weight",
         ),
         ("merge_method: ties\nmodules: {}", "multi-module"),
-        ("merge_method: ties\ntokenizer: {source: union}", "tokenizer block"),
+        ("merge_method: ties\ntokenizer: {sauce: union}", "Did you mean 'source'"),
         ("merge_method: ties\nmodels:\n- model: a\n  parametres: {}", "Did you mean 'parameters'"),
         ("merge_method: ties\nmodels:\n- {}", "models.1.model: missing"),
         ("merge_method: ties\nmodels: 7", "models"),
