@@ -254,7 +254,7 @@ class _Arrangement:
         if name in self.known:
             return self.known[name]
         try:
-            source = open_model(name, self.recipe.locate, base=self.recipe.base_model)
+            source = open_model(name, self.recipe.locate, base=self.reference)
         except CheckpointError:
             also = "auto, base, Jinja text, or " if key == "chat_template" else ""
             self.problems.append(
