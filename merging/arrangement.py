@@ -189,12 +189,12 @@ class _Arrangement:
         self, giver: Special, others: Sequence[Special], more: Sequence[str]
     ) -> dict[str, Any] | None:
         """The giver's tokenizer.json with the tokens of others and single ones; None where it has them all."""
-        content = read_json(giver.source.folder / TOKENIZER)
+        content = read_json(giver.source.tokenizer_folder / TOKENIZER)
         contents = []
         for other in others:
             if other.source.vocabulary is None or other.vocabulary == giver.vocabulary:
                 continue
-            theirs = read_json(other.source.folder / TOKENIZER)
+            theirs = read_json(other.source.tokenizer_folder / TOKENIZER)
             if problem := union_problem(content, theirs):
                 self.problems.append(
                     f"{other.name}: {problem}. Choose tokenizer_source: base, or one of the models."

@@ -75,6 +75,7 @@ class LoadedModel:
         Raises:
             CheckpointError: as `load`.
         """
+        model = model.origin
         if not model.made_of:
             return cls.load(model.folder, device)
         tensors = {name: model.read(name) for name in model.tensors}
@@ -88,7 +89,6 @@ class LoadedModel:
         folder: Path,
         *,
         tokenizer: Path | None = None,
-        chat_template: str | None = None,
         device: str = "cpu",
     ) -> LoadedModel:
         """A model of tensors in memory, as `load` makes it of a folder that holds them. No weight is read or written.
@@ -97,7 +97,6 @@ class LoadedModel:
             config: the content of its config.json.
             folder: a model of the same kind, which gives tokenizer and generation settings.
             tokenizer: the folder of the tokenizer, where it is another.
-            chat_template: takes the place of the tokenizer's.
 
         Raises:
             CheckpointError: transformers cannot make such a model of them, or the folder has no tokenizer.
@@ -106,10 +105,7 @@ class LoadedModel:
         def make(folder: Path, dtype: str) -> tuple[Any, Any]:
             return _from_memory(tensors, config, folder, dtype)
 
-        loaded = cls._loaded(folder, device, "The merged model", make, tokenizer)
-        if chat_template is not None:
-            loaded.tokenizer.chat_template = chat_template
-        return loaded
+        return cls._loaded(folder, device, "The merged model", make, tokenizer)
 
     @classmethod
     def _loaded(

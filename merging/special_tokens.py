@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from merging.checkpoint import Checkpoint, read_json
@@ -34,7 +35,7 @@ class Special:
     @cached_property
     def generation(self) -> dict[str, Any]:
         """Its `generation_config.json`; empty where it has none."""
-        return self.table(GENERATION)
+        return _table(self.source.folder / GENERATION)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -42,8 +43,8 @@ class Special:
         return {**self.table(OLD_SETTINGS), **self.table(SETTINGS)}
 
     def table(self, name: str) -> dict[str, Any]:
-        file = self.source.folder / name
-        return read_json(file) if file.is_file() else {}
+        """One of its tokenizer's files."""
+        return _table(self.source.tokenizer_folder / name)
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
@@ -95,6 +96,10 @@ class Special:
         """Its chosen special tokens that another vocabulary lacks."""
         wanted = dict.fromkeys([*self.ends, *filter(None, map(self.named, CHOSEN))])
         return [token for token in wanted if token not in tokens and not token.startswith("#")]
+
+
+def _table(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
 
 
 @dataclass(frozen=True)

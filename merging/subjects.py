@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from merging.artefact import fingerprint
@@ -96,13 +97,15 @@ def _kind(tensor: TensorPlan) -> tuple[Any, ...]:
 
 
 def _words(plan: Plan) -> Iterator[Any]:
-    """What the merged model is asked with: config, tokenizer and chat template of the reference."""
+    """What the merged model is asked with: config, tokenizer and chat template."""
     reference = plan.reference
     if not isinstance(reference, Checkpoint):
         return
     yield {key: value for key, value in reference.config.items() if key != "_name_or_path"}
-    yield plan.recipe.chat_template or reference.chat_template
-    for name in TOKENIZER_FILES:
-        file = reference.folder / name
-        if file.is_file():
-            yield name, hashlib.blake2b(file.read_bytes()).hexdigest()
+    tokens = plan.tokens
+    yield (tokens.template if tokens else None) or reference.chat_template
+    changed = tokens is not None and tokens.changes_files
+    for name, content in (tokens.files() if tokens else {}).items():
+        if changed or name in TOKENIZER_FILES:
+            raw = content.read_bytes() if isinstance(content, Path) else content.encode()
+            yield name, hashlib.blake2b(raw).hexdigest()

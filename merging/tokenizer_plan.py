@@ -61,12 +61,10 @@ class TokenizerPlan:
         return len(self.vocabulary or ())
 
     @cached_property
-    def names_own_tokens(self) -> bool:
-        """Whether ids or special tokens of the reference's files would be wrong in the output."""
-        own = self.reference.vocabulary
-        return (
-            self.special is not self.reference or self.giver is not self.reference or own != self.vocabulary
-        )
+    def changes_files(self) -> bool:
+        """Whether the output has other tokens, or other ids of special tokens, than the reference's files say."""
+        same = self.special is self.reference and self.giver is self.reference
+        return not same or self.reference.vocabulary != self.vocabulary
 
     def config(self, config: Mapping[str, Any], head: bool) -> dict[str, Any]:
         """The reference's config for the output's rows, ids and head."""
@@ -94,7 +92,7 @@ class TokenizerPlan:
     def files(self) -> dict[str, str | Path]:
         """The output's tokenizer and generation settings: a text, or a file to copy, by name."""
         found: dict[str, str | Path] = {}
-        folder = self.giver.source.folder
+        folder = self.giver.source.tokenizer_folder
         for name in TOKENIZER_FILES:
             if (folder / name).is_file() and (self.content is None or name in STAYS):
                 found[name] = folder / name
@@ -128,7 +126,7 @@ class TokenizerPlan:
         """Generation settings: those of the model with the special tokens, else the reference's."""
         for one in (self.special, self.reference):
             if one.generation:
-                if self.vocabulary is None or not self.names_own_tokens:
+                if self.vocabulary is None or not self.changes_files:
                     return one.source.folder / GENERATION
                 made = one.remapped(one.generation, self.vocabulary)
                 if one is not self.special:

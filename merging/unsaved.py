@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from merging.checkpoint import Checkpoint
@@ -39,10 +44,14 @@ def load_unsaved(plan: Plan, residents: Residents, device: str = "cpu") -> Loade
     reference = plan.reference
     if not isinstance(reference, Checkpoint) or not reference.config:
         raise CheckpointError(f"{reference.label}: has no config.json, so its merge cannot be asked. Add it.")
-    return LoadedModel.of(
-        merge_in_memory(plan, residents),
-        config_of(plan, reference),
-        reference.folder,
-        chat_template=plan.recipe.chat_template,
-        device=device,
-    )
+    with tempfile.TemporaryDirectory() as name:  # transformers reads a tokenizer from files alone
+        folder = Path(name)
+        config = config_of(plan, reference)
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        for file, content in (plan.tokens.files() if plan.tokens else {}).items():
+            if isinstance(content, Path):
+                (folder / file).symlink_to(content.resolve())
+            else:
+                (folder / file).write_text(content, encoding="utf-8")
+        loaded = LoadedModel.of(merge_in_memory(plan, residents), config, folder, device=device)
+    return replace(loaded, path=reference.folder)

@@ -81,6 +81,7 @@ class View(Checkpoint):
         self._lender, self._rows, self._means = lender, rows, dict[str, torch.Tensor]()
         self.model = lender.source
         self.path, self.label, self.metadata = self.model.path, self.model.label, self.model.metadata
+        self.remarks = self.model.remarks
         tensors = dict(self.model.tensors)
         for name in [*rows, *lender.names]:
             tensors[name] = self._info(name)
