@@ -29,6 +29,7 @@ from merging.evaluation_command import evaluate
 from merging.events import Event
 from merging.events import Progress as EngineProgress
 from merging.export_command import export, print_gguf
+from merging.extraction_command import extraction
 from merging.health_command import health, health_of, print_health
 from merging.hub import Hub
 from merging.hub_command import download, fetch, missing_models, say_missing
@@ -69,6 +70,7 @@ app.command()(evaluate)
 app.command("health")(health)
 app.command()(tune)
 app.command()(download)
+app.command("extract")(extraction)
 
 
 INTERRUPTED = 130

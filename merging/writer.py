@@ -40,8 +40,10 @@ class CheckpointWriter:
         tensors: Iterable[TensorInfo],
         metadata: Mapping[str, str] | None = None,
         shard_bytes: int = SHARD_BYTES,
+        stem: str = "model",
     ):
         self.out = Path(os.path.abspath(out))
+        self._stem = stem
         self._files: list[_File] = []
         self._place: dict[str, tuple[_File, TensorInfo]] = {}
         with self._explained("cannot be written"):
@@ -63,8 +65,8 @@ class CheckpointWriter:
 
     def _layout(self, tensors: Iterable[TensorInfo], metadata: Mapping[str, str], shard_bytes: int) -> None:
         shards = _split(tensors, shard_bytes)
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        names = ["model.safetensors"] if len(shards) == 1 else names
+        names = [f"{self._stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        names = [f"{self._stem}.safetensors"] if len(shards) == 1 else names
         weight_map: dict[str, str] = {}
         for name, shard in zip(names, shards, strict=True):
             header, placed = build_header(shard, metadata)

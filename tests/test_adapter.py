@@ -33,10 +33,10 @@ def bases(tmp_path_factory) -> Path:
     return root
 
 
-def load(folder: Path, dtype=torch.float32):
+def load(folder: Path):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def save_adapter(base: Path, folder: Path, **settings) -> Path:
@@ -63,12 +63,16 @@ def tensors_of(model: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: model.read(name) for name in model.tensors}
 
 
-def merged_by_peft(base: Path, folder: Path, dtype=torch.float32) -> dict[str, torch.Tensor]:
+def loaded_by_peft(base: Path, folder: Path):
     from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(load(base, dtype), str(folder)).merge_and_unload().state_dict()
+        return PeftModel.from_pretrained(load(base), str(folder)).eval()
+
+
+def merged_by_peft(base: Path, folder: Path) -> dict[str, torch.Tensor]:
+    return loaded_by_peft(base, folder).merge_and_unload().state_dict()
 
 
 SETTINGS = {
