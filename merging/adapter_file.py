@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from merging.checkpoint import Checkpoint, read_json
+from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError
 from merging.header import MERGEABLE, read_header
 from merging.references import path_exists
+from merging.small_files import read_json
 
 SETTINGS = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

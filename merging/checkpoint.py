@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -13,9 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
+from merging.config_check import config_problems
 from merging.errors import CheckpointError
 from merging.header import DTYPE_NAMES, TensorInfo, read_at, read_header
+from merging.small_files import read_json, read_text
 
+MOST_NAMED = 3
+"""Problems of a config that are told at once."""
 INDEX = "model.safetensors.index.json"
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
 HEAD_NAME = "lm_head.weight"
@@ -147,7 +150,12 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """`config.json`; an empty dictionary for weights without one."""
         file = self.path / "config.json"
-        return read_json(file) if file.is_file() else {}
+        config = read_json(file) if file.is_file() else {}
+        if problems := config_problems(config, len(self._stored)):
+            raise CheckpointError(
+                f"{file}: is no config of a model: {'; '.join(problems[:MOST_NAMED])}. Download it again."
+            )
+        return config
 
     @property
     def architecture(self) -> str | None:
@@ -194,7 +202,7 @@ class Checkpoint:
         """The Jinja text that turns messages into a prompt; None where the folder has none."""
         file = self.tokenizer_folder / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8", errors="replace")
+            return read_text(file)
         config = self.tokenizer_folder / "tokenizer_config.json"
         template = read_json(config).get("chat_template") if config.is_file() else None
         if isinstance(template, list):  # several, by name
@@ -268,27 +276,6 @@ class Checkpoint:
 def bytes_of(values: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
     return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON table from a model folder.
-
-    Raises:
-        CheckpointError: missing, not JSON, or not a table.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except PermissionError:
-        raise CheckpointError(f"{path}: cannot be read; its permissions do not allow it.") from None
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: missing. A model folder needs this file; copy it from the model."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}). Download it again.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON table. Download it again.")
-    return content
 
 
 Header = tuple[dict[str, TensorInfo], dict[str, str]]

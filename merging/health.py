@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from merging.batched import greedy_replies, interruptible, log_probabilities
-from merging.checkpoint import EMBEDDING_NAMES, HEAD_NAME, INDEX, Checkpoint, TensorSource, read_json
+from merging.checkpoint import EMBEDDING_NAMES, HEAD_NAME, INDEX, Checkpoint, TensorSource
 from merging.errors import CheckpointError
 from merging.header import TensorInfo
 from merging.heartbeats import Stopped
 from merging.inference import TOKENIZER_FILES, LoadedModel
 from merging.layout import Input
 from merging.plan import Plan
+from merging.small_files import read_json
 
 PROMPTS = (
     "Say hello.",

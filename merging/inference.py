@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from merging.checkpoint import Checkpoint
 from merging.drawing import Draw, Sampling
 from merging.errors import CheckpointError, MergingError
 from merging.prompts import Message, Prompt, TokenIds, prompt_of
 from merging.templates import prepare
+from merging.tokenizer_check import require_sound_tokenizer
 
 SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
 
@@ -66,6 +66,7 @@ class LoadedModel:
         folder = Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"There is no model folder at {folder}.")
+        Checkpoint.open(folder).close()  # its config and headers are of a sort that transformers survives
         return cls._loaded(folder, device, f"The model in {folder}", _from_folder)
 
     @classmethod
@@ -114,6 +115,7 @@ class LoadedModel:
         words = words or folder
         if not any(next(words.glob(name), None) for name in TOKENIZER_FILES):
             raise CheckpointError(f"The model in {words} has no tokenizer: add its tokenizer.json.")
+        require_sound_tokenizer(words)
         try:
             with _LOADING:
                 from transformers import AutoTokenizer
@@ -125,7 +127,7 @@ class LoadedModel:
                 model = model.to(device).eval()
         except (torch.OutOfMemoryError, MemoryError) as cause:
             raise CheckpointError(f"{name} does not fit into the memory of {device}.") from cause
-        except (SafetensorError, OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
+        except Exception as cause:  # files of strangers: anything may be raised over them
             raise CheckpointError(f"{name} cannot be loaded: {_reason(cause)}") from cause
         if missing := sorted(info["missing_keys"]):
             raise CheckpointError(
@@ -165,7 +167,8 @@ class LoadedModel:
             end = self.tokenizer.eos_token_id
         if end is None:
             return []
-        return list(end) if isinstance(end, Sequence) else [end]
+        ends = list(end) if isinstance(end, Sequence) else [end]
+        return [one for one in ends if type(one) is int and one >= 0]
 
     @property
     def pad_id(self) -> int:
@@ -182,7 +185,8 @@ class LoadedModel:
     @property
     def context(self) -> int | None:
         """How many tokens a conversation may have; None where the config does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        known = getattr(self.model.config, "max_position_embeddings", None)
+        return known if isinstance(known, int) and known > 0 else None
 
 
 _Make = Callable[[Path, str], tuple[Any, Any]]
@@ -224,7 +228,7 @@ def _reason(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, RuntimeError) and "mismatch" in text:
         return "the shapes of its weights are not those that config.json names."
-    return text.splitlines()[0] if text else type(error).__name__
+    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 def stream(

@@ -43,8 +43,8 @@ def prompt_of(tokenizer: Any, messages: Sequence[Message]) -> Prompt:
     others = [message for message in every if message["role"] != "system"]
     has_system = len(others) < len(every)
     if not tokenizer.chat_template:
-        ids = tokenizer("\n".join(message["content"] for message in others))["input_ids"]
-        return Prompt(_some(ids), templated=False, system_left_out=has_system)
+        ids = _ids(tokenizer, "\n".join(message["content"] for message in others))
+        return Prompt(ids, templated=False, system_left_out=has_system)
     if not has_system:
         return Prompt(_written(tokenizer, every), templated=True, system_left_out=False)
     without = _written(tokenizer, others)
@@ -57,19 +57,23 @@ def prompt_of(tokenizer: Any, messages: Sequence[Message]) -> Prompt:
 
 def _written(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
     try:
-        template = tokenizer.get_chat_template()
-        text = render(template, messages, tokenizer.special_tokens_map)
-    except (
-        TemplateError,
-        ValueError,
-    ) as cause:  # a ValueError: named templates, none of which is the default
+        text = render(tokenizer.get_chat_template(), messages, tokenizer.special_tokens_map)
+    except (TemplateError, ValueError) as cause:  # the latter where none of its templates is the default
         raise MergingError(
             f"The model's chat template fails on this conversation ({cause}). Mend its chat_template.jinja."
         ) from cause
-    return _some(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _ids(tokenizer, text, add_special_tokens=False)
 
 
-def _some(ids: list[int]) -> list[int]:
+def _ids(tokenizer: Any, text: str, **options: bool) -> list[int]:
+    try:
+        ids = tokenizer(text, **options)["input_ids"]
+    except BaseException as cause:
+        if type(cause).__name__ != "PanicException":  # how compiled code fails; it is no Exception
+            raise
+        raise MergingError(
+            f"The model's tokenizer fails on this conversation ({str(cause)[:100]}). Give it the one that belongs to it."
+        ) from cause
     if not ids:
         raise MergingError("The model's tokenizer makes no token of this conversation. Ask something else.")
     return ids

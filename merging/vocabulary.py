@@ -13,14 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from merging.checkpoint import Checkpoint, read_json
+from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError
 from merging.plan import Plan
+from merging.small_files import read_json, read_text
 
-MOST_BYTES = 64 << 20
-"""A larger file is not read; the largest tokenizers in use have about 35 MB."""
-MOST_LISTS = 4_000_000
-"""Lists and tables in a file; a pair of texts for each merge makes 0.6 million of the largest. More fill the memory."""
 MOST_TEMPLATE = 256 << 10
 """Characters of a chat template that are searched; real ones have less than 20 thousand."""
 MOST_ADDED = 10_000
@@ -247,7 +244,7 @@ def _contents(value: Any, key: str = "content") -> list[str]:
 def _table(file: Path, problems: list[str]) -> dict[str, Any]:
     """A JSON table; empty, with the problem noted, where it cannot be read, and empty where there is none."""
     try:
-        return read_json(file) if _is_readable(file, problems) else {}
+        return read_json(file) if file.is_file() else {}
     except (CheckpointError, OSError, MemoryError) as error:
         problems.append(str(error))
         return {}
@@ -255,23 +252,7 @@ def _table(file: Path, problems: list[str]) -> dict[str, Any]:
 
 def _text(file: Path, problems: list[str]) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="replace") if _is_readable(file, problems) else ""
-    except OSError as error:
-        problems.append(f"{file}: cannot be read ({error.strerror}).")
+        return read_text(file) if file.is_file() else ""
+    except (CheckpointError, OSError) as error:
+        problems.append(str(error))
         return ""
-
-
-def _is_readable(file: Path, problems: list[str]) -> bool:
-    if not file.is_file():
-        return False
-    if (size := file.stat().st_size) > MOST_BYTES:
-        problems.append(f"{file}: has {size:,} bytes, too many for a tokenizer's file; it was not read.")
-        return False
-    if size > MOST_LISTS:
-        content = file.read_bytes()
-        if content.count(b"[") + content.count(b"{") > MOST_LISTS:
-            problems.append(
-                f"{file}: is made of more lists than a tokenizer's file can have; it was not read."
-            )
-            return False
-    return True

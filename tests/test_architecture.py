@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 FORBIDDEN_IN_MERGING = {"gradio", "plotly", "components", "app", "pandas", "spaces"}
 FRONT_END = {"components.figures.page"}
 HEAVY_AT_IMPORT = {"transformers", "tokenizers"}
+RUN_A_MODEL = {"inference.py", "evaluation.py", "importance.py", "template_worker.py", "tokenizer_worker.py"}
 # methods see only what tensor arithmetic needs; nothing imports the command line or the job runner
 METHODS_MAY_IMPORT = {
     "merging.ops",
@@ -61,7 +62,7 @@ def test_merging_knows_no_interface(file):
 @pytest.mark.parametrize("file", files("merging"), ids=lambda f: str(f.relative_to(ROOT)))
 def test_transformers_only_where_a_model_is_run(file):
     roots = {name.split(".")[0] for name in imports(file)}
-    if file.name in {"inference.py", "evaluation.py", "importance.py", "template_worker.py"}:
+    if file.name in RUN_A_MODEL:
         roots = {name.split(".")[0] for name in imports(file, top_level_only=True)}
     assert not roots & HEAVY_AT_IMPORT
 

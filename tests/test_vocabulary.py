@@ -226,18 +226,18 @@ def test_malformed_entries_are_passed_over(tmp_path):
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "MOST_BYTES", 50)
+    monkeypatch.setattr("merging.small_files.MOST_BYTES", 50)
     found = read_vocabulary(write(tmp_path, tokenizer={"model": {"vocab": {"a" * 40: 0}}}))
-    assert "too many for a tokenizer's file" in found.problem
+    assert "too many for a file of its kind" in found.problem
     assert found.token(0) == Token(0, "#0")
 
 
 def test_a_file_of_nothing_but_lists_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "MOST_LISTS", 100)
+    monkeypatch.setattr("merging.small_files.MOST_LISTS", 100)
     write(tmp_path, tokenizer={"model": {"vocab": {"a" * 200: 0}}})
     assert read_vocabulary(tmp_path).problem is None
     found = read_vocabulary(write(tmp_path, tokenizer='{"model": {"vocab": [' + "[]," * 200 + "[]]}}"))
-    assert "more lists than a tokenizer's file can have" in found.problem
+    assert "more lists than a model's file can have" in found.problem
 
 
 def test_a_broken_settings_file_costs_only_the_marks(tmp_path):
