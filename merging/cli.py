@@ -32,7 +32,7 @@ from merging.export_command import export, print_gguf
 from merging.extraction_command import extraction
 from merging.health_command import health, health_of, print_health
 from merging.hub import Hub
-from merging.hub_command import download, fetch, missing_models, say_missing
+from merging.hub_command import download, fetch, missing_models, say_commits
 from merging.importance_command import importance
 from merging.mergekit_flags import Flags, MergeCommand, known
 from merging.methods import METHODS
@@ -148,7 +148,7 @@ def check(
     print(
         f"parameters {size['parameters']:,} · reads {bytes_text(size['bytes_read'])} · writes {bytes_text(size['bytes_written'])}"
     )
-    say_missing(hub, missing_models(plan))
+    say_commits(plan, hub)
     for warning in plan.warnings:
         print(f"warning: {warning}")
     for line in summary(plan.effective()) if values else ():

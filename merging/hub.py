@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import ModelInfo, constants, get_token
 
@@ -87,9 +88,8 @@ class Hub:
         if not reference.looks_like_hub:
             raise HubError(f"{reference}: is no name of a Hub model; write org/name or org/name@revision.")
         what, revision = str(reference.alone), reference.revision or constants.DEFAULT_REVISION
-        quoted = revision.replace("%", "%25").replace("/", "%2F").replace("?", "%3F").replace("#", "%23")
         found = self._requests.json(
-            what, f"/api/models/{reference.model}/revision/{quoted}", {"blobs": "true"}
+            what, f"/api/models/{reference.model}/revision/{quote(revision, safe='')}", {"blobs": "true"}
         )
         with self._requests.explained(what):
             return pinned_model(ModelInfo(**found), reference.model, revision)
@@ -104,6 +104,7 @@ class Hub:
         """
         folder = snapshot_folder(pinned.id, pinned.commit, self.cache)
         if has_weights(folder):
+            self._ensure_access(pinned)
             return open_snapshot(folder, pinned.id)
         if pinned.reference not in self._remote:
             for _ in Download(self._requests, pinned, self.cache).run(pinned.small):
@@ -134,6 +135,18 @@ class Hub:
         ):
             raise HubError(problems[0])
 
+    def _ensure_access(self, pinned: Pinned) -> None:
+        """See that this visitor may read a gated model, whose facts anybody may; another visitor's download may lie here.
+
+        Raises:
+            HubError: gated, and not for them.
+        """
+        if pinned.gated:
+            with self._requests.explained(pinned.id):
+                self._requests.content(
+                    self._requests.address(pinned.id, pinned.commit, pinned.files[0].name), 1
+                )
+
     def download(
         self, pinned: Pinned, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Downloaded]:
@@ -146,6 +159,7 @@ class Hub:
             HubError: no room, refused, cut off, or other bytes than the Hub lists.
             Stopped: `cancelled` said so.
         """
+        self._ensure_access(pinned)
         self.ensure_room([pinned])
         download = Download(self._requests, pinned, self.cache, cancelled)
         yield from download.run(pinned.files)

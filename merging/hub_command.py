@@ -68,9 +68,11 @@ def _remote(model: Checkpoint) -> Iterator[Pinned]:
         yield from _remote(one)
 
 
-def say_missing(hub: Hub, models: Sequence[Pinned]) -> None:
-    """What a merge would download first."""
-    for pinned in models:
+def say_commits(plan: Plan, hub: Hub) -> None:
+    """Which commits of Hub models a plan is about, and what a merge would download first."""
+    for name, here in plan.commits.items():
+        print(f"{name}: {here}, downloaded")
+    for pinned in missing_models(plan):
         print(f"{pinned.id}: commit {pinned.commit}, {bytes_text(hub.missing(pinned))} to download")
 
 

@@ -121,3 +121,21 @@ def test_engine_order():
         for source in sources:
             found = {".".join(module.split(".")[:2]) for module in imports(source)}
             assert not found & later, (name, found & later)
+
+
+MAY_CALL_OUT = {
+    "hub.py",
+    "hub_command.py",
+    "hub_download.py",
+    "hub_requests.py",
+    "remote.py",
+    "cli.py",
+    "api.py",
+}
+
+
+@pytest.mark.parametrize("file", files("merging"), ids=lambda f: str(f.relative_to(ROOT)))
+def test_only_the_hub_modules_call_out(file):
+    """Plans, engine and jobs read the Hub's cache; who asks the Hub is who was told to."""
+    if file.name not in MAY_CALL_OUT:
+        assert not imports(file) & {"merging.hub", "merging.hub_requests", "huggingface_hub.utils"}

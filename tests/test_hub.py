@@ -381,3 +381,20 @@ def test_a_server_that_sends_all_is_not_listened_to_for_a_header(hub, tiny):
     hub.fail("/storage/*", no_range=True, pause=0.01)
     Hub().open(pin(Hub(), "org/tiny"))
     assert hub.bytes_of("model.safetensors") < len(weights_of(tiny))
+
+
+def test_a_gated_model_that_another_visitor_downloaded_stays_gated(hub, tiny):
+    hub.add("org/tiny", tiny, gated="auto")
+    list(Hub(TOKEN).download(pin(Hub(TOKEN), "org/tiny")))
+    pinned = pin(Hub(), "org/tiny")
+    for ask in (lambda: Hub().open(pinned), lambda: list(Hub().download(pinned))):
+        with pytest.raises(HubError, match="is gated"):
+            ask()
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(hub, tiny, tmp_path):
+    hub.add("org/tiny", tiny)
+    (tmp_path / "file").write_text("")
+    ours = Hub(cache=tmp_path / "file")
+    with pytest.raises(HubError, match="Set HF_HUB_CACHE to a folder that may be written"):
+        list(ours.download(pin(ours, "org/tiny")))

@@ -70,6 +70,8 @@ def test_merge_downloads_what_is_missing_and_keeps_the_commits(hub, commits, rec
     assert f"- `org/base@{commits['base']}` (base)" in written
     assert f"model: org/expert@{commits['expert']}" in written
     assert f"model: org/base@{commits['base']}+org/adapter@{commits['adapter']}" in written
+    checked = command_line("check", recipe)
+    assert f"org/expert@main: org/expert@{commits['expert']}, downloaded" in checked.stdout
     hub.forget()
     again = command_line("merge", recipe, tmp_path / "again", "--no-health")
     assert again.returncode == 0
