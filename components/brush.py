@@ -178,7 +178,7 @@ def _refuse_kept(recipe: Recipe, wanted: Sequence[str]) -> None:
     held = [name for name in wanted if keepers(by_keep, name)]
     if held:
         raise MergingError(
-            f"The recipe's keep holds the base in {len(held)} of these tensors; change it under Output first."
+            f"The recipe's keep holds the base in {len(held)} of these tensors; change it in the form first, under what stays the base's."
         )
 
 

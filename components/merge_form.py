@@ -11,6 +11,7 @@ import gradio as gr
 
 from components.family import Family
 from components.forms import merge_wide, words
+from components.keep_fields import build_keep, keep_update
 from components.late_choice import LateCheckboxGroup, LateDropdown, LateRadio
 from components.merge_fields import Fields, build_own, build_wide, slot_of
 from components.merge_picker import picked, picker_value
@@ -119,10 +120,11 @@ def build_merge_form(family: Family, picker: gr.HTML) -> MergeForm:
         wide = build_wide(method, form, new_seed, rare=False)
     with gr.Accordion("More", open=False, elem_classes="mg-more") as more, gr.Row(elem_classes="mg-fields"):
         wide |= build_wide(method, form, new_seed, rare=True)
-    with gr.Accordion("Output", open=False, elem_classes="mg-more"):
+    with gr.Accordion("Output, and what stays the base's", open=False, elem_classes="mg-more"):
         inputs["out_dtype"] = gr.Dropdown(
             list(DTYPES), value=AS_STORED, label="out_dtype", info="Number format of the merged weights."
         )
+        build_keep(inputs, recipe, family)
     fields = replace(fields, wide=wide)
     return MergeForm({**inputs, **fields.inputs}, fields, more, about, note, preset, published, new_seed)
 
@@ -158,6 +160,8 @@ def _update(key: str, recipe: Recipe, family: Family, form: Mapping[str, Any]) -
         return gr.update(value=picker_value(recipe, family))
     if key == "with_base":
         return gr.update(value=form[key], visible=method.takes_base and not method.needs_base)
+    if key.startswith("keep_"):
+        return keep_update(key, recipe, family)
     if key not in ("experts", "partner"):
         return gr.update(value=form[key])
     choices = [(name, number) for number, name in enumerate(family.names)]

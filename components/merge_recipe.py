@@ -1,6 +1,6 @@
 """What the Merge tab's form means as a recipe, and a recipe as values of the form. No widgets here.
 
-A form is a table of values by key: `method`, `profile`, `out_dtype`, `experts` (numbers of the chosen experts),
+A form is a table of values by key: `method`, `profile`, `out_dtype`, `keep_modules`, `keep_blocks`, `experts` (numbers of the chosen experts),
 `partner` (the one expert of a method that takes one), `with_base` (for methods to which a base is optional), the
 parameters of the method it shows by name, and `PARAMETER.NUMBER` for an expert's own.
 """
@@ -22,6 +22,7 @@ from components.forms import (
     merge_wide,
     tidy,
 )
+from components.keep_fields import keep_of, to_fields
 from components.settings import ROOT
 from merging import METHODS, MergingError, Method, Plan, PlanError, Recipe
 from merging.methods import Profile, get_method
@@ -114,6 +115,7 @@ def to_recipe(previous: Recipe, family: Family, form: Form) -> Recipe:
             "scope": None,
             "seed": seed,
             "out_dtype": form["out_dtype"] if form["out_dtype"] in get_args(Dtype) else None,
+            "keep": keep_of(previous, form),
         }
     )
     return at_root(recipe)
@@ -170,6 +172,7 @@ def to_form(recipe: Recipe, family: Family) -> tuple[dict[str, Any], set[str]]:
         "method": recipe.merge_method,
         "profile": recipe.profile,
         "out_dtype": recipe.out_dtype or AS_STORED,
+        **to_fields(recipe),
         "experts": chosen,
         "partner": chosen[0] if chosen else None,
         "with_base": recipe.base_model is not None,

@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 
 import merging
 from components.brush import SetParameter, apply
+from components.family import Family
+from components.keep_fields import keep_update
+from components.merge_recipe import default_recipe, to_form, to_recipe
 from merging import MergingError, PlanError, Recipe
 from merging.anatomy import locate
+from merging.recipe import Keep
 
 
 def kept(recipe) -> set[str]:
@@ -88,3 +92,22 @@ def test_mergekit_cannot_keep():
     with pytest.raises(MergingError, match="keep: mergekit merges every tensor"):
         recipe.to_mergekit()
     assert "keep" not in Recipe.from_yaml(recipe.to_mergekit(approximate=True)).model_fields_set
+
+
+def test_the_merge_tab_shows_and_takes_what_is_kept(family):
+    models = Family(str(family / "base"), (str(family / "one"), str(family / "two")))
+    recipe = default_recipe(models)
+    form, _ = to_form(recipe, models)
+    assert form["keep_modules"] == form["keep_blocks"] == []
+    chosen = to_recipe(
+        recipe, models, {**form, "keep_modules": ["norm"], "keep_blocks": ["0", "2", "x", None]}
+    )
+    assert chosen.keep == Keep(modules=("norm",), layers=((0, 1), (2, 3)))
+    assert to_form(chosen, models)[0]["keep_blocks"] == ["0", "2"]
+    written = chosen.model_copy(update={"keep": Keep(modules=("q_proj",), layers=((0, 2), (1, 3)))})
+    again = to_recipe(written, models, to_form(written, models)[0])
+    assert again.keep == written.keep, "as it was written"
+    shown = keep_update("keep_modules", written, models)
+    assert (shown["choices"][-1], shown["value"]) == ("q_proj", ["q_proj"])
+    assert keep_update("keep_blocks", written, models)["choices"] == ["0", "1", "2"]
+    assert keep_update("keep_blocks", recipe, Family("", ()))["choices"] == []
