@@ -16,12 +16,14 @@ from merging.executors import unwanted
 from merging.health import health_after_merge
 from merging.heartbeats import Stopped
 from merging.job_records import outcome
+from merging.lineage import in_words, lineage_of_plan
 
 STAGE = "looking at its health"
 
 
 def merge_and_look(recipe: Recipe, out: Path, device: str) -> Iterator[Progress | dict[str, Any]]:
-    """The events of a merge, then what it attained together with its health; a cancelled one leaves nothing."""
+    """The events of a merge, then what it attained together with its health and, where its parents are merges themselves,
+    its lineage; a cancelled one leaves nothing."""
     plan = merging.check(recipe)
     started = time.perf_counter()
     for event in merging.run(recipe, out, device=device):
@@ -36,7 +38,9 @@ def merge_and_look(recipe: Recipe, out: Path, device: str) -> Iterator[Progress 
     except (GeneratorExit, Stopped):
         shutil.rmtree(out, ignore_errors=True)
         raise
-    yield {**outcome(finished), "health": found.as_json()}
+    lineage = lineage_of_plan(plan)
+    staged = any(parent.parents for parent in lineage.parents)
+    yield {**outcome(finished), "health": found.as_json(), "lineage": in_words(lineage) if staged else ""}
 
 
 def unsound_html(health: Any) -> str:

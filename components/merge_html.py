@@ -124,8 +124,18 @@ def _card(job: Job, result: dict[str, Any]) -> str:
     )
     return (
         f'<div class="mg-result" role="status"><h3>{html.escape(job.title)}</h3>{unsound_html(health)}'
-        f'<div class="mg-facts">{cells}</div>{_kept_table(job, result)}{health_html(health)}'
+        f'<div class="mg-facts">{cells}</div>{_kept_table(job, result)}{_lineage_html(result)}{health_html(health)}'
         f"{warnings_html(_renamed(job, result.get('warnings', ())))}</div>"
+    )
+
+
+def _lineage_html(result: dict[str, Any]) -> str:
+    """What the merge's parents were merged of, where they are merges themselves."""
+    words = result.get("lineage")
+    return (
+        f'<p class="mg-kept-words">Lineage: {html.escape(words)}.</p>'
+        if isinstance(words, str) and words
+        else ""
     )
 
 

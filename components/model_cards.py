@@ -35,6 +35,9 @@ def card_html(card: Card, *, is_base: bool) -> str:
         parts.append(_adapter_html(card.adapter))
     elif card.facts is not None:
         parts.append(_facts_html(card.facts))
+        if card.facts.lineage:
+            said = f"A merge: {card.facts.lineage}."
+            parts.append(f'<p class="card-say card-quiet">{html.escape(said)}</p>')
     for sentence in (*card.problems, *card.warnings):
         parts.append(f'<p class="card-say">{html.escape(sentence)}</p>')
     if card.facts is not None and card.problems and not is_base:

@@ -20,6 +20,7 @@ from merging.anatomy import blocks, locate
 from merging.compatibility import compare
 from merging.errors import PlanError
 from merging.header import DTYPE_WORDS
+from merging.lineage import in_words, lineage_of_model
 from merging.plan import plan_sources
 from merging.recipe import ModelEntry
 from merging.references import Reference
@@ -44,6 +45,8 @@ class Facts:
     tied: bool
     licence: str | None
     nbytes: int
+    lineage: str = ""
+    """What it was merged of, in words; empty for a model that was not merged here."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +303,7 @@ def read_facts(model: Checkpoint, licence: str | None = None) -> Facts:
         tied=model.tied,
         licence=licence or _licence(model.folder),
         nbytes=model.nbytes,
+        lineage=in_words(lineage_of_model(model)),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from components import merge_events as events
 from components.backend import job_store
 from components.family import Family
+from components.merge_html import result_html
 from components.merge_recipe import default_recipe
 from components.merge_yaml import from_yaml
 from components.models import MOST_EXPERTS, choose
@@ -49,6 +50,12 @@ def test_a_merge_is_an_expert_of_the_next_under_a_name_that_tells_no_owner(setti
     assert ADA not in family.experts[1]
     second = job_store(settings).get(ADA, finished(settings, family, "task_arithmetic"))
     assert ADA not in second.recipe
+    parent = "Linear (model soup) of one and two"
+    assert second.result["lineage"] == f"Task arithmetic of three and linear-{first[:6]} ({parent}) over base"
+    assert f"Lineage: {second.result['lineage']}." in result_html(second)
+    card = (job_store(settings).model(ADA, second.id) / "README.md").read_text()
+    assert f"linear-{first[:6]}`, a merge by `Linear (model soup)` of" in card
+    assert ADA not in card
     assert family.experts[1] in second.recipe
     again, problems = from_yaml(second.recipe, family)
     assert not problems
@@ -61,6 +68,7 @@ def test_a_merge_is_the_base_of_the_next(settings, first):
     assert rows[1] == f"run:{first}"
     cards = judge(settings, ADA, 1, f"run:{first}", "demo:one", *EMPTY[1:])
     assert f"linear-{first[:6]}" in cards[0]
+    assert "A merge: Linear (model soup) of one and two." in cards[0]
     family = cards[2 + MOST_EXPERTS]
     merged = job_store(settings).model(ADA, finished(settings, family, "slerp"))
     assert Checkpoint.open(merged).parameters
