@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +16,12 @@ import torch
 from merging.config_check import config_problems
 from merging.errors import CheckpointError
 from merging.header import DTYPE_NAMES, TensorInfo, read_at, read_header
-from merging.small_files import read_json, read_text
+from merging.refusals import INDEX, WEIGHTS, refuse, why_not_a_model
+from merging.small_files import config_in, read_json, read_text
+from merging.tied import SAID_TO_BE_TIED, copies, embedding_of, head_of, is_buffer, is_tied
 
 MOST_NAMED = 3
 """Problems of a config that are told at once."""
-INDEX = "model.safetensors.index.json"
-EMBEDDING_NAMES = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
 HEAD_NAME = "lm_head.weight"
 
 
@@ -70,7 +71,7 @@ class Checkpoint:
     """A model folder (or one safetensors file), opened from its headers; weights are read when asked for.
 
     `tensors` lists the stored tensors in file order. Where the config ties the output head to the embedding, a
-    stored copy of the head is left out: tied weights are one tensor. A subclass may compute its values from others.
+    stored copy of the head is left out: tied weights are one tensor. So are masks that old checkpoints store. A subclass may compute its values from others.
     `remarks` is what a user should know of it, a sentence each.
     """
 
@@ -83,8 +84,9 @@ class Checkpoint:
         self._descriptors: dict[Path, int] = {}
         self._opening = threading.Lock()
         self._stored = tensors
+        left_out = copies(tensors, tied=self.tied)
         self.tensors: Mapping[str, TensorInfo] = {
-            name: tensor for name, tensor in tensors.items() if not (self.tied and name == HEAD_NAME)
+            name: tensor for name, tensor in tensors.items() if name not in left_out and not is_buffer(tensor)
         }
 
     @classmethod
@@ -110,12 +112,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: there is no such folder. Give the path of a model folder on this machine."
             )
-        refuse_quantised(path)
+        refuse(path, config_in(path))
         if (path / INDEX).is_file():
             return cls(path, *read_shards(path, _read_shard))
-        if (path / "model.safetensors").is_file():
-            return cls(path, *read_header(path / "model.safetensors"))
-        raise CheckpointError(_why_not_a_model(path))
+        if (path / WEIGHTS).is_file():
+            return cls(path, *read_header(path / WEIGHTS))
+        raise CheckpointError(why_not_a_model(path))
 
     @property
     def folder(self) -> Path:
@@ -149,11 +151,10 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.json`; an empty dictionary for weights without one."""
-        file = self.path / "config.json"
-        config = read_json(file) if file.is_file() else {}
+        config = config_in(self.path)
         if problems := config_problems(config, len(self._stored)):
             raise CheckpointError(
-                f"{file}: is no config of a model: {'; '.join(problems[:MOST_NAMED])}. Download it again."
+                f"{self.path / 'config.json'}: is no config of a model: {'; '.join(problems[:MOST_NAMED])}. Download it again."
             )
         return config
 
@@ -166,10 +167,31 @@ class Checkpoint:
     @property
     def tied(self) -> bool:
         """Whether embedding and output head are one tensor."""
-        has_embedding = any(name in self._stored for name in EMBEDDING_NAMES)
-        # transformers ties by default: a config that is silent and a checkpoint without a head is tied as well
-        declared = self.config.get("tie_word_embeddings", HEAD_NAME not in self._stored)
-        return bool(self.config) and has_embedding and declared is True
+        return is_tied(self.config, self._stored) and not self._has_own_head
+
+    @cached_property
+    def _has_own_head(self) -> bool:
+        """Whether a stored head holds other values than the embedding, where the config cannot say so."""
+        head, embedding = head_of(self._stored), embedding_of(self._stored)
+        if self.config.get("model_type") not in SAID_TO_BE_TIED or head is None or embedding is None:
+            return False
+        one, other = self._stored[head], self._stored[embedding]
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return True
+        try:
+            return any(map(operator.ne, self._samples(one), self._samples(other)))
+        except CheckpointError:  # its values are elsewhere
+            return False
+
+    @property
+    def embedding(self) -> str | None:
+        """The tensor with a row for every token."""
+        return embedding_of(self.tensors)
+
+    @property
+    def head(self) -> str | None:
+        """The output head over the vocabulary; None where the embedding stands for it, or there is none."""
+        return head_of(self.tensors)
 
     @property
     def parameters(self) -> int:
@@ -217,10 +239,15 @@ class Checkpoint:
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
             digest.update(f"{name}\0{tensor.dtype}{tensor.shape}".encode())
-            for part in range(16):
-                begin = tensor.start + tensor.nbytes * part // 16
-                digest.update(self._bytes(tensor, begin, min(begin + 256, tensor.stop)).numpy().tobytes())
+            for sample in self._samples(tensor):
+                digest.update(sample)
         return digest.hexdigest()
+
+    def _samples(self, tensor: TensorInfo) -> Iterator[bytes]:
+        """16 × 256 bytes of a tensor, spread over all of it."""
+        for part in range(16):
+            begin = tensor.start + tensor.nbytes * part // 16
+            yield self._bytes(tensor, begin, min(begin + 256, tensor.stop)).numpy().tobytes()
 
     def kept_as(self, name: str) -> str:
         """The dtype that a tensor has where the model is stored; `tensors` may give it with more digits."""
@@ -323,29 +350,3 @@ def read_shards(folder: Path, read: Callable[[Path], Header]) -> Header:
             f"{index}: '{missing[0]}' is not in the shard it names ({len(missing)} such); download the model again."
         )
     return tensors, metadata
-
-
-def refuse_quantised(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        return
-    quantisation = read_json(folder / "config.json").get("quantization_config")
-    if quantisation:
-        kind = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
-        raise CheckpointError(
-            f"{folder}: its weights are quantised ({kind}), and quantised weights cannot be merged. "
-            "Use the original float16, bfloat16 or float32 model."
-        )
-
-
-def _why_not_a_model(folder: Path) -> str:
-    names = sorted(file.name for file in folder.iterdir())
-    if any(name.endswith(".gguf") for name in names):
-        return f"{folder}: holds GGUF files, which cannot be merged. Use the model's safetensors folder."
-    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
-        return (
-            f"{folder}: holds pickle weights (.bin), which can run code when opened and are refused. Convert once with "
-            "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
-        )
-    if "adapter_config.json" in names:
-        return f"{folder}: is an adapter, not a model; write BASE+{folder.name} with the paths of both."
-    return f"{folder}: has no model.safetensors and no {INDEX}. Give the folder that holds them."

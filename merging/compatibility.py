@@ -13,15 +13,16 @@ from merging.methods import Method
 from merging.recipe import Recipe
 from merging.sources import Member, Part
 from merging.special_tokens import Special, differences
+from merging.tied import is_buffer
 from merging.view import Lender, View
 
-BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-"""Tensors that old checkpoints store though they are no weights; an extra one does no harm."""
 MUST_AGREE = (
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
     "n_head",
+    "num_heads",
+    "d_kv",
     "hidden_act",
     "activation_function",
 )
@@ -135,7 +136,7 @@ def _tensor_problems(
 ) -> list[str]:
     problems = []
     missing = [name for name in base if name not in model]
-    extra = [name for name in model if name not in base and not name.endswith(BUFFERS)]
+    extra = [name for name in model if name not in base and not is_buffer(model[name])]
     if missing:
         problems.append(
             f"{label}: lacks {_some(missing, 'tensor')} of the base. Is it a fine-tune of this base?"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from merging.batched import greedy_replies, interruptible, log_probabilities
-from merging.checkpoint import EMBEDDING_NAMES, HEAD_NAME, INDEX, Checkpoint, TensorSource
+from merging.checkpoint import INDEX, Checkpoint, TensorSource
 from merging.errors import CheckpointError
 from merging.header import TensorInfo
 from merging.heartbeats import Stopped
@@ -193,16 +193,14 @@ def _head(checkpoint: Checkpoint) -> Iterator[Check]:
     """Whether a head that the config ties to the embedding, but that is stored all the same, equals it."""
     if not checkpoint.tied:
         return
-    stored = _stored_head(checkpoint)
-    if stored is None:
+    stored, embedding = _stored_head(checkpoint), checkpoint.embedding
+    if stored is None or stored.head is None or embedding is None:
         yield Check("head", True, "The output head is tied to the embedding, as config.json says.")
         return
-    embedding = next(name for name in EMBEDDING_NAMES if name in checkpoint.tensors)
+    head = stored.head
     rows = max(1, CHUNK // max(1, checkpoint.tensors[embedding].row_elements))
-    same = checkpoint.tensors[embedding].shape == stored.tensors[HEAD_NAME].shape and all(
-        torch.equal(
-            stored.read(HEAD_NAME, start, start + rows), checkpoint.read(embedding, start, start + rows)
-        )
+    same = checkpoint.tensors[embedding].shape == stored.tensors[head].shape and all(
+        torch.equal(stored.read(head, start, start + rows), checkpoint.read(embedding, start, start + rows))
         for start in range(0, checkpoint.tensors[embedding].rows, rows)
     )
     yield Check(
@@ -210,7 +208,7 @@ def _head(checkpoint: Checkpoint) -> Iterator[Check]:
         same,
         "The output head is tied to the embedding, as config.json says."
         if same
-        else f"config.json ties the output head to the embedding, but {HEAD_NAME} holds other values; which of them counts depends on the program.",
+        else f"config.json ties the output head to the embedding, but {head} holds other values; which of them counts depends on the program.",
     )
 
 
@@ -221,7 +219,7 @@ def _stored_head(checkpoint: Checkpoint) -> Checkpoint | None:
         names = set(read_json(checkpoint.folder / INDEX)["weight_map"].values())
     for name in sorted(names):
         alone = Checkpoint.open(checkpoint.folder / name)
-        if HEAD_NAME in alone.tensors:
+        if alone.head is not None:
             return alone
     return None
 

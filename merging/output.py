@@ -88,6 +88,7 @@ def config_of(plan: Plan, reference: Checkpoint) -> dict[str, object]:
         head = any(locate(tensor.info.name).kind == "head" for tensor in plan.tensors)
         config = plan.tokens.config(config, head)
     config.pop("_name_or_path", None)
+    config.pop("auto_map", None)  # its code stays behind, and transformers knows the model without
     config["torch_dtype"] = dtype
     if "dtype" in config:
         config["dtype"] = dtype

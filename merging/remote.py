@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from merging.checkpoint import INDEX, Checkpoint, Header, read_shards, refuse_quantised
+from merging.checkpoint import INDEX, Checkpoint, Header, read_shards
 from merging.errors import CheckpointError
 from merging.header import MAX_HEADER_BYTES, TensorInfo, parse_header
 from merging.hub_files import HubFile, Pinned
 from merging.hub_requests import CutOff, HubRequests
+from merging.refusals import refuse
+from merging.small_files import config_in
 
 AT_ONCE = 8
 """Headers that are fetched side by side."""
@@ -22,9 +24,9 @@ class RemoteCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: Path, header: Header, pinned: Pinned):
+        self.pinned, self.label = pinned, pinned.id
         super().__init__(path, *header)
         self.label = pinned.id
-        self.pinned = pinned
 
     def _fill(self, tensor: TensorInfo, begin: int, buffer: memoryview) -> None:
         raise CheckpointError(
@@ -40,7 +42,7 @@ def open_remote(requests: HubRequests, pinned: Pinned, folder: Path) -> RemoteCh
         CheckpointError: damaged, or of a kind that cannot be merged.
         CutOff, HfHubHTTPError: a request failed; see `HubRequests.explained`.
     """
-    refuse_quantised(folder)
+    refuse(folder, config_in(folder))
     files = {file.name: file for file in pinned.weights}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         headers = dict(

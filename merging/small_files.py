@@ -56,3 +56,13 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(
             f"{path}: missing. A model folder needs this file; copy it from the model."
         ) from None
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """A folder's `config.json`; an empty dictionary where it has none.
+
+    Raises:
+        CheckpointError: as `read_json`.
+    """
+    file = folder / "config.json"
+    return read_json(file) if file.is_file() else {}

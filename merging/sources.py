@@ -10,7 +10,7 @@ from typing import Any
 
 from merging.adapter import Adapted
 from merging.adapter_file import AdapterFile, is_adapter
-from merging.anatomy import blocks
+from merging.anatomy import blocks, stack_of
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.errors import CheckpointError
 from merging.hub_cache import cached_model
@@ -192,7 +192,14 @@ def _range_problems(entry: SliceSource, source: TensorSource | None, where: str)
         )
     elif source is not None:
         numbers = blocks(source.tensors)
-        if missing := [number for number in range(first, min(stop, first + 10_000)) if number not in numbers]:
+        if any(stack_of(number) for number in numbers):
+            yield (
+                f"{where}: {entry.model} has an encoder and a decoder, which cannot be cut into slices; list it under "
+                "'models'."
+            )
+        elif missing := [
+            number for number in range(first, min(stop, first + 10_000)) if number not in numbers
+        ]:
             yield (
                 f"{where}: {entry.model} has no block {missing[0]}; it has {len(numbers)}"
                 + (f", {numbers[0]} to {numbers[-1]}" if numbers else "")

@@ -13,7 +13,14 @@ ROOT = Path(__file__).parent.parent
 FORBIDDEN_IN_MERGING = {"gradio", "plotly", "components", "app", "pandas", "spaces"}
 FRONT_END = {"components.figures.page"}
 HEAVY_AT_IMPORT = {"transformers", "tokenizers"}
-RUN_A_MODEL = {"inference.py", "evaluation.py", "importance.py", "template_worker.py", "tokenizer_worker.py"}
+RUN_A_MODEL = {
+    "refusals.py",
+    "inference.py",
+    "evaluation.py",
+    "importance.py",
+    "template_worker.py",
+    "tokenizer_worker.py",
+}
 # methods see only what tensor arithmetic needs; nothing imports the command line or the job runner
 METHODS_MAY_IMPORT = {
     "merging.ops",
