@@ -12,7 +12,7 @@ from merging.checkpoint import Checkpoint, TensorSource, read_json
 from merging.errors import CheckpointError
 from merging.heads import head_kind, stand_ins
 from merging.recipe import Recipe, TokenizerBlock
-from merging.row_maps import Owner, RowCounts, RowMap, embedding_of, row_count, vocabulary_tensors
+from merging.row_maps import Owner, RowCounts, RowMap, row_count, vocabulary_tensors
 from merging.sources import Member, Part, open_model
 from merging.special_tokens import Special, differences, lost_marks
 from merging.tokenizer_plan import TOKENIZER, TokenizerPlan
@@ -293,5 +293,5 @@ class _Arrangement:
 
 
 def _embedding_rows(source: Checkpoint) -> int | None:
-    name = embedding_of(source)
+    name = source.embedding
     return None if name is None else source.tensors[name].rows

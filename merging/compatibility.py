@@ -151,8 +151,7 @@ def _tensor_problems(
         if other is None:
             continue
         if other.shape != info.shape:
-            role = locate(name).role
-            if role in {"embedding", "head"} and other.shape[1:] == info.shape[1:]:
+            if locate(name).has_token_rows and other.shape[1:] == info.shape[1:]:
                 problems.append(
                     f"{label}: '{name}' has {other.rows:,} rows (its vocabulary), the base {info.rows:,}; set "
                     "tokenizer_source (base, union or a model) to bring both to one vocabulary."

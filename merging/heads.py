@@ -5,30 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merging.anatomy import locate
 from merging.checkpoint import Checkpoint
-from merging.row_maps import embedding_of
 
 GENERATES = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
 """What the names of architectures with an output head end in."""
 TIE = "tie_word_embeddings"
 
 
-def head_of(source: Checkpoint) -> str | None:
-    """The weight of a model's own output head."""
-    return next(
-        (name for name in source.tensors if locate(name).kind == "head" and name.endswith("weight")), None
-    )
-
-
 def stand_ins(models: Sequence[Checkpoint]) -> dict[int, dict[str, str]]:
     """For each model without a head among models that have one: the head's name and the embedding that stands for it;
     by the model's identity."""
-    head = next(filter(None, map(head_of, models)), None)
+    head = next((model.head for model in models if model.head is not None), None)
     found: dict[int, dict[str, str]] = {}
     for model in models:
-        embedding = embedding_of(model)
-        if head is not None and embedding is not None and head_of(model) is None:
+        embedding = model.embedding
+        if head is not None and embedding is not None and model.head is None:
             found[id(model)] = {head: embedding}
     return found
 
@@ -36,7 +27,7 @@ def stand_ins(models: Sequence[Checkpoint]) -> dict[int, dict[str, str]]:
 def with_tie(config: Mapping[str, Any], reference: Checkpoint, head: bool) -> dict[str, Any]:
     """The reference's config for an output with a head of its own, or without one."""
     made = dict(config)
-    if head == (head_of(reference) is not None) and (head or reference.tied or not loses_head(reference)):
+    if head == (reference.head is not None) and (head or reference.tied or not loses_head(reference)):
         return made
     made[TIE] = not head
     for key, inner in made.items():
@@ -48,12 +39,12 @@ def with_tie(config: Mapping[str, Any], reference: Checkpoint, head: bool) -> di
 def loses_head(source: Checkpoint) -> bool:
     """Whether a model that generates lacks its head, though its config says that it has one."""
     generates = source.architecture is not None and source.architecture.endswith(GENERATES)
-    return generates and not source.tied and embedding_of(source) is not None and head_of(source) is None
+    return generates and not source.tied and source.embedding is not None and source.head is None
 
 
 def head_kind(source: Checkpoint) -> str | None:
     """ "own", "tied" or "missing"; None for a model that has no use for one."""
-    if head_of(source) is not None:
+    if source.head is not None:
         return "own"
     if source.tied:
         return "tied"

@@ -179,7 +179,7 @@ def row_count(tokens: int, giver: Owner, multiple: int | None) -> int:
 
 def vocabulary_tensors(source: Checkpoint, roles: Collection[str] = ("embedding", "head")) -> list[str]:
     """The tensors with a row for every token: embedding and head, with their biases."""
-    embedding = embedding_of(source)
+    embedding = source.embedding
     if embedding is None:
         return []
     rows = source.tensors[embedding].rows
@@ -187,12 +187,5 @@ def vocabulary_tensors(source: Checkpoint, roles: Collection[str] = ("embedding"
     return [
         name
         for name, place in places.items()
-        if place.role in roles
-        and not place.kind.startswith("positions")
-        and source.tensors[name].shape[:1] == (rows,)
+        if place.has_token_rows and place.role in roles and source.tensors[name].shape[:1] == (rows,)
     ]
-
-
-def embedding_of(source: Checkpoint) -> str | None:
-    """The tensor that turns tokens into vectors."""
-    return next((name for name in source.tensors if locate(name).kind == "embedding"), None)
