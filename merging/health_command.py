@@ -11,24 +11,31 @@ import typer
 
 from merging.devices import resolve_device
 from merging.health import Health, check_health, health_after_merge
+from merging.hub_cache import cached_model
 from merging.plan import Plan
+from merging.references import Reference, path_exists
 
 
 def health(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    model: Annotated[Path, typer.Argument(help="A model folder, or a Hub model that was downloaded.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Machine-readable output, one JSON object.")
     ] = False,
 ) -> None:
     """Look whether a model is sound: weights, output head, logits, replies; exit code 1 where it is not."""
-    found = check_health(model, device=str(resolve_device(device)))
+    found = check_health(_folder(model), device=str(resolve_device(device)))
     if as_json:
         print(json.dumps(found.as_json()))
     else:
         print_health(found, in_full=True)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _folder(model: Path) -> Path:
+    here = None if path_exists(model) else cached_model(Reference.parse(str(model)))
+    return here or model
 
 
 def health_of(folder: Path, plan: Plan, device: str) -> Health:

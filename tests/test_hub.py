@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -398,3 +399,25 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(hub, tiny, tmp_path):
     ours = Hub(cache=tmp_path / "file")
     with pytest.raises(HubError, match="Set HF_HUB_CACHE to a folder that may be written"):
         list(ours.download(pin(ours, "org/tiny")))
+
+
+def test_the_stand_in_is_a_hub_to_huggingface_hub_itself(hub, tiny, tmp_path):
+    from huggingface_hub import HfApi, snapshot_download
+
+    hub.add("org/tiny", tiny, private=True)
+    there = {"endpoint": hub.url, "token": TOKEN}
+    folder = snapshot_download("org/tiny", cache_dir=tmp_path / "theirs", **there)
+    ours = Hub(TOKEN, cache=tmp_path / "theirs")
+    assert ours.missing(pin(ours, "org/tiny")) == 0, "what they downloaded is not fetched again"
+    assert type(ours.open(pin(ours, "org/tiny"))) is Checkpoint
+    assert weights_of(Path(folder)) == weights_of(tiny)
+    assert HfApi(**there).get_safetensors_metadata("org/tiny").sharded is False
+
+
+def test_a_model_that_is_refused_is_refused_from_afar(hub, tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "repo")
+    edit_config(tmp_path / "repo", quantization_config={"quant_method": "gptq"})
+    hub.add("org/tiny", tmp_path / "repo")
+    with pytest.raises(CheckpointError, match="quantised"):
+        Hub().open(pin(Hub(), "org/tiny"))
+    assert hub.bytes_of("model.safetensors") == 0

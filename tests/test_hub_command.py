@@ -15,6 +15,9 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import merging
+from merging.errors import PlanError
+from merging.hub import Hub
 from merging.hub_cache import cached_model
 from merging.references import Reference
 from tests.conftest import save_llama, tune
@@ -107,6 +110,15 @@ def test_download_prints_the_commit_and_uses_the_token_of_this_machine(
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["commit"] for line in lines] == [commits[name] for name in ("expert", "base", "adapter")]
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_nothing_calls_out_where_nobody_was_told_to(hub, commits, recipe, tmp_path):
+    for ask in (lambda: merging.check(recipe), lambda: merging.merge(recipe, tmp_path / "out")):
+        with pytest.raises(PlanError, match="python -m merging download org/expert@main"):
+            ask()
+    assert not hub.seen
+    assert merging.check(recipe, hub=Hub()).commits == {}
+    assert hub.seen
 
 
 def test_offline_a_missing_model_is_one_sentence(hub, commits, recipe, command_line, monkeypatch):
