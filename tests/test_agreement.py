@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -234,19 +231,14 @@ def test_exact_importance_reports_on_gradients_too():
     assert math.isfinite(one.spearman("gradient at base"))
 
 
-def command(*arguments, cache: Path, cwd: Path | None = None):
-    words = [sys.executable, "-m", "merging", "importance", *map(str, arguments)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(DEMO.parent.parent)}
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
-
-
-def test_the_command_line(tmp_path):
+def test_the_command_line(tmp_path, monkeypatch, command_line):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(demo_recipe().to_yaml())
     data = [f"--data={name}={DEMO / 'data' / name / 'calibration.jsonl'}" for name in EXPERTS]
     out = tmp_path / "out" / "importance.safetensors"
     options = ("--partition", "layer", "--at", "midpoint", "--samples", "2", "--agreement", "--device", "cpu")
-    done = command(recipe, *data, "--out", out, *options, cache=tmp_path)
+    done = command_line("importance", recipe, *data, "--out", out, *options)
     assert done.returncode == 0, done.stderr
     for part in (
         "gradient importance at midpoint",
@@ -256,7 +248,7 @@ def test_the_command_line(tmp_path):
         f"{out}: written.",
     ):
         assert part in done.stdout
-    again = command(recipe, *data, "--out", out, *options, "--json", cache=tmp_path)
+    again = command_line("importance", recipe, *data, "--out", out, *options, "--json")
     content = json.loads(again.stdout)
     assert (content["partition"], content["samples"], content["path"]) == ("layer", 2, str(out))
     loaded = merging.Importance.load(out)

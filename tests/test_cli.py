@@ -24,17 +24,20 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_methods_are_listed():
-    done = run("methods", "--json")
+def test_methods_are_listed(command_line):
+    done = command_line("methods", "--json")
     assert done.returncode == 0
     assert list(json.loads(done.stdout)) == list(METHODS)
     assert "lambda" in json.loads(done.stdout)["ties"]["properties"]
 
 
-def test_merge_and_merge_again_give_the_same_bytes(family, write_recipe, tmp_path):
+def test_merge_and_merge_again_give_the_same_bytes(family, write_recipe, tmp_path, command_line):
+    """Here, and in a process of its own."""
     recipe = write_recipe(family, "ties")
-    for out in ("a", "b"):
-        done = run("merge", recipe, tmp_path / out, *(["--no-health"] if out == "b" else []))
+    for done in (
+        command_line("merge", recipe, tmp_path / "a"),
+        run("merge", recipe, tmp_path / "b", "--no-health"),
+    ):
         assert done.returncode == 0, done.stderr
         assert "written in" in done.stdout
     files = sorted(f.name for f in (tmp_path / "a").iterdir())
@@ -77,9 +80,9 @@ def test_a_missing_recipe_is_one_sentence(arguments, tmp_path, monkeypatch, comm
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_inspect_writes_a_report(family, write_recipe, tmp_path):
+def test_inspect_writes_a_report(family, write_recipe, tmp_path, command_line):
     out = tmp_path / "report"
-    done = run("inspect", write_recipe(family, "ties", parameters={"density": 0.5}), "--out", out)
+    done = command_line("inspect", write_recipe(family, "ties", parameters={"density": 0.5}), "--out", out)
     assert done.returncode == 0, done.stderr
     found = Report.load(out)
     assert found.experts == (str(family / "one"), str(family / "two"))
@@ -168,8 +171,8 @@ def test_a_recipe_without_a_base_has_no_change_to_look_at(family, write_recipe, 
     assert "base_model" in done.stderr
 
 
-def test_events_for_machines(family, write_recipe, tmp_path):
-    done = run("merge", write_recipe(family, "ties"), tmp_path / "out", "--json")
+def test_events_for_machines(family, write_recipe, tmp_path, command_line):
+    done = command_line("merge", write_recipe(family, "ties"), tmp_path / "out", "--json")
     told = json.loads(done.stdout)
     assert told["path"] == str(tmp_path / "out")
     assert told["health"]["checks"][0]["name"] == "weights"
@@ -208,7 +211,7 @@ def test_an_interrupt_leaves_nothing(slow_family, write_recipe, tmp_path, point)
     assert list(folder.iterdir()) == []
 
 
-def test_killed_in_the_middle_leaves_no_result(slow_family, write_recipe, tmp_path):
+def test_killed_in_the_middle_leaves_no_result(slow_family, write_recipe, tmp_path, command_line):
     recipe = write_recipe(slow_family, "ties", parameters={"density": 0.5})
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-m", "merging", "merge", str(recipe), str(out)])
@@ -221,7 +224,7 @@ def test_killed_in_the_middle_leaves_no_result(slow_family, write_recipe, tmp_pa
     assert process.wait() == -signal.SIGKILL
     assert partial.exists()
     assert not out.exists()
-    done = run("merge", recipe, out)
+    done = command_line("merge", recipe, out, "--no-health")
     assert done.returncode == 0, done.stderr
     assert len(load_file(out / "model.safetensors")) == 16
     assert not partial.exists()
