@@ -12,6 +12,7 @@ from merging.checkpoint import Checkpoint, TensorSource, read_json
 from merging.errors import CheckpointError
 from merging.heads import head_kind, stand_ins
 from merging.recipe import Recipe, TokenizerBlock
+from merging.references import is_hub_id
 from merging.row_maps import Owner, RowCounts, RowMap, row_count, vocabulary_tensors
 from merging.sources import Member, Part, open_model
 from merging.special_tokens import Special, differences, lost_marks
@@ -255,7 +256,10 @@ class _Arrangement:
             return self.known[name]
         try:
             source = open_model(name, self.recipe.locate, base=self.reference)
-        except CheckpointError:
+        except CheckpointError as error:
+            if is_hub_id(name.partition("@")[0]):
+                self.problems.append(f"{key}: {error}")
+                return None
             also = "auto, base, Jinja text, or " if key == "chat_template" else ""
             self.problems.append(
                 f"{key}: {name!r} is no model that can be opened; give {also}one of {', '.join(self.known)}."

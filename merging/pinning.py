@@ -10,13 +10,8 @@ from merging.hub_cache import cached_commit, cached_model
 from merging.recipe import Recipe
 from merging.references import Reference, path_exists
 
-MODEL_KEYS = ("model", "base_model")
-_NAMING_KEYS = (*MODEL_KEYS, "tokenizer_source", "chat_template", "special_tokens", "source")
-
-
-def model_references(recipe: Recipe) -> list[str]:
-    """The models that a recipe names, as it writes them, each once."""
-    return list(dict.fromkeys(_values(recipe.model_dump(mode="json"), MODEL_KEYS)))
+NAMING_KEYS = ("model", "base_model", "tokenizer_source", "chat_template", "special_tokens", "source")
+"""The keys of a recipe whose value may be the name of a model."""
 
 
 def hub_parts(recipe: Recipe, text: str) -> list[Reference]:
@@ -34,7 +29,8 @@ def hub_parts(recipe: Recipe, text: str) -> list[Reference]:
 def commits_here(recipe: Recipe) -> dict[str, str]:
     """A recipe's references to Hub models that were downloaded, with the commit in place of what it writes."""
     found = {}
-    for text in model_references(recipe):
+    values = _values(recipe.model_dump(mode="json", exclude_defaults=True))
+    for text in dict.fromkeys(text for text in values if "{" not in text):
         here = {part: cached_commit(part) for part in hub_parts(recipe, text) if cached_model(part)}
         named = Reference.parse(text, lambda path: path_exists(recipe.locate(path)))
         pinned = str(_pinned(named, here))
@@ -60,20 +56,20 @@ def _pinned(named: Reference, commits: Mapping[Reference, str | None]) -> Refere
     )
 
 
-def _values(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
+def _values(content: Any) -> Iterator[str]:
     for key, value in content.items() if isinstance(content, dict) else ():
-        if key in keys and isinstance(value, str):
+        if key in NAMING_KEYS and isinstance(value, str):
             yield value
     inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
     for value in inner:
-        yield from _values(value, keys)
+        yield from _values(value)
 
 
 def _renamed(content: Any, names: Mapping[str, str]) -> Any:
     if isinstance(content, dict):
         return {
             key: names.get(value, value)
-            if key in _NAMING_KEYS and isinstance(value, str)
+            if key in NAMING_KEYS and isinstance(value, str)
             else _renamed(value, names)
             for key, value in content.items()
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,27 @@ def test_merge_downloads_what_is_missing_and_keeps_the_commits(hub, commits, rec
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "out" / "model.safetensors"
     ).read_bytes()
+
+
+def test_vocabularies_are_compared_from_afar(hub, commits, models, tmp_path, command_line):
+    shutil.copytree(models / "expert", tmp_path / "longer")
+    words = json.loads((tmp_path / "longer" / "tokenizer.json").read_text())
+    words["added_tokens"].append({**words["added_tokens"][0], "id": 45, "content": "<more>", "special": True})
+    (tmp_path / "longer" / "tokenizer.json").write_text(json.dumps(words))
+    hub.add("org/longer", tmp_path / "longer")
+    file = tmp_path / "recipe.yaml"
+    content = {
+        "merge_method": "task_arithmetic",
+        "base_model": "org/base",
+        "models": [{"model": "org/longer"}],
+    }
+    file.write_text(yaml.safe_dump({**content, "tokenizer_source": "union", "parameters": {"weight": 0.5}}))
+    hub.forget()
+    done = command_line("check", file)
+    assert done.returncode == 0, done.stderr
+    assert hub.bytes_of("model.safetensors") < 10_000
+    file.write_text(yaml.safe_dump({**content, "tokenizer_source": "org/expert"}))
+    assert "tokenizer_source: org/expert: there is no such folder" in command_line("check", file).stderr
 
 
 def test_all_that_is_wrong_with_the_models_is_said_before_a_download(hub, commits, tmp_path, command_line):
