@@ -12,6 +12,7 @@ import gradio as gr
 from components import merge_events as events
 from components.brush_bar import CSS as BRUSH_CSS
 from components.brush_bar import Taken, wire_brush_bar
+from components.extraction_part import ExtractionPart, build_extraction_part, wire_extraction_part
 from components.family import Family
 from components.importance_merge import ImportanceNotice, build_importance_notice
 from components.late_choice import LateRadio
@@ -61,6 +62,7 @@ class MergeTab:
     as_base: gr.Button
     as_expert: gr.Button
     delete: gr.Button
+    extraction: ExtractionPart
     next: gr.Button
     history: gr.Radio
     timer: gr.Timer
@@ -140,6 +142,7 @@ def _build_outcome(parts: dict[str, Any]) -> None:
         )
     with gr.Column(elem_classes="mg-outcome"):
         _build_card(parts)
+    parts["extraction"] = build_extraction_part()
     parts["history"] = LateRadio(
         [], label="Your merges", visible=False, elem_id="merge-history", elem_classes="mg-history"
     )
@@ -258,6 +261,7 @@ def wire_merge_tab(
     wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, taken)
     _wire_jobs(app, tab, settings, shared)
     _wire_results(tab, settings, shared, filled, state)
+    wire_extraction_part(app, tab.extraction, tab.shown, settings, shared)
 
 
 def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from components.backend import job_store
+from components.merge_cards import KIND
 from components.settings import Settings
 from merging import MergingError, Recipe
 from merging.job_records import Job
@@ -29,7 +30,7 @@ def run_folder(settings: Settings, owner: str, id: str) -> str:
     """
     store = job_store(settings)
     folder, job = store.model(owner, id), store.get(owner, id)
-    if folder is None or job is None:
+    if folder is None or job is None or job.kind != KIND:
         raise MergingError("There is no such finished merge of yours; it may have been deleted. Merge again.")
     try:
         return str(_link(settings.runs.resolve() / LINKS, folder.resolve(), job))

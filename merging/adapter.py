@@ -164,7 +164,7 @@ class _Fitting:
 
     def __init__(self, base: Checkpoint, adapter: AdapterFile):
         self.base, self.adapter = base, adapter
-        self.problems: list[str] = []
+        self.misfits: list[str] = []
         self.unties = False
 
     def changes(self) -> dict[str, Change]:
@@ -180,13 +180,11 @@ class _Fitting:
             if name is not None:
                 changes[name] = self._change(name, update, name)
             elif not self._is_tied_head(own):
-                missing.append(own)
+                missing.append(f"'{own}'")
             elif not self._stays_tied:
                 changes[own] = self._change(own, update, self._embedding)
-        if missing:
-            self._problem(f"changes {_some(missing)} that {self.base.label} lacks")
-        if self.problems:
-            raise CheckpointError(" ".join(self.problems))
+        if missing or self.misfits:
+            raise self._unfit(missing)
         found = {name: change for name, change in changes.items() if change is not None}
         return self._with_head(found)
 
@@ -223,15 +221,13 @@ class _Fitting:
         return longer[0] if len(longer) == 1 else None
 
     def _change(self, name: str, update: Update, base_name: str) -> Change | None:
-        """The change of one tensor; None, with the problem noted, where it does not fit what the base has there."""
+        """The change of one tensor; None, noted as a misfit, where it does not fit what the base has there."""
         info, source, start = self.base.tensors[base_name], self.base, base_name
         if update.stored is not None:
             stored = self.adapter.stored.tensors[update.stored]
             more_tokens = locate(name).role in {"embedding", "head"} and stored.shape[1:] == info.shape[1:]
             if stored.shape != info.shape and not more_tokens:
-                self._problem(
-                    f"'{name}' is {list(stored.shape)} there and {list(info.shape)} in {self.base.label}"
-                )
+                self._misfit(name, list(stored.shape), info)
                 return None
             info, source, start = stored, self.adapter.stored, update.stored
         if update.low_rank is None:
@@ -242,7 +238,7 @@ class _Fitting:
         return Change(self._placed(name, info, "F32"), source, start, update.low_rank, turned)
 
     def _turned(self, name: str, info: TensorInfo, low_rank: LowRank) -> bool | None:
-        """Whether B·A is to be transposed for this tensor; None, with the problem noted, where it has another shape."""
+        """Whether B·A is to be transposed for this tensor; None, noted as a misfit, where it has another shape."""
         tensors = self.adapter.stored.tensors
         outputs = tensors[low_rank.b].rows
         inputs = tensors[low_rank.a].row_elements if low_rank.a else 1
@@ -255,23 +251,26 @@ class _Fitting:
             wanted = wanted or output_axis(locate(name), info.shape, self.base.config) == 1
         if turned if wanted else plain:
             return wanted
-        self._problem(
-            f"its change of '{name}' is {[inputs, outputs] if wanted else [outputs, inputs]} and that is "
-            f"{list(info.shape)} in {self.base.label}"
-        )
+        self._misfit(name, [inputs, outputs] if wanted else [outputs, inputs], info)
         return None
 
     def _placed(self, name: str, info: TensorInfo, dtype: str | None = None) -> TensorInfo:
         return TensorInfo(name, dtype or info.dtype, info.shape, self.adapter.stored.path)
 
-    def _problem(self, what: str) -> None:
-        base = self.adapter.base
-        trained = f"It was trained on {base[:100]}" if base else "It was trained on another model"
-        self.problems.append(f"{self.adapter.folder}: {what}. {trained}; name that model as its base.")
+    def _misfit(self, name: str, shape: list[int], info: TensorInfo) -> None:
+        self.misfits.append(f"'{name}' {shape} against {list(info.shape)}")
+
+    def _unfit(self, missing: list[str]) -> CheckpointError:
+        what = [f"changes {_some(missing)} that {self.base.label} lacks"] if missing else []
+        if self.misfits:
+            what.append(f"has {_some(self.misfits)} of other shapes than {self.base.label}")
+        named = self.adapter.base
+        trained = f"It was trained on {named[:100]}" if named else "It was trained on another model"
+        return CheckpointError(f"{self.adapter.folder}: {' and '.join(what)}. {trained}; put it on that one.")
 
 
 def _some(names: list[str]) -> str:
-    few = ", ".join(f"'{name}'" for name in names[:3])
+    few = ", ".join(names[:3])
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({few}{', …' if len(names) > 3 else ''})"
 
 

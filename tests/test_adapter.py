@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import merging
-from merging import Checkpoint
+from merging import Checkpoint, CheckpointError, PlanError, ops
 from merging.adapter import Adapted
 from merging.adapter_file import AdapterFile
+from merging.checkpoint import bytes_of
+from merging.compatibility import compare
 from tests.conftest import save_llama
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "attention_bias": True}
@@ -103,6 +106,124 @@ def test_weights_are_those_of_peft(bases, tmp_path, name):
     assert any(not torch.equal(base[name], values) for name, values in ours.items())
     for name, values in ours.items():
         torch.testing.assert_close(values, theirs[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_gpt2_stores_its_weights_the_other_way_round(bases, tmp_path, flag):
+    targets = ["attn.c_proj", "mlp.c_fc", "wte"]  # c_proj is square: its shape does not tell
+    folder = save_adapter(bases / "gpt2", tmp_path / "adapter", target_modules=targets)
+    edit(folder, fan_in_fan_out=flag)
+    ours, wanted = adapted(bases / "gpt2", folder), loaded_by_peft(bases / "gpt2", folder)
+    theirs = wanted.merge_and_unload().state_dict()
+    for name in ours.tensors:
+        if "lm_head" not in name:
+            torch.testing.assert_close(ours.read(name), theirs[name], rtol=1e-6, atol=1e-6)
+
+
+TIED = {
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding, trained as one": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "embedding, whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_where_the_base_ties_its_head_the_model_is_the_one_that_was_trained(bases, tmp_path, name):
+    from transformers import LlamaForCausalLM
+
+    folder = save_adapter(bases / "tied", tmp_path / "adapter", **TIED[name])
+    model, ids = adapted(bases / "tied", folder), torch.arange(12)[None]
+    assert model.tied == ("ensure_weight_tying" in TIED[name])
+    config = LlamaForCausalLM.config_class.from_dict(model.config)
+    ours = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=tensors_of(model)).eval()
+    # not merge_and_unload: peft then changes head and embedding, though it trained one of them
+    wanted = loaded_by_peft(bases / "tied", folder)(ids).logits
+    torch.testing.assert_close(ours(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_have_the_same_bits_however_they_are_read(bases, tmp_path, monkeypatch):
+    targets = ["q_proj", "embed_tokens"]
+    model = adapted(bases / "half", save_adapter(bases / "half", tmp_path / "a", target_modules=targets))
+    names = ("model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight")
+    whole = {name: model.read(name) for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "loops", lambda: None)
+        for name in names:
+            assert torch.equal(model.read(name), whole[name])
+    for name, values in whole.items():
+        assert values.dtype == torch.float32
+        assert model.kept_as(name) == "BF16"
+        assert torch.equal(torch.cat([model.read(name, row, row + 1) for row in range(len(values))]), values)
+        into = torch.empty_like(values[3:9])
+        model.read_into(name, 3, bytes_of(into))
+        assert torch.equal(into, values[3:9])
+
+
+def edit(folder: Path, **settings) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+
+REFUSED = {
+    "DoRA": {"use_dora": True},
+    "kind LOHA": {"peft_type": "LOHA"},
+    "pissa": {"init_lora_weights": "pissa_niter_4"},
+    "QA-LoRA": {"use_qalora": True},
+    "single rows of the embedding": {"trainable_token_indices": [1, 2]},
+    "target_parameters": {"target_parameters": ["mlp.experts.gate_up_proj"]},
+    "lora_alpha is nan": {"lora_alpha": float("nan")},
+    "no table": {"alpha_pattern": [1]},
+    "regular expression": {"alpha_pattern": {"(a+)+b": 2}},
+}
+
+
+def test_other_adapters_are_refused_by_name(bases, tmp_path):
+    plain = save_adapter(bases / "plain", tmp_path / "plain", target_modules=["q_proj"])
+    for number, (words, settings) in enumerate(REFUSED.items()):
+        folder = shutil.copytree(plain, tmp_path / str(number))
+        edit(folder, **settings)
+        with pytest.raises(CheckpointError, match=words):
+            AdapterFile(folder)
+    edit(plain, use_novelty=True, base_model_name_or_path="org/another")
+    said = " ".join(adapted(bases / "plain", plain).remarks)
+    assert "use_novelty is unknown" in said
+    assert "was trained on org/another" in said
+    (plain / "adapter_model.safetensors").rename(plain / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match="pickle"):
+        AdapterFile(plain)
+
+
+def test_an_adapter_for_another_base_says_all_that_does_not_fit(bases, tmp_path, family):
+    folder = save_adapter(bases / "plain", tmp_path / "adapter", target_modules=["q_proj"], bias="all")
+    with pytest.raises(CheckpointError, match=r"lacks and .*q_proj.weight' \[16, 16\] against \[32, 32\]"):
+        adapted(family / "base", folder)
+    recipe = tmp_path / "recipe.yaml"
+    models = [{"model": str(folder)}, {"model": f"{family / 'base'}+{tmp_path / 'nowhere'}"}]
+    keys = {"merge_method": "linear", "base_model": str(family / "base"), "models": models}
+    recipe.write_text(json.dumps(keys))
+    with pytest.raises(PlanError) as said:
+        merging.check(recipe)
+    assert "It was trained on" in str(said.value)
+    assert "nowhere: there is no such folder" in str(said.value)
+
+
+def test_more_tokens_than_the_base_has_are_said(bases, tmp_path):
+    folder = save_adapter(
+        bases / "plain",
+        tmp_path / "a",
+        target_modules=["q_proj"],
+        modules_to_save=["embed_tokens", "lm_head"],
+    )
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name in [name for name in tensors if "lora" not in name]:
+        tensors[name] = torch.cat([tensors[name], torch.ones(2, 16)])
+    save_file(tensors, folder / "adapter_model.safetensors")
+    model = adapted(bases / "plain", folder)
+    assert model.config["vocab_size"] == 50
+    assert model.tensors["lm_head.weight"].shape == (50, 16)
+    problems, warnings = compare(Checkpoint.open(bases / "plain"), model, "adapter")
+    assert "50" in " ".join([*problems, *warnings])
 
 
 def test_a_recipe_merges_adapters_over_their_base(bases, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 
 from components.chat.recipe import LABEL, RECIPE
 from components.family import DEMO_EXPERTS, Family
+from components.merge_cards import KIND
 from components.settings import Settings
 from components.shared import owner_id
 from merging import Recipe
@@ -56,7 +57,7 @@ def choices(store: JobStore, owner: str, family: Family, *, recipe: bool = False
     """Label and key of every model that can be asked: merges first, the newest at the top, then the recipe if that can."""
     merges = []
     for job in store.list(owner):
-        if job.state == "done" and store.model(owner, job.id) is not None:
+        if job.kind == KIND and job.state == "done" and store.model(owner, job.id) is not None:
             when = time.strftime("%H:%M", time.localtime(job.created))
             merges.append((f"{job.title} ({when})", f"job:{job.id}"))
     unsaved = [(LABEL, RECIPE)] if recipe else []

@@ -151,7 +151,7 @@ class Elected(Combined):
 
 def mean_problem(weights: tuple[float, ...]) -> list[str]:
     """Why there is no mean with these weights: a sentence, or nothing."""
-    if not ops.cancel(weights):
+    if not len(weights) or not ops.cancel(weights):  # without a model there is another problem
         return []
     return ["the weights add up to 0, so their average does not exist; change one or set normalize: false"]
 
