@@ -29,6 +29,11 @@ class Arranged:
     parts: tuple[Part, ...]
     tokens: TokenizerPlan | None = None
 
+    @property
+    def changed(self) -> bool:
+        """Whether a model is read in another way than it is stored."""
+        return any(isinstance(member.source, View) for part in self.parts for member in part.members)
+
 
 def arrange(
     recipe: Recipe, base: TensorSource | None, parts: Sequence[Part], problems: list[str], warnings: list[str]

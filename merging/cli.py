@@ -138,7 +138,14 @@ def check(
         shown = {"effective": [one.as_json() for one in plan.effective()]} if values else {}
         to_download = {pinned.reference: hub.missing(pinned) for pinned in missing_models(plan)}
         _print_json(
-            {"ok": True, "warnings": plan.warnings, **_size(plan), "to_download": to_download, **shown}
+            {
+                "ok": True,
+                "warnings": plan.warnings,
+                **_size(plan),
+                "to_download": to_download,
+                "tokens": plan.tokens.as_json() if plan.tokens else None,
+                **shown,
+            }
         )
         return
     size = _size(plan)
@@ -149,6 +156,8 @@ def check(
         f"parameters {size['parameters']:,} · reads {bytes_text(size['bytes_read'])} · writes {bytes_text(size['bytes_written'])}"
     )
     say_commits(plan, hub)
+    for line in plan.tokens.lines() if plan.tokens else ():
+        print(line)
     for warning in plan.warnings:
         print(f"warning: {warning}")
     for line in summary(plan.effective()) if values else ():

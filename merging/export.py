@@ -40,7 +40,9 @@ TAKES: Mapping[str, frozenset[str]] = {
 """mergekit's methods that we have, and the parameters they take there."""
 REQUIRED = frozenset({"weight", "t"})
 """What mergekit has no default for."""
-OWN_KEYS = frozenset({"profile", "seed", "scope", "importance", "exclude", "keep", "overrides", "parameters"})
+OWN_KEYS = frozenset(
+    {"profile", "seed", "scope", "importance", "exclude", "keep", "overrides", "parameters", "special_tokens"}
+)
 RESCALE: Mapping[Scalar, bool] = {"l1": True, "none": False}
 """Our words for what mergekit writes as true and false."""
 _RESCALES = {"l1", "none", "true", "false"}
@@ -214,6 +216,12 @@ class _Export:
             yield "masks are random: mergekit draws others, so single weights differ."
         if self._drops_base:
             yield f"base_model {self.recipe.base_model} is not written: mergekit would average it as one more model."
+        if self.recipe.special_tokens is not None:
+            yield "special_tokens is not written: mergekit takes those of the model that gives the tokenizer."
+        if self._drops_template:
+            yield f"chat_template: {self.recipe.chat_template} is not written: mergekit takes auto or the Jinja text."
+        if self.recipe.tokenizer_source is not None or self.recipe.tokenizer is not None:
+            yield "mergekit cuts the padding rows of a vocabulary off, unless pad_to_multiple_of asks for some."
         if self.recipe.profile == "paper" and not self.recipe.dtype and not self.recipe.out_dtype:
             yield "without dtype, mergekit computes in the models' own dtype; set dtype: float32 to compute as here."
 
@@ -223,6 +231,11 @@ class _Export:
         counts = self.recipe.profile == "paper" and not self.method.takes_base and not self.recipe.slices
         return counts and self.recipe.base_model is not None and not listed
 
+    @property
+    def _drops_template(self) -> bool:
+        wanted = self.recipe.chat_template
+        return wanted is not None and wanted != "auto" and "{" not in wanted
+
     def content(self) -> dict[str, Any]:
         """The recipe in mergekit's words."""
         recipe = self.recipe
@@ -230,6 +243,8 @@ class _Export:
         made = {"merge_method": recipe.merge_method, **dumped}
         if self._drops_base:
             del made["base_model"]
+        if self._drops_template:
+            del made["chat_template"]
         written = recipe.out_dtype or recipe.dtype
         if recipe.profile == "paper" and written is not None:  # here dtype rounds the result, there the work
             made |= {"dtype": "float32", "out_dtype": written}

@@ -49,6 +49,7 @@ def model_card(plan: Plan, finished: Finished, lineage: Ancestor, config: Mappin
             "",
             "## What was attained",
             *(facts or ["- no base, so no change was measured"]),
+            *_vocabulary(plan),
             *(
                 ["", "## Warnings", *(f"- {warning}" for warning in finished.warnings)]
                 if finished.warnings
@@ -63,6 +64,11 @@ def model_card(plan: Plan, finished: Finished, lineage: Ancestor, config: Mappin
             "",
         ]
     )
+
+
+def _vocabulary(plan: Plan) -> list[str]:
+    lines = [*plan.tokens.lines()] if plan.tokens else []
+    return ["", "## Vocabulary", *(f"- `{line.replace('`', chr(39))}`" for line in lines)] if lines else []
 
 
 def _parents(one: Ancestor, depth: int = 0) -> Iterator[str]:

@@ -238,6 +238,11 @@ def plan_parts(
         problems.append(
             f"slices: {settings.method.name} needs the importance of whole models; list them under 'models'."
         )
+    if settings.method.needs_importance and arranged.changed:
+        problems.append(
+            f"importance: {settings.method.name} cannot be used yet where rows of a vocabulary are rearranged or an embedding "
+            "stands for a head; choose another method, or models with one vocabulary."
+        )
     try:
         scores = _scores(settings.method, base, list(experts.values()), importance)
     except MergingError as error:

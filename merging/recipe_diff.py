@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,11 @@ class _Flat:
         found["out_dtype"] = recipe.out_dtype or recipe.dtype
         if recipe.tokenizer_source != "base":
             found["tokenizer_source"] = recipe.tokenizer_source
+        if recipe.tokenizer is not None:
+            found["tokenizer"] = json.dumps(
+                recipe.tokenizer.model_dump(exclude_defaults=True), ensure_ascii=False
+            )
+        found["special_tokens"] = recipe.special_tokens
         found["chat_template"] = recipe.chat_template
         found["exclude"] = ", ".join(sorted(recipe.exclude)) or None
         found["keep"] = ", ".join(sorted(recipe.keep.modules)) or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,18 @@ class TokenizerPlan:
                     made |= self._chosen_ids(self.special.source.config)
                 return _text({key: value for key, value in made.items() if value is not None})
         return None
+
+    def as_json(self) -> dict[str, Any]:
+        """The report for machines."""
+        return {
+            "source": self.source,
+            "tokens": self.tokens,
+            "rows": self.rows,
+            "new_tokens": len(self.added),
+            "models": [asdict(one) for one in self.counts],
+            "differences": [asdict(one) for one in self.differences if one.differs],
+            "heads": dict(self.heads),
+        }
 
     def lines(self) -> Iterator[str]:
         """The report: what becomes of rows, special tokens, chat templates and heads, a sentence each."""

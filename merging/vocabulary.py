@@ -88,20 +88,26 @@ class Vocabulary:
 
 
 def plan_vocabulary(plan: Plan) -> Vocabulary:
-    """The vocabulary of a plan's base, with the chat templates of its experts: a base often has none of its own."""
+    """The vocabulary of a plan's output, with the chat templates of all models: a base often has none of its own."""
     sources = [source for source in (plan.reference, *plan.experts) if isinstance(source, Checkpoint)]
     if not sources or sources[0] is not plan.reference:
         return Vocabulary(problem="Tensors in memory have no tokenizer, so tokens are called by their ids.")
-    return read_vocabulary(sources[0].folder, [source.folder for source in sources[1:]])
+    folders = [source.tokenizer_folder for source in sources]
+    if plan.tokens is None:
+        return read_vocabulary(folders[0], folders[1:])
+    return read_vocabulary(plan.tokens.giver.source.tokenizer_folder, folders, plan.tokens.content)
 
 
-def read_vocabulary(folder: Path, others: Sequence[Path] = ()) -> Vocabulary:
-    """The vocabulary of a model folder; `others` add their chat templates and the names of their special tokens.
+def read_vocabulary(
+    folder: Path, others: Sequence[Path] = (), content: Mapping[str, Any] | None = None
+) -> Vocabulary:
+    """The vocabulary of a model folder; `others` add their chat templates and the names of their special tokens, `content`
+    takes the place of its tokenizer.json.
 
     Never raises: a folder without a tokenizer, or with a broken one, gives ids and a `problem`.
     """
     problems: list[str] = []
-    stored, added, byte_level = _tokens(folder, problems)
+    stored, added, byte_level = _tokens(folder, problems, content)
     if not stored and not added and not problems:
         problems.append(f"{folder.name}: has neither tokenizer.json nor vocab.json.")
     if problems and not stored and not added:
@@ -163,9 +169,11 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-def _tokens(folder: Path, problems: list[str]) -> tuple[dict[int, str], dict[int, tuple[str, bool]], bool]:
+def _tokens(
+    folder: Path, problems: list[str], given: Mapping[str, Any] | None
+) -> tuple[dict[int, str], dict[int, tuple[str, bool]], bool]:
     """Ordinary tokens, added tokens with whether they are special, and whether the ordinary ones are byte-level."""
-    content = _table(folder / "tokenizer.json", problems)
+    content = given or _table(folder / "tokenizer.json", problems)
     if content:
         model = content.get("model")
         stored = _numbered(model.get("vocab") if isinstance(model, dict) else None)

@@ -110,3 +110,9 @@ def oracle(tmp_path_factory) -> Oracle:
 def in_mergekit(oracle, tmp_path) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """Put further jobs to mergekit: its answers by name."""
     return lambda jobs: ask_mergekit(jobs, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def in_mergekit_of(oracle) -> Callable[[list[dict[str, Any]], Path], dict[str, Any]]:
+    """The same for the fixtures of a whole file: jobs, and a folder to write to."""
+    return ask_mergekit

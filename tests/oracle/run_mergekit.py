@@ -37,10 +37,11 @@ def resolved(recipe: str, options: MergeOptions) -> dict[str, Any]:
     planner._plan()
     answer = {}
     for weight, task in planner._tensors:
+        gathered = getattr(task.gather_tensors, "gather_tensors", task.gather_tensors)  # inside a permutation
         answer[weight.name] = {
             "models": [str(model) for model in task.model_order],
             "base": str(task.base_model) if task.base_model else None,
-            "names": {str(model): weight.name for model, weight in task.gather_tensors.weight_info.items()},
+            "names": {str(model): weight.name for model, weight in gathered.weight_info.items()},
             "shared": dict(task.parameters.items()),
             "own": {str(model): dict(values.items()) for model, values in task.input_parameters.items()},
         }
