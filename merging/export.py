@@ -220,8 +220,6 @@ class _Export:
             yield "special_tokens is not written: mergekit takes those of the model that gives the tokenizer."
         if self._drops_template:
             yield f"chat_template: {self.recipe.chat_template} is not written: mergekit takes auto or the Jinja text."
-        if self.recipe.tokenizer_source is not None or self.recipe.tokenizer is not None:
-            yield "mergekit cuts the padding rows of a vocabulary off, unless pad_to_multiple_of asks for some."
         if self.recipe.profile == "paper" and not self.recipe.dtype and not self.recipe.out_dtype:
             yield "without dtype, mergekit computes in the models' own dtype; set dtype: float32 to compute as here."
 
