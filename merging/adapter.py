@@ -92,9 +92,9 @@ class Adapted(Checkpoint):
         config = dict(self.base.config)
         if self.base.tied and not self.tied:
             config["tie_word_embeddings"] = False
-        for name, change in self._changes.items():
-            if locate(name).kind == "embedding" and change.info.rows != self.base.tensors[name].rows:
-                config["vocab_size"] = change.info.rows
+        embedding = self.base.embedding
+        if embedding in self._changes and self.tensors[embedding].rows != self.base.tensors[embedding].rows:
+            config["vocab_size"] = self.tensors[embedding].rows
         return config
 
     @cached_property
@@ -107,7 +107,8 @@ class Adapted(Checkpoint):
     def kept_as(self, name: str) -> str:
         if name in self.base.tensors:
             return self.base.kept_as(name)
-        return self.base.kept_as(self._changes[name].name)
+        assert self.base.embedding is not None  # the head that it stood for
+        return self.base.kept_as(self.base.embedding)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         change = self._changes.get(name)
@@ -204,9 +205,11 @@ class _Fitting:
         """Whether head and embedding were trained as one (peft's ensure_weight_tying): the embedding's change is both's."""
         return bool(self.adapter.settings.get("ensure_weight_tying"))
 
-    @cached_property
+    @property
     def _embedding(self) -> str:
-        return next(name for name in self.base.tensors if locate(name).kind == "embedding")
+        """The embedding of a base that ties its head to it."""
+        assert self.base.embedding is not None
+        return self.base.embedding
 
     def _is_tied_head(self, name: str) -> bool:
         return self.base.tied and name not in self.base.tensors and locate(name).kind == "head"

@@ -217,7 +217,7 @@ class _Extraction:
             vocabulary = True
             if self.embeddings == "leave":
                 return Part(info, change, "left out", why="embeddings: leave")
-            if self.embeddings == "whole" or (self.base.tied and place.kind == "embedding"):
+            if self.embeddings == "whole" or (self.base.tied and info.name == self.base.embedding):
                 return Part(info, change, "whole")
         if len(info.shape) == 2 and (vocabulary or place.role in {"attention", "mlp"}):
             return Part(info, change, "low rank", min(self.rank, *info.shape))
@@ -271,7 +271,7 @@ class _Extraction:
             yield PREFIX + HEAD_NAME, part.info
 
     def _is_tied(self, part: Part) -> bool:
-        return self.base.tied and locate(part.info.name).kind == "embedding"
+        return self.base.tied and part.info.name == self.base.embedding
 
     def write(self, part: Part, parts: Sequence[Part], writer: CheckpointWriter) -> TensorError:
         """Write one part, and measure what it loses."""

@@ -140,6 +140,11 @@ def test_where_the_base_ties_its_head_the_model_is_the_one_that_was_trained(base
     # not merge_and_unload: peft then changes head and embedding, though it trained one of them
     wanted = loaded_by_peft(bases / "tied", folder)(ids).logits
     torch.testing.assert_close(ours(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+    recipe = tmp_path / "recipe.yaml"
+    keys = {"merge_method": "task_arithmetic", "base_model": str(bases / "tied")}
+    recipe.write_text(json.dumps({**keys, "models": [{"model": str(folder)}]}))
+    merged = load(merging.merge(recipe, tmp_path / "out", device="cpu"))
+    torch.testing.assert_close(merged(ids).logits, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_have_the_same_bits_however_they_are_read(bases, tmp_path, monkeypatch):
