@@ -70,6 +70,12 @@ def _of_family(recipe: Recipe, family: Family) -> tuple[Recipe, list[str]]:
     if base is not None and place_of(recipe, base) != Path(family.base).resolve():
         problems.append(f"base_model: '{base}' is not the chosen base. {remedy}")
         base = reference(family.base)
+    for key, name in recipe.vocabulary_models():
+        if place_of(recipe, name) != Path(family.base).resolve() and number_of(name, recipe, family) is None:
+            problems.append(f"{key}: '{name}' is none of the chosen models. {remedy}")
+            recipe = recipe.model_copy(
+                update=dict.fromkeys(("tokenizer_source", "tokenizer", "special_tokens", "chat_template"))
+            )
     if problems and not entries:
         entries = [ModelEntry(model=reference(expert)) for expert in family.experts[:1]]
     return recipe.model_copy(update={"models": tuple(entries), "base_model": base}), problems

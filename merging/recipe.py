@@ -5,6 +5,7 @@ What mergekit runs and we do not is refused by name; a key neither knows is an e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,6 +189,23 @@ class Recipe(BaseModel):
                 continue
             recipe._folder = folder
             return recipe, problems
+
+    def vocabulary_models(self) -> Iterator[tuple[str, str]]:
+        """Key and name of every model that is named for its tokens: tokenizer, rows, special tokens, chat template."""
+        block = self.tokenizer or TokenizerBlock(source="base")
+        plain = {
+            "tokenizer_source": self.tokenizer_source,
+            "tokenizer": block.source,
+            "special_tokens": self.special_tokens,
+            "chat_template": self.chat_template,
+        }
+        for key, name in plain.items():
+            if name is not None and name not in {"base", "union", "auto"} and "{" not in name:
+                yield key, name
+        for token, row in block.tokens.items():
+            name = row.source.model if isinstance(row.source, RowSource) else row.source
+            if name is not None:
+                yield f"tokenizer.tokens.{token}", name
 
     def to_yaml(self) -> str:
         """The recipe as YAML, without the keys that hold their default."""

@@ -214,6 +214,21 @@ def test_templates_are_not_taken_from_the_page(models):
     assert any("chat_template" in problem for problem in from_yaml(text, models)[1])
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "tokenizer_source: /etc",
+        "special_tokens: /etc",
+        "tokenizer: {source: /etc}",
+        "tokenizer: {tokens: {a: {source: /etc}}}",
+    ],
+)
+def test_no_tokenizer_is_read_from_elsewhere(models, key):
+    recipe, problems = from_yaml(f"{default_recipe(models).to_yaml()}{key}\n", models)
+    assert any("'/etc' is none of the chosen models" in problem for problem in problems)
+    assert not recipe or not [*recipe.vocabulary_models()]
+
+
 def test_slices_are_not_opened_by_the_page(models, monkeypatch):
     monkeypatch.setattr(merging.plan.Checkpoint, "open", lambda path: pytest.fail("a model was opened"))
     source = {"model": "/somewhere/else", "layer_range": [0, 1]}
