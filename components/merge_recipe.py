@@ -65,6 +65,7 @@ def default_recipe(family: Family, method: str = DEFAULT_METHOD) -> Recipe:
         "models": tuple(ModelEntry(model=reference(expert)) for expert in family.experts[:count]),
         "parameters": dict(DEFAULT_PARAMETERS) if method == DEFAULT_METHOD else {},
         "profile": "paper",
+        **{key: reference(value) for key, value in family.words},
     }
     return at_root(Recipe(**content))
 

@@ -8,6 +8,7 @@ from components.family import Family
 from components.importance_job import is_kept
 from components.merge_recipe import check, number_of, place_of, reference, to_form, to_recipe
 from components.settings import ROOT
+from components.words import KEYS, TEMPLATE
 from merging import METHODS, MergingError, Recipe
 from merging.methods import get_method
 from merging.recipe import ModelEntry
@@ -26,10 +27,8 @@ def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
     recipe, problems = Recipe.parse(text, folder=ROOT)
     if recipe is None:
         return None, problems
-    if recipe.chat_template is not None:
-        problems.append(
-            "chat_template: templates are not taken from this page; set it with the command line."
-        )
+    recipe, foreign = _known_words(recipe, family)
+    problems += foreign
     if recipe.slices:
         return None, [*problems, "slices: this page merges whole models; use the command line for slices."]
     if recipe.importance is not None and not is_kept(recipe.importance):
@@ -47,6 +46,23 @@ def from_yaml(text: str, family: Family) -> tuple[Recipe | None, list[str]]:
     if wrong:
         return None, wrong
     return to_recipe(recipe, family, to_form(recipe, family)[0]), []
+
+
+def _known_words(recipe: Recipe, family: Family) -> tuple[Recipe, list[str]]:
+    """The recipe without tokenizers and templates from elsewhere, which are never opened, and a problem for each of them."""
+    models = (family.base, *family.experts)
+    known = {"base", "union", "auto", *models, *map(reference, models)}
+    named = {key: getattr(recipe, key) for key in KEYS}
+    if recipe.tokenizer is not None:
+        named["tokenizer"] = recipe.tokenizer.source
+    foreign = [key for key, value in named.items() if value is not None and value not in known]
+    problems = [
+        f"{key}: templates are not taken from this page, only those of the chosen models; set it with the command line."
+        if key == TEMPLATE and "{" in named[key]
+        else f"{key}: '{named[key][:200]}' is none of the chosen models. Choose it under Models first."
+        for key in foreign
+    ]
+    return recipe.model_copy(update=dict.fromkeys(foreign)), problems
 
 
 def _of_family(recipe: Recipe, family: Family) -> tuple[Recipe, list[str]]:

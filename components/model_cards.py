@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from components.models import AdapterFacts, Card, Facts, HubFacts
+from components.model_facts import AdapterFacts, Card, Facts, HubFacts
 from components.numbers import count, size
 from merging import Plan
 

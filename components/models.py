@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from components.choice import Choice, planned, unequal
 from components.family import DEMO_EXPERTS, Family
 from components.hub.sources import DEMO, NotAsked, Opened, name_of, open_typed
+from components.model_facts import Card, card_of, plain
 from components.settings import Settings
-from components.stages import RUN
-from merging import Checkpoint, MergingError, Plan
-from merging.adapter import Adapted
-from merging.anatomy import blocks, locate
-from merging.compatibility import compare
+from components.words import KEYS, TOKENIZER
+from merging import MergingError
 from merging.errors import PlanError
-from merging.header import DTYPE_WORDS
-from merging.lineage import in_words, lineage_of_model
-from merging.plan import plan_sources
-from merging.recipe import ModelEntry
 from merging.references import Reference
 from merging.sources import open_model
 
@@ -33,128 +24,14 @@ LONGEST = 1000
 _README_BYTES = 64 << 10
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a card shows of a model; `licence` is None where its folder names none."""
-
-    parameters: int
-    blocks: int
-    width: int | None
-    dtypes: tuple[str, ...]
-    vocabulary: int | None
-    tied: bool
-    licence: str | None
-    nbytes: int
-    lineage: str = ""
-    """What it was merged of, in words; empty for a model that was not merged here."""
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
-    """What a card shows of an adapter; `base` is the model it was trained on, as it says itself."""
-
-    ranks: tuple[int, ...]
-    alphas: tuple[float, ...]
-    targets: tuple[str, ...]
-    base: str
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class HubFacts:
-    """What a card shows of where a model of the Hub comes from; `missing` bytes are still to be downloaded."""
-
-    commit: str
-    marks: tuple[str, ...]
-    missing: int
-
-
-@dataclass(frozen=True)
-class Card:
-    """One row of the Models tab. Without facts the model could not be opened; `problems` keep it out of the family.
-
-    `waits`: the Hub has not been asked for it yet.
-    """
-
-    name: str
-    facts: Facts | None = None
-    problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    adapter: AdapterFacts | None = None
-    hub: tuple[HubFacts, ...] = ()
-    waits: bool = False
-
-    @property
-    def empty(self) -> bool:
-        return not self.name
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are still to be downloaded."""
-        return sum(one.missing for one in self.hub)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the rows amount to: a card a row, and the models that fit, be all their weights here or not.
-
-    `to_ask` are models that the Hub would have to be asked for.
-    """
-
-    base: Card
-    experts: tuple[Card, ...]
-    base_model: Opened | None = None
-    members: tuple[Opened, ...] = ()
-    to_ask: tuple[Reference, ...] = ()
-
-    @cached_property
-    def family(self) -> Family:
-        """The models whose weights are here."""
-        if self.base_model is None or self.base_model.missing:
-            return Family("", ())
-        return Family(
-            self.base_model.reference, tuple(one.reference for one in self.members if not one.missing)
-        )
-
-    @property
-    def opened(self) -> tuple[Opened, ...]:
-        """The base and the experts that fit."""
-        return (*((self.base_model,) if self.base_model is not None else ()), *self.members)
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are still to be downloaded of all of them."""
-        parts = {
-            pinned.id: looked.missing
-            for one in self.opened
-            for looked in one.looked
-            if (pinned := looked.pinned)
-        }
-        return sum(parts.values())
-
-    @cached_property
-    def plan(self) -> Plan | None:
-        """A plain merge of all that fit, for sizes; None where they cannot be merged."""
-        base = self.base_model
-        readable = [one for one in self.members if one.model is not None]
-        if base is None or base.model is None or not readable:
-            return None
-        recipe = Family(base.reference, tuple(one.reference for one in readable)).recipe()
-        experts = [(ModelEntry(model=one.reference), one.model) for one in readable]
-        try:
-            return plan_sources(recipe, base.model, experts)
-        except MergingError:
-            return None
-
-
 def demo_rows(settings: Settings) -> tuple[str, list[str]]:
     """The base and the experts of the demo family as a visitor would type them."""
     return DEMO + "base", [DEMO + name for name in DEMO_EXPERTS]
 
 
-def remembered(base: str, experts: Sequence[str]) -> dict[str, Any]:
-    """What a browser keeps of the rows."""
-    return {"base": base, "experts": list(experts)}
+def remembered(base: str, experts: Sequence[str], words: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a browser keeps of the rows and of what was decided."""
+    return {"base": base, "experts": list(experts), **({"words": dict(words)} if words else {})}
 
 
 def kept_rows(stored: object) -> tuple[str, list[str]] | None:
@@ -178,11 +55,25 @@ def _is_text(value: object) -> bool:
     )
 
 
+def kept_words(stored: object) -> dict[str, str]:
+    """What was decided, as a browser kept it, or as it sent it; nothing where that is something odd."""
+    words = stored.get("words") if isinstance(stored, dict) else None
+    if not isinstance(words, dict):
+        return {}
+    return {key: words[key] for key in KEYS if _is_text(words.get(key))}
+
+
 def has_long_expert(settings: Settings) -> bool:
     return (settings.demo / LONG_EXPERT).is_dir()
 
 
-def choose(settings: Settings, base: str, experts: Sequence[str], owner: str = "") -> Choice:
+def choose(
+    settings: Settings,
+    base: str,
+    experts: Sequence[str],
+    owner: str = "",
+    words: Mapping[str, str] | None = None,
+) -> Choice:
     """Open what was typed, by headers only, and judge each expert against the base."""
     opening = _Opening(settings, owner)
     base_card, base_model = opening.open(base.strip())
@@ -191,12 +82,12 @@ def choose(settings: Settings, base: str, experts: Sequence[str], owner: str = "
     for typed in list(experts)[:MOST_EXPERTS]:
         card, opened = opening.open(typed.strip(), base_model)
         if opened is not None:
-            problems, warnings = _judged(card.name, opened, base_model, members)
+            problems, warnings = _judged(opened, base_model, members)
             card = replace(card, problems=tuple(problems), warnings=(*card.warnings, *warnings))
             if not problems:
                 members.append(opened)
         cards.append(card)
-    return Choice(base_card, tuple(cards), base_model, tuple(members), tuple(opening.to_ask))
+    return Choice(base_card, tuple(cards), base_model, tuple(members), tuple(opening.to_ask), words or {})
 
 
 @dataclass
@@ -213,9 +104,7 @@ class _Opening:
         name = name_of(typed)
         try:
             opened = open_typed(self.settings, self.owner, typed, base.reference if base is not None else "")
-            if typed.startswith(RUN) and opened.model is not None:
-                name = opened.model.label
-            return _card(name, opened), opened
+            return card_of(opened), opened
         except NotAsked as waiting:
             self.to_ask.append(waiting.reference)
             return Card(name, problems=(str(waiting),), waits=True), None
@@ -227,34 +116,7 @@ class _Opening:
             ), None
 
 
-def _card(name: str, opened: Opened) -> Card:
-    model = opened.model
-    hub = tuple(
-        HubFacts(
-            one.pinned.commit,
-            tuple(word for word, on in (("gated", one.pinned.gated), ("private", one.pinned.private)) if on),
-            one.missing,
-        )
-        for one in opened.looked
-        if one.pinned is not None
-    )
-    if model is None:
-        return Card(name, hub=hub, warnings=("Whether it fits is known once it is downloaded.",))
-    licence = next(
-        (one.pinned.licence for one in reversed(opened.looked) if one.pinned and one.pinned.licence), None
-    )
-    adapter = _adapter_facts(model) if isinstance(model, Adapted) else None
-    return Card(name, read_facts(model, licence), adapter=adapter, hub=hub, warnings=tuple(model.remarks))
-
-
-def _adapter_facts(model: Adapted) -> AdapterFacts:
-    one = model.adapter
-    return AdapterFacts(one.ranks, one.alphas, one.targets, one.base, one.stored.nbytes)
-
-
-def _judged(
-    name: str, opened: Opened, base: Opened | None, earlier: Sequence[Opened]
-) -> tuple[list[str], list[str]]:
+def _judged(opened: Opened, base: Opened | None, earlier: Sequence[Opened]) -> tuple[list[str], list[str]]:
     """Problems and warnings of an expert beside the base and the experts above it."""
     if base is None:
         return ["Cannot be compared before the base can be read."], []
@@ -264,7 +126,7 @@ def _judged(
         return ["Already listed above. Remove one of the two."], []
     if opened.model is None or base.model is None:
         return [], []
-    return _fit(base.model, opened.model, name)
+    return _fit(base, opened)
 
 
 def _same(one: Opened, other: Opened) -> bool:
@@ -273,51 +135,21 @@ def _same(one: Opened, other: Opened) -> bool:
     return one.model.path.resolve() == other.model.path.resolve()
 
 
-def _fit(base: Checkpoint, model: Checkpoint, name: str) -> tuple[list[str], list[str]]:
+def _fit(base: Opened, model: Opened) -> tuple[list[str], list[str]]:
+    """What is in the way of a merge of the two, and what is to be said of it; what can be decided is said in short."""
     try:
-        problems, warnings = compare(base, model, name)
+        differs = ["vocabulary"] if unequal(base, model) else []
     except MergingError as error:
-        problems, warnings = [str(error)], []
-
-    def plain(sentence: str) -> str:
-        sentence = sentence.removeprefix(f"{name}: ")
-        return sentence[:1].upper() + sentence[1:]
-
-    return [plain(problem) for problem in problems], [plain(warning) for warning in warnings]
-
-
-def read_facts(model: Checkpoint, licence: str | None = None) -> Facts:
-    """The facts of a card, from headers, config and the front matter of the README, unless the licence is known."""
-    config = {**model.config, **(model.config.get("text_config") or {})}
-    embedding = next((t for n, t in model.tensors.items() if locate(n).role == "embedding"), None)
-    width = config.get("hidden_size") or config.get("n_embd")
-    if width is None and embedding is not None and len(embedding.shape) == 2:
-        width = embedding.shape[1]
-    dtypes = dict.fromkeys(DTYPE_WORDS.get(t.dtype, t.dtype.lower()) for t in model.tensors.values())
-    return Facts(
-        parameters=model.parameters,
-        blocks=len(blocks(model.tensors)),
-        width=width if isinstance(width, int) else None,
-        dtypes=tuple(sorted(dtypes)),
-        vocabulary=embedding.rows if embedding is not None else None,
-        tied=model.tied,
-        licence=licence or _licence(model.folder),
-        nbytes=model.nbytes,
-        lineage=in_words(lineage_of_model(model)),
-    )
-
-
-def _licence(folder: Path) -> str | None:
-    try:
-        with (folder / "README.md").open(encoding="utf-8") as file:
-            start = file.read(_README_BYTES)
-        if not start.startswith("---\n"):
-            return None
-        found = yaml.safe_load(start[4:].split("\n---", 1)[0])
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    licence = found.get("license") if isinstance(found, dict) else None
-    return licence[:60] if isinstance(licence, str) else None
+        return [str(error)], []
+    plan, problems = planned(base, [model], {TOKENIZER: "base"} if differs else {})
+    if plan is None:
+        return [plain(problem, model) for problem in problems], []
+    decidable = [one for one in (plan.tokens.differences if plan.tokens else ()) if one.warnings]
+    said = {sentence for one in decidable for sentence in one.warnings}
+    differs += [one.what for one in decidable]
+    notes = [f"Differs from the base: {', '.join(differs)}. Decide below."] if differs else []
+    own = [text for text in plan.warnings if text.startswith(f"{model.reference}: ") and text not in said]
+    return [], [*notes, *(plain(text, model) for text in own)]
 
 
 def unreadable(family: Family) -> list[str]:

@@ -7,7 +7,7 @@ for are handed on to `look_up`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
@@ -15,26 +15,28 @@ from typing import Any
 import gradio as gr
 
 from components.backend import hub_desk
+from components.choice import Choice
 from components.family import Family
 from components.hub.sources import DEMO
 from components.model_cards import asking_html, card_html, estimate_html
 from components.models import (
     LONG_EXPERT,
     MOST_EXPERTS,
-    Choice,
     choose,
     demo_rows,
     has_long_expert,
     kept_rows,
+    kept_words,
     remembered,
 )
 from components.numbers import size
 from components.settings import Settings
 from components.shared import owner_id
+from components.words import KEYS, heads_differ, words_html
 from merging import MergingError
 from merging.references import Reference
 
-ROWS, JUDGED = 3 + 2 * MOST_EXPERTS, 8 + MOST_EXPERTS
+ROWS, JUDGED = 3 + 2 * MOST_EXPERTS, 10 + len(KEYS) + MOST_EXPERTS
 """How many values `add_expert` and its like return, and `judge`."""
 AT_ONCE = 4
 """Models of one visitor that the Hub is asked for at the same time."""
@@ -45,25 +47,30 @@ def restore(settings: Settings, stored_rows: object, family: Family, stored: obj
     there already. Where it kept none, the page is right as it was built, unless more was typed since. The Hub is not asked."""
     kept = kept_rows(stored_rows)
     if kept is None:
-        return [*[gr.skip()] * (ROWS + JUDGED), True]
+        return [*[gr.skip()] * (ROWS + 1 + JUDGED), True]
     base, experts = kept
     arranged = _arranged((), base, experts)
-    judged = judge(settings, stored, len(experts), *arranged[1 : 2 + MOST_EXPERTS], ask=False)
+    words = kept_words(stored_rows)
+    judged = judge(settings, stored, words, len(experts), *arranged[1 : 2 + MOST_EXPERTS], ask=False)
     stays = judged[2 + MOST_EXPERTS] == family
-    return [*arranged, *judged, True if stays else gr.skip()]
+    return [*arranged, words, *judged, True if stays else gr.skip()]
 
 
-def judge_anew(settings: Settings, stored: Any, shown: int, *typed: str) -> list[Any]:
+def judge_anew(
+    settings: Settings, stored: Any, words: Mapping[str, str], shown: int, *typed: str
+) -> list[Any]:
     """`judge`, and ask the Hub again for what it could not say before."""
     hub_desk(settings).forget_failures(owner_id(settings, stored))
-    return judge(settings, stored, shown, *typed)
+    return judge(settings, stored, words, shown, *typed)
 
 
-def judge(settings: Settings, stored: Any, shown: int, *typed: str, ask: bool = True) -> list[Any]:
-    """Cards of all rows, the estimate, the family, which buttons make sense, what the Hub is to be asked for, and what the
-    browser keeps."""
+def judge(
+    settings: Settings, stored: Any, words: Mapping[str, str], shown: int, *typed: str, ask: bool = True
+) -> list[Any]:
+    """Cards of all rows, the estimate, the family, which buttons make sense, what the Hub is to be asked for, what there is
+    to decide about tokens, and what the browser keeps."""
     base, experts = typed[0] or "", [text or "" for text in typed[1 : 1 + _rows(shown)]]
-    choice = choose(settings, base, experts, owner_id(settings, stored))
+    choice = choose(settings, base, experts, owner_id(settings, stored), words)
     asks = ask and bool(choice.to_ask)
     cards = [
         asking_html(card) if asks and card.waits else card_html(card, is_base=number == 0)
@@ -83,9 +90,30 @@ def judge(settings: Settings, stored: Any, shown: int, *typed: str, ask: bool = 
         gr.update(visible=offer_long),
         gr.update(visible=bool(choice.missing), value=f"Download {size(choice.missing)}"),
         (secrets.token_hex(8), choice.to_ask) if asks else gr.skip(),
+        *_words(choice),
         gr.update(**following(choice)),
-        remembered(base, experts),
+        remembered(base, experts, words),
     ]
+
+
+def _words(choice: Choice) -> list[Any]:
+    """The section on tokens, what it says, and a list of choices for each key."""
+    open_now = {one.key: one for one in choice.decisions}
+    tokens = choice.plan.tokens if choice.plan is not None else None
+    shown = bool(open_now or choice.problems or (tokens is not None and heads_differ(tokens)))
+    lists = [
+        gr.update(visible=True, choices=list(one.choices), value=one.value)
+        if (one := open_now.get(key))
+        else gr.update(visible=False)
+        for key in KEYS
+    ]
+    told = words_html(choice.plan, choice.named, choice.problems) if shown else ""
+    return [gr.update(visible=shown), told, *lists]
+
+
+def decide(key: str, value: Any, words: Mapping[str, str]) -> dict[str, str]:
+    """Something about tokens was decided; `judge` makes sure of the value."""
+    return {**kept_words({"words": words}), **kept_words({"words": {key: value}})}
 
 
 def look_up(settings: Settings, asked: tuple[str, Sequence[Reference]] | None, stored: Any) -> str:

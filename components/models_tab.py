@@ -10,11 +10,13 @@ import gradio as gr
 from components.compare.runner import Runner, build_runner
 from components.hub.search import build_hub_search
 from components.hub.token import TokenField, build_token_field
+from components.late_choice import LateRadio
 from components.model_cards import card_html
 from components.models import LONG_EXPERT, LONGEST, MOST_EXPERTS, choose, demo_rows, has_long_expert
 from components.models_events import estimate, following
 from components.settings import Settings
 from components.shared import Shared
+from components.words import KEYS, LABELS
 
 PLACEHOLDER = "a folder, demo:math{hub}"
 ON_HUB = " or org/name of the Hub"
@@ -44,6 +46,17 @@ class HubPart:
 
 
 @dataclass(frozen=True)
+class WordsPart:
+    """What becomes of tokens, templates and heads, shown where the models differ in them. `decided` holds what the visitor
+    decided, by recipe key, `lists` the choices in the order of the keys."""
+
+    frame: gr.Column
+    told: gr.HTML
+    lists: tuple[LateRadio, ...]
+    decided: gr.State
+
+
+@dataclass(frozen=True)
 class ModelsTab:
     """The components of the tab; `next` leads to Inspect."""
 
@@ -56,6 +69,7 @@ class ModelsTab:
     estimate: gr.HTML
     next: gr.Button
     hub: HubPart
+    words: WordsPart
 
     @property
     def fields(self) -> list[gr.Textbox]:
@@ -69,7 +83,7 @@ class ModelsTab:
 
     def typed(self, shared: Shared) -> list[Any]:
         """What `judge` is told."""
-        return [shared.owner, self.shown, *self.fields]
+        return [shared.owner, self.words.decided, self.shown, *self.fields]
 
     def judged(self, shared: Shared) -> list[Any]:
         """What `judge` sets."""
@@ -81,6 +95,9 @@ class ModelsTab:
             self.add_long,
             self.hub.download.run,
             self.hub.to_ask,
+            self.words.frame,
+            self.words.told,
+            *self.words.lists,
             self.next,
             shared.models,
         ]
@@ -118,12 +135,30 @@ def build_models_tab(settings: Settings) -> ModelsTab:
     ):
         search = build_hub_search()
         token = build_token_field()
+    words = _build_words()
     costs = gr.HTML(estimate(choice), elem_classes="estimate")
     download = build_runner("Download", "models-download", width=220, visible=False)
     with gr.Row(elem_classes="actions"):
         onwards = gr.Button(variant="primary", size="md", scale=0, min_width=220, **following(choice))
     hub = HubPart(search, token, download, gr.State(None), gr.State(""), gr.State(""))
-    return ModelsTab(base, tuple(experts), gr.State(len(typed)), demo, add_long, add, costs, onwards, hub)
+    return ModelsTab(
+        base, tuple(experts), gr.State(len(typed)), demo, add_long, add, costs, onwards, hub, words
+    )
+
+
+def _build_words() -> WordsPart:
+    with gr.Column(visible=False, elem_classes="words-part") as frame:
+        gr.HTML(
+            "<h3>These models do not speak with the same tokens</h3><p>Decide what the result takes; the recipe under Merge "
+            "says so, and all tabs compare the models this way.</p>",
+            elem_classes="words-head",
+        )
+        lists = tuple(
+            LateRadio(label=LABELS[key], visible=False, elem_classes="segments", elem_id=f"words-{key}")
+            for key in KEYS
+        )
+        told = gr.HTML()
+    return WordsPart(frame, told, lists, gr.State({}))
 
 
 def _build_row(

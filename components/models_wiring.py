@@ -16,6 +16,7 @@ from components.merge_events import toast
 from components.models_tab import ModelsTab
 from components.settings import Settings
 from components.shared import Shared
+from components.words import KEYS
 from merging import MergingError
 
 RESTORED = "() => document.documentElement.classList.remove('restoring')"
@@ -32,7 +33,7 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
     app.load(
         partial(events.restore, settings),
         [shared.models, shared.family, shared.owner],
-        [*tab.rows, *judged, shared.opened],
+        [*tab.rows, tab.words.decided, *judged, shared.opened],
         **JUDGING,
     ).then(None, None, None, js=RESTORED, api_visibility="private")
 
@@ -54,6 +55,11 @@ def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: 
     for number, row in enumerate(tab.experts):
         if row.remove is not None:
             change(row.remove.click, partial(events.remove_expert, number))
+
+    for key, list_ in zip(KEYS, tab.words.lists, strict=True):
+        list_.input(
+            partial(events.decide, key), [list_, tab.words.decided], tab.words.decided, **PRIVATE
+        ).success(partial(events.judge, settings), typed, judged, **JUDGING)
 
     def pick(event: gr.EventData, shown: int, *typed: str) -> list[Any]:
         id, role = search.selected(event)

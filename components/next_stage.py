@@ -29,9 +29,9 @@ def wire_next_stage(
             [merge.shown, shared.owner, *inputs],
             models.rows,
             **PRIVATE,
-        ).success(
-            partial(judge, settings), [shared.owner, *inputs], models.judged(shared), **JUDGING
-        ).success(partial(gr.Tabs, selected="models"), None, tabs, api_visibility="private")
+        ).success(partial(judge, settings), models.typed(shared), models.judged(shared), **JUDGING).success(
+            partial(gr.Tabs, selected="models"), None, tabs, api_visibility="private"
+        )
 
 
 def take_merge(settings: Settings, as_base: bool, id: str, stored: Any, shown: int, *typed: str) -> list[Any]:

@@ -29,7 +29,7 @@ def settings(family, tmp_path):
 def shown(settings, base, *experts):
     """What `judge` returns for these rows: cards, estimate, family, two button updates."""
     padded = [*experts, *[""] * (MOST_EXPERTS - len(experts))]
-    result = judge(settings, None, len(experts), base, *padded)
+    result = judge(settings, None, {}, len(experts), base, *padded)
     return result[: 1 + len(experts)], result[1 + MOST_EXPERTS], result[2 + MOST_EXPERTS], result[-2]
 
 
@@ -158,13 +158,13 @@ def test_demo_comes_back_whole(settings):
 
 def test_what_was_typed_is_kept_and_comes_back(settings, family, tmp_path):
     copy = shutil.copytree(family / "two", tmp_path / "two")
-    kept = judge(settings, None, 3, "demo:base", "demo:one", str(copy), "", *[""] * 5)[-1]
+    kept = judge(settings, None, {}, 3, "demo:base", "demo:one", str(copy), "", *[""] * 5)[-1]
     assert kept == {"base": "demo:base", "experts": ["demo:one", str(copy), ""]}
     shutil.rmtree(copy)
     rows = restore(settings, kept, Family.demo(family))
     assert rows[:5] == [3, "demo:base", "demo:one", str(copy), ""]
     assert [update["visible"] for update in rows[10:18]] == [True] * 3 + [False] * 5
-    cards, chosen = rows[19:28], rows[29]
+    cards, chosen = rows[20:29], rows[30]
     assert "Fits the base" in cards[1]
     assert "there is no such folder" in cards[2]
     assert chosen == Family(str(family / "base"), (str(family / "one"),))
@@ -218,9 +218,9 @@ def test_without_a_demo_nothing_is_chosen(tmp_path):
 def test_a_kept_base_that_cannot_be_read_is_told_at_its_field(settings, family, base):
     rows = restore(settings, {"base": base, "experts": ["demo:one"]}, Family.demo(family))
     assert rows[1:3] == [base, "demo:one"]
-    assert ("Cannot be read" in rows[19]) == bool(base)
-    assert "before the base can be read" in rows[20]
-    assert rows[29] == Family("", ())
+    assert ("Cannot be read" in rows[20]) == bool(base)
+    assert "before the base can be read" in rows[21]
+    assert rows[30] == Family("", ())
 
 
 def test_estimate_follows_from_the_plan(settings, family):

@@ -66,7 +66,7 @@ def test_a_merge_is_the_base_of_the_next(settings, first):
     rows = take_merge(settings, True, first, ADA, 2, "demo:base", "demo:one", f"run:{first}", *EMPTY[2:])
     assert rows[0] == 1, "it is no expert of itself"
     assert rows[1] == f"run:{first}"
-    cards = judge(settings, ADA, 1, f"run:{first}", "demo:one", *EMPTY[1:])
+    cards = judge(settings, ADA, {}, 1, f"run:{first}", "demo:one", *EMPTY[1:])
     assert f"linear-{first[:6]}" in cards[0]
     assert "A merge: Linear (model soup) of one and two." in cards[0]
     family = cards[2 + MOST_EXPERTS]
@@ -78,7 +78,7 @@ def test_a_merge_is_the_base_of_the_next(settings, first):
 def test_nobody_uses_another_owners_merge(settings, first, stored):
     with pytest.raises(gr.Error, match="no such finished merge of yours"):
         take_merge(settings, False, first, stored, 0, "demo:base", *EMPTY)
-    cards = judge(settings, stored, 1, "demo:base", f"run:{first}", *EMPTY[1:])
+    cards = judge(settings, stored, {}, 1, "demo:base", f"run:{first}", *EMPTY[1:])
     assert "no such finished merge of yours" in cards[1]
     assert cards[2 + MOST_EXPERTS].experts == ()
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from components.backend import download_store, hub_desk
+from components.choice import Choice
 from components.compare.runner import Work
 from components.family import Family
-from components.models import Choice, choose
+from components.models import choose
 from components.numbers import size
 from components.progress import job_bar, left
 from components.settings import Settings

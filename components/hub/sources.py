@@ -30,15 +30,22 @@ class NotAsked(MergingError):
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was typed: what recipes call it, the model itself, and what it still lacks.
+    """A model that was typed: its short name, what recipes call it, the model itself, and what it still lacks.
 
     `model` is None for an adapter that has to be downloaded before it can be read; `looked` is what the Hub said of the model
     and of the adapter, where they come from there.
     """
 
+    typed: str
     reference: str
     model: Checkpoint | None
     looked: tuple[Looked, ...] = ()
+
+    @property
+    def name(self) -> str:
+        if self.typed.startswith(RUN) and self.model is not None:
+            return self.model.label
+        return name_of(self.typed)
 
     @property
     def missing(self) -> int:
@@ -100,8 +107,8 @@ def open_typed(settings: Settings, owner: str, typed: str, base: str = "") -> Op
     looked = tuple(place.looked for place in places if place.looked is not None)
     reference = str(replace(model.reference, adapter=adapter.reference if adapter is not None else None))
     if adapter is not None and adapter.looked is not None and adapter.looked.missing:
-        return Opened(reference, None, looked)
-    return Opened(reference, open_model(reference, remote=_remote(model)), looked)
+        return Opened(typed, reference, None, looked)
+    return Opened(typed, reference, open_model(reference, remote=_remote(model)), looked)
 
 
 def _remote(place: Place) -> Callable[[Reference], Checkpoint]:
