@@ -14,29 +14,22 @@ NAMING_KEYS = ("model", "base_model", "tokenizer_source", "chat_template", "spec
 """The keys of a recipe whose value may be the name of a model."""
 
 
-def hub_parts(recipe: Recipe, text: str) -> list[Reference]:
-    """What of a recipe's reference is of the Hub and not of this machine: the model, its adapter, both or neither."""
-    named: Reference | None = Reference.parse(text, lambda path: path_exists(recipe.locate(path)))
-    parts = []
-    while named is not None:
-        here = named.revision is None and path_exists(recipe.locate(named.model))
-        if named.looks_like_hub and not here:
-            parts.append(named.alone)
-        named = named.adapter
-    return parts
-
-
 def commits_here(recipe: Recipe) -> dict[str, str]:
     """A recipe's references to Hub models that were downloaded, with the commit in place of what it writes."""
-    found = {}
+
+    def exists(text: str) -> bool:
+        return path_exists(recipe.locate(text))
+
+    def pinned(named: Reference) -> Reference:
+        own, adapter = named.alone, pinned(named.adapter) if named.adapter else None
+        local = named.revision is None and exists(named.model)
+        if named.looks_like_hub and not local and cached_model(own) is not None:
+            own = replace(own, revision=cached_commit(own))
+        return replace(own, adapter=adapter)
+
     values = _values(recipe.model_dump(mode="json", exclude_defaults=True))
-    for text in dict.fromkeys(text for text in values if "{" not in text):
-        here = {part: cached_commit(part) for part in hub_parts(recipe, text) if cached_model(part)}
-        named = Reference.parse(text, lambda path: path_exists(recipe.locate(path)))
-        pinned = str(_pinned(named, here))
-        if pinned != text:
-            found[text] = pinned
-    return found
+    named = {text: Reference.parse(text, exists) for text in values if "{" not in text}
+    return {text: str(pinned(one)) for text, one in named.items() if pinned(one) != one}
 
 
 def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
@@ -46,14 +39,6 @@ def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
     new = Recipe.model_validate(_renamed(recipe.model_dump(exclude_defaults=True), names))
     new._folder = recipe._folder
     return new
-
-
-def _pinned(named: Reference, commits: Mapping[Reference, str | None]) -> Reference:
-    return replace(
-        named,
-        revision=commits.get(named.alone) or named.revision,
-        adapter=_pinned(named.adapter, commits) if named.adapter else None,
-    )
 
 
 def _values(content: Any) -> Iterator[str]:
