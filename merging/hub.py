@@ -76,7 +76,7 @@ class Hub:
         wanted = ["downloads", "likes", "gated", "lastModified", "tags"]
         params = {"search": text, "limit": limit, "sort": "downloads", "expand": wanted}
         found = self._requests.json("search", "/api/models", params)
-        with self._requests.explained("search"):
+        with self._requests.understood("search"):
             return [_found(ModelInfo(**one)) for one in found[:limit]]
 
     def pin(self, reference: Reference) -> Pinned:
@@ -91,7 +91,7 @@ class Hub:
         found = self._requests.json(
             what, f"/api/models/{reference.model}/revision/{quote(revision, safe='')}", {"blobs": "true"}
         )
-        with self._requests.explained(what):
+        with self._requests.understood(what):
             return pinned_model(ModelInfo(**found), reference.model, revision)
 
     def open(self, pinned: Pinned) -> Checkpoint | AdapterFile:
@@ -144,7 +144,7 @@ class Hub:
         if pinned.gated:
             with self._requests.explained(pinned.id):
                 self._requests.content(
-                    self._requests.address(pinned.id, pinned.commit, pinned.files[0].name), 1
+                    self._requests.address(pinned.id, pinned.commit, pinned.weights[0].name), 1
                 )
 
     def download(

@@ -141,7 +141,7 @@ class Download:
             if place.blob.is_file():  # another download had it
                 place.part.unlink(missing_ok=True)
                 return
-            have = out.tell()
+            have = os.fstat(out.fileno()).st_size
             if have > place.file.nbytes:
                 out.truncate(0)
                 have = 0

@@ -118,7 +118,7 @@ def _wanted(names: set[str]) -> set[str]:
     """The files of a model that a merge can use: no copies of the weights in another layout, no other format."""
     shards = {name for name in names if _SHARD.fullmatch(name)}
     weights = shards if INDEX in names else names & {WEIGHTS}
-    return {name for name in names if _is_small(name)} | weights | (names & {ADAPTER_WEIGHTS})
+    return {name for name in names if _is_small(name)} | (weights or names & {ADAPTER_WEIGHTS})
 
 
 def _is_small(name: str) -> bool:

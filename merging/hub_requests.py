@@ -7,6 +7,7 @@ drop what they have of a file when they are stopped; its session, addresses, hea
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ SILENCE = 10.0
 LONGEST = 60.0
 """Seconds that an answer of limited size may take."""
 MOST_JSON = 16 << 20
+TOKEN_LETTERS = re.compile(r"[!-~]{1,1000}")
 
 
 class CutOff(Exception):
@@ -55,7 +57,7 @@ class HubRequests:
         Raises:
             HubError: see `explained`.
         """
-        with self.explained(what):
+        with self.explained(what), self.understood(what):
             return json.loads(self.content(f"{self.endpoint}{path}", MOST_JSON, params=params))
 
     def content(
@@ -91,6 +93,8 @@ class HubRequests:
             HfHubHTTPError: the Hub's own no.
             HubError: the file has another size than it should.
         """
+        if self._token and not TOKEN_LETTERS.fullmatch(self._token):
+            raise HubError("The token holds letters that no token has. Copy it again.")
         headers = {**build_hf_headers(token=self._token or False), "Accept-Encoding": "identity"}
         if params is None:
             headers["Range"] = f"bytes={first}-{stop - 1}"
@@ -135,6 +139,16 @@ class HubRequests:
                 f"{what}: the Hub cannot be reached, or its answer broke off. Check the connection and try again; models "
                 "that were downloaded can be used without it."
             ) from None
+
+    @contextmanager
+    def understood(self, what: str) -> Iterator[None]:
+        """Turns an answer about `what` that is none of the Hub's into a sentence.
+
+        Raises:
+            HubError: it is.
+        """
+        try:
+            yield
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise HubError(
                 f"{what}: {self.endpoint} answered with something the Hub would not say. Check HF_ENDPOINT."
@@ -166,7 +180,8 @@ class HubRequests:
         if status == 404:
             return "the Hub has no such model."
         if status == 429:
-            wait = headers.get("Retry-After", "")
+            reset = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+            wait = headers.get("Retry-After", "") or (reset[1] if reset else "")
             hint = "" if self._token else " A token raises the limit."
             return f"the Hub allows no more requests for now. Try again in {f'{wait} seconds' if wait.isdigit() else 'a few minutes'}.{hint}"
         if status >= 500:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from merging.checkpoint import INDEX, Checkpoint, Header, read_shards
@@ -15,6 +16,8 @@ from merging.small_files import config_in
 
 AT_ONCE = 8
 """Headers that are fetched side by side."""
+MOST_HEADERS = 64 << 20
+"""Bytes of all headers of a model."""
 
 
 class RemoteCheckpoint(Checkpoint):
@@ -43,18 +46,17 @@ def open_remote(requests: HubRequests, pinned: Pinned, folder: Path) -> RemoteCh
         CutOff, HfHubHTTPError: a request failed; see `HubRequests.explained`.
     """
     refuse(folder, config_in(folder))
-    files = {file.name: file for file in pinned.weights}
+    weights = pinned.weights
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        headers = dict(
-            zip(
-                files,
-                pool.map(lambda file: _header(requests, pinned, file, folder), files.values()),
-                strict=True,
+        lengths = list(pool.map(partial(_header_length, requests, pinned), weights))
+        if sum(lengths) > MOST_HEADERS:
+            raise CheckpointError(
+                f"{pinned.id}: its headers claim {sum(lengths):,} bytes, more than any model needs."
             )
-        )
-    if INDEX not in {file.name for file in pinned.files}:
-        (header,) = headers.values()
-        return RemoteCheckpoint(folder, header, pinned)
+        found = pool.map(partial(_header, requests, pinned, folder), weights, lengths)
+        headers = {file.name: header for file, header in zip(weights, found, strict=True)}
+    if len(weights) == 1 and INDEX not in {file.name for file in pinned.files}:
+        return RemoteCheckpoint(folder, headers[weights[0].name], pinned)
 
     def header_of(path: Path) -> Header:
         if path.name not in headers:
@@ -64,17 +66,20 @@ def open_remote(requests: HubRequests, pinned: Pinned, folder: Path) -> RemoteCh
     return RemoteCheckpoint(folder, read_shards(folder, header_of), pinned)
 
 
-def _header(requests: HubRequests, pinned: Pinned, file: HubFile, folder: Path) -> Header:
-    """The header of one file of weights: 8 bytes that give its length, then that many."""
-    url = requests.address(pinned.id, pinned.commit, file.name)
-    prefix = requests.content(url, 8)
+def _header_length(requests: HubRequests, pinned: Pinned, file: HubFile) -> int:
+    """What the first 8 bytes of a file of weights say."""
+    prefix = requests.content(requests.address(pinned.id, pinned.commit, file.name), 8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file.nbytes - 8):
         raise CheckpointError(
             f"{pinned.id}: {file.name} claims a header of {length:,} bytes in a file of {file.nbytes:,}; it is no "
             "safetensors file."
         )
-    raw = requests.content(url, length, first=8)
+    return length
+
+
+def _header(requests: HubRequests, pinned: Pinned, folder: Path, file: HubFile, length: int) -> Header:
+    raw = requests.content(requests.address(pinned.id, pinned.commit, file.name), length, first=8)
     if len(raw) < length:
         raise CutOff
     return parse_header(folder / file.name, raw, file.nbytes)

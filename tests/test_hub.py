@@ -131,6 +131,7 @@ def test_a_fault_of_the_hub_is_one_sentence_at_once(hub, tiny, path, fault, says
             "is gated, and the account of your token has no access",
         ),
         ({}, "no-token-at-all", "org/tiny", "does not know your token"),
+        ({}, "hf_ö\nX: y", "org/tiny", "The token holds letters that no token has"),
         ({}, None, "not a name", "is no name of a Hub model"),
     ],
 )
