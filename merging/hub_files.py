@@ -94,6 +94,11 @@ def pinned_model(model: ModelInfo, id: str, revision: str) -> Pinned:
         sibling = names[name]
         identity = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
         if identity is None or not _IDENTITY.fullmatch(identity) or not isinstance(sibling.size, int):
+            if model.gated:
+                raise HubError(
+                    f"{id}: is gated, and the Hub does not tell its files to you. Accept its conditions on its page there and "
+                    "give a token of that account."
+                )
             raise ValueError("no size")
         if _is_small(name) and sibling.size > MOST_SMALL:
             raise HubError(
