@@ -81,11 +81,18 @@ class Pinned:
 
 
 def tagged(model: ModelInfo, prefix: str) -> str | None:
+    """What a model's first tag of a kind says, such as `license:mit`."""
     tags = (tag.removeprefix(prefix) for tag in model.tags or [] if tag.startswith(prefix))
     return next(tags, None)
 
 
 def pinned_model(model: ModelInfo, id: str, revision: str) -> Pinned:
+    """A model as the Hub describes it, with the files that a merge can use.
+
+    Raises:
+        HubError: it has no weights that can be merged, or a file of unlikely size.
+        ValueError: no description of the Hub's.
+    """
     if not COMMIT.fullmatch(model.sha or ""):
         raise ValueError("no commit")
     names = {sibling.rfilename: sibling for sibling in model.siblings or []}
@@ -122,7 +129,7 @@ def pinned_model(model: ModelInfo, id: str, revision: str) -> Pinned:
 def _wanted(names: set[str]) -> set[str]:
     """The files of a model that a merge can use: no copies of the weights in another layout, no other format."""
     shards = {name for name in names if _SHARD.fullmatch(name)}
-    weights = shards if INDEX in names else names & {WEIGHTS}
+    weights = (INDEX in names and shards) or names & {WEIGHTS}
     return {name for name in names if _is_small(name)} | (weights or names & {ADAPTER_WEIGHTS})
 
 
