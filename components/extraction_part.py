@@ -23,7 +23,8 @@ from components.shared import Shared, owner_id
 from components.tables import html_table
 from merging import MergingError, Progress, Recipe
 from merging.checkpoint import Checkpoint
-from merging.extraction import TABLE, Extracted, extract
+from merging.extraction import extract
+from merging.extraction_report import TABLE, Extracted
 from merging.job_records import Job
 from merging.sources import open_model
 
@@ -181,7 +182,9 @@ def result_html(job: Job | None) -> str:
         f"{job.title}: it leaves out {found.get('relative', 0.0):.2%} of the change of {found.get('tensors', 0)} tensors. "
         f"Every tensor is in its {TABLE}; those with the largest errors:"
     )
-    table = html_table("Errors by tensor", ("tensor", "kept", "error, of its change"), found.get("rows", []))
+    table = html_table(
+        "Errors by tensor", ("tensor", "kept", "error, of its change"), found.get("rows", []), wide=True
+    )
     return f"<p>{html.escape(words)}</p>{table}"
 
 

@@ -142,7 +142,7 @@ def _build_outcome(parts: dict[str, Any]) -> None:
         )
     with gr.Column(elem_classes="mg-outcome"):
         _build_card(parts)
-    parts["extraction"] = build_extraction_part()
+        parts["extraction"] = build_extraction_part()
     parts["history"] = LateRadio(
         [], label="Your merges", visible=False, elem_id="merge-history", elem_classes="mg-history"
     )

@@ -22,6 +22,7 @@ from merging.checkpoint import HEAD_NAME, Checkpoint
 from merging.compatibility import compare
 from merging.errors import MergingError, PlanError
 from merging.events import Progress
+from merging.extraction_report import TABLE, Extracted, TensorError, Way, card, table
 from merging.header import MERGEABLE, TensorInfo
 from merging.low_rank import nearest
 from merging.room import input_problem
@@ -31,53 +32,10 @@ from merging.writer import MARKER, CheckpointWriter
 BLOCK = 4 << 20
 """Elements of a tensor that are read at once."""
 WEIGHTS_STEM = "adapter_model"
-TABLE = "errors.csv"
-WORST = 20
 MIXTURE = re.compile(r"\.experts\.|block_sparse_moe|\.mlp\.gate\.")
 """Experts and routers, which transformers runs under other names and shapes than files have."""
 Embeddings = Literal["low-rank", "whole", "leave"]
 EMBEDDINGS: tuple[Embeddings, ...] = get_args(Embeddings)
-Way = Literal["low rank", "whole", "left out"]
-
-
-@dataclass(frozen=True)
-class TensorError:
-    """A changed tensor: how the adapter holds its change δ, ‖δ‖, and ‖δ − what the adapter holds‖."""
-
-    name: str
-    way: Way
-    rank: int | None
-    change: float
-    error: float
-    why: str = ""
-
-    @property
-    def kept(self) -> str:
-        """How it is kept, in words."""
-        return f"rank {self.rank}" if self.rank else f"{self.way}{f' ({self.why})' if self.why else ''}"
-
-    @property
-    def relative(self) -> float:
-        """The error as a share of the change."""
-        return self.error / self.change if self.change else 0.0
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """The last event: the adapter's folder and every changed tensor, in the model's order."""
-
-    path: Path
-    rank: int
-    tensors: tuple[TensorError, ...]
-    unchanged: int
-    bytes_written: int
-    seconds: float
-
-    @property
-    def relative(self) -> float:
-        """‖all errors‖ as a share of ‖all changes‖."""
-        change = math.sqrt(sum(one.change**2 for one in self.tensors))
-        return math.sqrt(sum(one.error**2 for one in self.tensors)) / change if change else 0.0
 
 
 @dataclass(frozen=True)
@@ -155,17 +113,8 @@ def extract(
             bytes_written=sum(info.nbytes for info in layout),
             seconds=time.monotonic() - started,
         )
-        writer.add_text("README.md", _card(done, str(settings["base_model_name_or_path"]), model.label))
+        writer.add_text("README.md", card(done, str(settings["base_model_name_or_path"]), model.label))
     yield done
-
-
-def table(errors: Sequence[TensorError]) -> str:
-    """The errors as CSV, a line for every changed tensor."""
-    lines = ["tensor,kept,rank,change,error,error_of_change,why"]
-    for one in errors:
-        values = (one.name, one.way, one.rank or "", f"{one.change:.6g}", f"{one.error:.6g}")
-        lines.append(",".join(map(str, (*values, f"{one.relative:.6f}", one.why))))
-    return "\n".join(lines) + "\n"
 
 
 def _progress(stage: str, done: int, of: int, begin: float, share: float, started: float) -> Progress:
@@ -323,26 +272,3 @@ class _Extraction:
             "use_rslora": False,
             "use_dora": False,
         }
-
-
-def _card(done: Extracted, base: str, model: str) -> str:
-    count = len(done.tensors)
-    worst = sorted(done.tensors, key=lambda one: -one.error)[:WORST]
-    return "\n".join(
-        [
-            "---",
-            "library_name: peft",
-            f"base_model: {json.dumps(base)}",
-            "tags: [lora, mergescope]",
-            "---",
-            f"# The change of {model} as a LoRA adapter of rank {done.rank}",
-            "",
-            f"Extracted with Mergescope {__version__} from {count} changed tensors. What it leaves out of the whole change is "
-            f"{done.relative:.2%} of its norm. Every tensor is in {TABLE}; those with the largest errors:",
-            "",
-            "| tensor | kept | error, of its change |",
-            "|---|---|---|",
-            *(f"| `{one.name}` | {one.kept} | {one.relative:.2%} |" for one in worst),
-            "",
-        ]
-    )

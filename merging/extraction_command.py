@@ -17,7 +17,8 @@ from rich.table import Table
 
 from merging.errors import ParameterError
 from merging.events import Progress
-from merging.extraction import EMBEDDINGS, TABLE, Extracted, extract
+from merging.extraction import EMBEDDINGS, extract
+from merging.extraction_report import TABLE, Extracted
 from merging.room import bytes_text
 from merging.sources import open_model
 

@@ -20,7 +20,8 @@ from components.models import choose
 from components.settings import Settings
 from components.stages import run_folder
 from merging import Checkpoint, MergingError
-from merging.extraction import Extracted, extract
+from merging.extraction import extract
+from merging.extraction_report import Extracted
 from merging.sources import open_model
 from tests.conftest import save_llama, tune
 from tests.test_adapter import TINY, load, loaded_by_peft

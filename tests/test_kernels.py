@@ -307,3 +307,16 @@ def test_a_numba_that_does_not_work_is_done_without(monkeypatch):
 
     monkeypatch.setattr(ops.loops(), "above", broken)
     assert ops.loops.__wrapped__() is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (40, 16, 300)])
+def test_a_change_of_low_rank(both, shape):
+    rows, rank, columns = shape
+    left, right, total = values(rows, rank), values(rank, columns, seed=1), values(rows, columns, seed=2)
+
+    def work():
+        found = total.clone()
+        ops.add_low_rank(found, left, right, 0.3)
+        return found
+
+    assert same_bits(*both(work))
