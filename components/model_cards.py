@@ -38,6 +38,8 @@ def card_html(card: Card, *, is_base: bool) -> str:
         if card.facts.lineage:
             said = f"A merge: {card.facts.lineage}."
             parts.append(f'<p class="card-say card-quiet">{html.escape(said)}</p>')
+        if card.facts.silent:
+            parts.append(f'<p class="card-say card-quiet">{html.escape(card.facts.silent)}</p>')
     for sentence in (*card.problems, *card.warnings):
         parts.append(f'<p class="card-say">{html.escape(sentence)}</p>')
     if card.facts is not None and card.problems and not is_base:
@@ -102,7 +104,7 @@ def _facts_html(facts: Facts) -> str:
         ("blocks × width", shape),
         ("format", ", ".join(facts.dtypes)),
         ("vocabulary", f"{facts.vocabulary:,}" if facts.vocabulary is not None else "–"),
-        ("output head", "tied" if facts.tied else "own"),
+        ("output head", facts.head or "–"),
         ("size", size(facts.nbytes)),
         ("licence", facts.licence or "not stated"),
     ]

@@ -9,9 +9,11 @@ import yaml
 
 from components.hub.sources import Opened
 from merging import Checkpoint
+from merging.abilities import why_silent
 from merging.adapter import Adapted
 from merging.anatomy import blocks, locate
 from merging.header import DTYPE_WORDS
+from merging.heads import head_kind
 from merging.lineage import in_words, lineage_of_model
 
 _README_BYTES = 64 << 10
@@ -26,11 +28,14 @@ class Facts:
     width: int | None
     dtypes: tuple[str, ...]
     vocabulary: int | None
-    tied: bool
+    head: str | None
+    """ "own", "tied" or "missing"; None for a model that has no use for one."""
     licence: str | None
     nbytes: int
     lineage: str = ""
     """What it was merged of, in words; empty for a model that was not merged here."""
+    silent: str = ""
+    """Why it cannot be asked, and what can be done with it; empty for a model that writes."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,8 @@ def plain(sentence: str, model: Opened) -> str:
 def read_facts(model: Checkpoint, licence: str | None = None) -> Facts:
     """The facts of a card, from headers, config and the front matter of the README, unless the licence is known."""
     config = {**model.config, **(model.config.get("text_config") or {})}
-    embedding = next((t for n, t in model.tensors.items() if locate(n).role == "embedding"), None)
-    width = config.get("hidden_size") or config.get("n_embd")
+    embedding = next((t for n, t in model.tensors.items() if locate(n).kind == "embedding"), None)
+    width = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
     if width is None and embedding is not None and len(embedding.shape) == 2:
         width = embedding.shape[1]
     dtypes = dict.fromkeys(DTYPE_WORDS.get(t.dtype, t.dtype.lower()) for t in model.tensors.values())
@@ -134,7 +139,8 @@ def read_facts(model: Checkpoint, licence: str | None = None) -> Facts:
         width=width if isinstance(width, int) else None,
         dtypes=tuple(sorted(dtypes)),
         vocabulary=embedding.rows if embedding is not None else None,
-        tied=model.tied,
+        head=head_kind(model),
+        silent=why_silent(model.config),
         licence=licence or _licence(model.folder),
         nbytes=model.nbytes,
         lineage=in_words(lineage_of_model(model)),

@@ -13,6 +13,7 @@ import torch
 
 from merging.heartbeats import Stopped
 from merging.inference import GREEDY, LoadedModel
+from merging.reply_logits import reply_logits
 
 BATCH_TOKENS = 16_384
 """Tokens of one batch, padding and replies included."""
@@ -61,7 +62,7 @@ def by_length(lengths: Sequence[int], batch_size: int, key: Sequence[int]) -> li
 def greedy_replies(model: LoadedModel, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
     """The likeliest continuation of every prompt: at most `limit` tokens, the last of them an end token where it ends.
 
-    Prompts are padded on the left.
+    Prompts are padded on the left, those of an encoder on the right.
 
     Raises:
         MergingError: the model does not know one of their tokens.
@@ -70,6 +71,9 @@ def greedy_replies(model: LoadedModel, prompts: Sequence[Sequence[int]], limit: 
     width = max(map(len, prompts))
     padded = [[model.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    if model.reads_apart:
+        padded = [list(prompt) + [model.pad_id] * (width - len(prompt)) for prompt in prompts]
+        mask = [row[::-1] for row in mask]
     output = model.model.generate(
         torch.tensor(padded, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
@@ -79,7 +83,7 @@ def greedy_replies(model: LoadedModel, prompts: Sequence[Sequence[int]], limit: 
         pad_token_id=model.pad_id,
     )
     ends = set(model.end_ids)
-    return [_until_end(row, ends) for row in output[:, width:].tolist()]
+    return [_until_end(row, ends) for row in output[:, 1 if model.reads_apart else width :].tolist()]
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
@@ -114,6 +118,8 @@ def _fitting(model: LoadedModel, sequences: Sequence[Sequence_]) -> Iterator[ran
 
 @torch.inference_mode()
 def _forward(model: LoadedModel, sequences: Sequence[Sequence_]) -> list[torch.Tensor]:
+    if model.reads_apart:
+        return [_of_reply(model, ids[:start], ids[start:]) for ids, start in sequences]
     width = max(len(ids) for ids, _ in sequences)
     first = min(start for _, start in sequences) - 1
     padded = torch.tensor([ids + [model.pad_id] * (width - len(ids)) for ids, _ in sequences])
@@ -134,3 +140,12 @@ def _forward(model: LoadedModel, sequences: Sequence[Sequence_]) -> list[torch.T
         )
         found.append(-losses.cpu())
     return found
+
+
+def _of_reply(model: LoadedModel, prompt: Sequence[int], reply: Sequence[int]) -> torch.Tensor:
+    """The log-probabilities of what a decoder writes after its encoder read the prompt."""
+    if not reply:
+        return torch.empty(0)
+    wanted = torch.tensor(reply, device=model.device)
+    logits = reply_logits(model, prompt, reply).float()
+    return -torch.nn.functional.cross_entropy(logits, wanted, reduction="none").cpu()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from merging.abilities import why_silent
 from merging.batched import greedy_replies, interruptible, log_probabilities
 from merging.checkpoint import INDEX, Checkpoint, TensorSource
 from merging.errors import CheckpointError
@@ -42,7 +43,6 @@ CHUNK, SAMPLED = 1 << 24, 1 << 20
 """Elements of a tensor that are in memory at once, and those of each parent that its size is taken from."""
 MOST_ON_CPU = 600_000_000
 """Parameters of a model that is asked on a CPU: more would take minutes."""
-GENERATES = ("CausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,10 @@ def _stored_head(checkpoint: Checkpoint) -> Checkpoint | None:
 def _unasked(checkpoint: Checkpoint, device: str) -> str:
     """Why a model is not asked anything; empty where it is."""
     only = "so only its weights were looked at."
-    if not any(word in (checkpoint.architecture or "") for word in GENERATES):
-        return f"{checkpoint.architecture or 'A model without a config'} writes no text, {only}"
+    if checkpoint.architecture is None:
+        return f"The model's config.json names no class that runs it, {only}"
+    if reason := why_silent(checkpoint.config):
+        return reason
     if not any(next(checkpoint.tokenizer_folder.glob(name), None) for name in TOKENIZER_FILES):
         return f"The model has no tokenizer, {only}"
     if device == "cpu" and checkpoint.parameters > MOST_ON_CPU:

@@ -256,6 +256,10 @@ class _Run:
         source = self.experts[name]
         yield Step(f"{name}: loading", 0, 0)
         loaded = LoadedModel.of_checkpoint(source.origin)
+        if loaded.reads_apart:
+            raise MergingError(
+                f"{name}: importance is measured on models that continue a text; an encoder-decoder cannot be measured yet."
+            )
         task = AnswerTask.of(examples, loaded)
         moved = MovedModel(loaded.model.to(self.device), self.base, source, self.stop)
         for step in ExpertMeasures(name, moved, task, partitions, self.wanted).run():

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from merging.abilities import why_silent
 from merging.checkpoint import Checkpoint
 from merging.drawing import Draw, Sampling
 from merging.errors import CheckpointError, MergingError
@@ -49,7 +50,8 @@ Ending = Literal["end", "length", "context", "stopped"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model ready to answer, with the tokenizer that belongs to it."""
+    """A model that writes text, ready to answer, with the tokenizer that belongs to it: one that continues its prompt, or
+    an encoder-decoder that reads the prompt and writes the reply."""
 
     model: Any
     tokenizer: Any
@@ -66,7 +68,9 @@ class LoadedModel:
         folder = Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"There is no model folder at {folder}.")
-        Checkpoint.open(folder).close()  # its config and headers are of a sort that transformers survives
+        model = Checkpoint.open(folder)  # its config and headers are of a sort that transformers survives
+        model.close()
+        _require_text(model.config)
         return cls._loaded(folder, device, f"The model in {folder}", _from_folder)
 
     @classmethod
@@ -102,6 +106,8 @@ class LoadedModel:
         Raises:
             CheckpointError: transformers cannot make such a model of them, or the folder has no tokenizer.
         """
+
+        _require_text(config)
 
         def make(folder: Path, dtype: str) -> tuple[Any, Any]:
             return _from_memory(tensors, config, folder, dtype)
@@ -183,6 +189,11 @@ class LoadedModel:
         return sum(tensor.nbytes for tensor in self.model.parameters())
 
     @property
+    def reads_apart(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder writes the reply from its own start token."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
     def context(self) -> int | None:
         """How many tokens a conversation may have; None where the config does not say."""
         known = getattr(self.model.config, "max_position_embeddings", None)
@@ -193,10 +204,23 @@ _Make = Callable[[Path, str], tuple[Any, Any]]
 """A folder and a dtype to a model, and what transformers says of its loading."""
 
 
-def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
+def _require_text(config: Mapping[str, Any]) -> None:
+    if reason := why_silent(config):
+        raise CheckpointError(reason)
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+
+def _writer(config: Any) -> Any:
+    """The transformers class that makes a model which writes."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
+    from transformers import AutoConfig
+
+    kind = _writer(AutoConfig.from_pretrained(folder, **SAFE_LOADING))
+    loaded: Any = kind.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE_LOADING
     )
     return loaded
@@ -205,11 +229,12 @@ def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
 def _from_memory(
     tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], folder: Path, dtype: str
 ) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     kind = type(AutoConfig.from_pretrained(folder, **SAFE_LOADING))
+    made = kind.from_dict(dict(config))
     with torch.device("meta"):  # only to learn its class: AutoModel itself takes no tensors
-        hollow = AutoModelForCausalLM.from_config(kind.from_dict(dict(config)), trust_remote_code=False)
+        hollow = _writer(made).from_config(made, trust_remote_code=False)
     model, info = type(hollow).from_pretrained(
         None,
         config=hollow.config,

@@ -26,10 +26,18 @@ def reply_logits(
     """
     module = model.model if module is None else module
     _check(model, prompt, reply)
-    ids = torch.tensor([[*prompt, *reply[:-1]]], device=model.device)
+    if model.reads_apart:
+        inputs = {
+            "input_ids": [*prompt],
+            "decoder_input_ids": [model.model.config.decoder_start_token_id, *reply[:-1]],
+        }
+    else:
+        inputs = {"input_ids": [*prompt, *reply[:-1]]}
+    ids = {name: torch.tensor([one], device=model.device) for name, one in inputs.items()}
     # most models can leave out the head where nobody looks
     few = {"logits_to_keep": len(reply)} if "logits_to_keep" in _arguments(module) else {}
-    output = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **few)
+    mask = torch.ones_like(ids["input_ids"])
+    output = module(**ids, attention_mask=mask, use_cache=False, **few)
     logits: torch.Tensor = output.logits[0, -len(reply) :]
     if bool(logits.isnan().any()):
         raise MergingError("This model predicts NaN (not a number) for this reply. Use an intact model.")

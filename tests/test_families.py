@@ -329,3 +329,78 @@ def test_code_that_transformers_does_without_is_no_reason_to_refuse(family, tmp_
     models = [{"model": str(family / "one")}]
     recipe = merging.Recipe(merge_method="task_arithmetic", base_model=str(tmp_path / "model"), models=models)
     assert "auto_map" not in Checkpoint.open(merging.merge(recipe, tmp_path / "out")).config
+
+
+def with_tokenizer(folder):
+    """A folder that has the tokenizer of the other tests' Llama as well."""
+    from tests.conftest import save_llama
+
+    other = save_llama(folder.parent / "llama")
+    for file in other.glob("*token*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_an_encoder_decoder_answers_and_is_scored(tmp_path):
+    import transformers
+
+    from merging.batched import greedy_replies, log_probabilities
+    from merging.inference import LoadedModel, stream
+    from merging.reply_logits import reply_logits
+
+    save = transformers.T5ForConditionalGeneration
+    torch.manual_seed(0)
+    save(
+        transformers.T5Config(
+            **FAMILIES["T5"][1] | {"vocab_size": 48, "eos_token_id": 1, "num_decoder_layers": 2}
+        )
+    ).save_pretrained(tmp_path / "t5")
+    model = LoadedModel.load(with_tokenizer(tmp_path / "t5"))
+    ask = [[{"role": "user", "content": text}] for text in ("abc", "a longer one")]
+    prompts = [model.prompt_ids(one) for one in ask]
+    replies = greedy_replies(model, prompts, 6)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert reply_logits(model, prompt, reply).argmax(-1).tolist() == reply
+    found = dict(log_probabilities(model, [(prompts[0] + replies[0], len(prompts[0]))], 2))
+    expected = reply_logits(model, prompts[0], replies[0]).log_softmax(-1).amax(-1)
+    assert torch.allclose(found[0], expected)
+    assert "".join(stream(model, ask[0])) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("BertMasked", "fills gaps in a text"), ("ViT", "classifies images")]
+)
+def test_models_that_do_not_write_say_so_and_are_healthy(name, says, tmp_path):
+    from merging.health import check_health
+    from merging.inference import LoadedModel
+
+    folder = with_tokenizer(save_family(name, tmp_path / "model"))
+    with pytest.raises(merging.CheckpointError, match=f"{says} and does not write"):
+        LoadedModel.load(folder)
+    health = check_health(folder)
+    assert health.ok
+    assert says in health.checks[-1].sentence
+
+
+@pytest.mark.parametrize("name", ["BertClassifier", "T5"])
+def test_the_page_offers_what_a_model_that_does_not_write_can_do(name, tmp_path):
+    from components.chat import views
+    from components.chat.models import choices
+    from components.family import Family
+    from components.model_cards import card_html
+    from components.model_facts import Card, read_facts
+    from components.settings import Settings
+    from merging.jobs import JobStore
+
+    base = save_family(name, tmp_path / "base")
+    family = Family(str(base), (str(tune(base, tmp_path / "one", seed=1)),))
+    card = card_html(Card("base", read_facts(Checkpoint.open(base))), is_base=True)
+    intro = views.intro_html(Settings(), family, merged=True)
+    offered = choices(JobStore(tmp_path / "jobs"), "me", family)
+    if name == "T5":
+        assert len(offered) == 3
+        assert "<dd>tied</dd>" in card
+    else:
+        assert [key for _, key in offered] == [""]
+        assert "inspected, merged and saved" in intro
+        assert "inspected, merged and saved" in card

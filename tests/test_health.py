@@ -149,7 +149,7 @@ def test_what_cannot_be_asked_is_weighed_only(merged, plan, tmp_path):
     edit_config(folder, architectures=["BertModel"])
     found = check_health(folder, plan=plan)
     assert found.ok
-    assert found.checks[-1].sentence.startswith("BertModel writes no text")
+    assert found.checks[-1].sentence.startswith("A BertModel turns its input into vectors and does not write")
 
 
 def test_a_model_that_does_not_load(merged, tmp_path):

@@ -50,7 +50,7 @@ def test_facts_come_from_headers_and_the_readme(settings, family, tmp_path):
     facts = choose(settings, "demo:base", [str(folder)]).experts[0].facts
     assert facts.licence == "apache-2.0"
     assert (facts.blocks, facts.width, facts.vocabulary, facts.dtypes) == (3, 32, 48, ("float32",))
-    assert not facts.tied
+    assert facts.head == "own"
     assert facts.nbytes == 4 * facts.parameters
 
 

@@ -20,8 +20,10 @@ from components.family import DEMO_EXPERTS, Family
 from components.merge_cards import KIND
 from components.settings import Settings
 from components.shared import owner_id
-from merging import Recipe
+from merging import MergingError, Recipe
+from merging.abilities import why_silent
 from merging.jobs import JobStore
+from merging.sources import open_model
 
 COLUMNS = 4
 NOBODY = ""
@@ -57,7 +59,9 @@ def choices(store: JobStore, owner: str, family: Family, *, recipe: bool = False
     """Label and key of every model that can be asked: merges first, the newest at the top, then the recipe if that can."""
     merges = []
     for job in store.list(owner):
-        if job.kind == KIND and job.state == "done" and store.model(owner, job.id) is not None:
+        done = job.kind == KIND and job.state == "done"
+        folder = store.model(owner, job.id) if done else None
+        if folder is not None and not unable(folder):
             when = time.strftime("%H:%M", time.localtime(job.created))
             merges.append((f"{job.title} ({when})", f"job:{job.id}"))
     unsaved = [(LABEL, RECIPE)] if recipe else []
@@ -69,10 +73,17 @@ def _named(family: Family) -> list[tuple[str, str]]:
     if not family.experts:
         return []
     experts = zip(family.names, family.experts, strict=True)
-    return [
-        (family.base_name, parent_key("base", family.base)),
-        *((name, parent_key("expert", expert)) for name, expert in experts),
-    ]
+    named = [(family.base_name, "base", family.base), *((name, "expert", expert) for name, expert in experts)]
+    return [(name, parent_key(kind, model)) for name, kind, model in named if not unable(model)]
+
+
+def unable(model: str | Path) -> str:
+    """Why a model cannot be asked, and what can be done with it; empty where it can, or cannot be opened, which its
+    loading will tell."""
+    try:
+        return why_silent(open_model(str(model)).config)
+    except MergingError:
+        return ""
 
 
 def parent_key(kind: str, folder: str) -> str:

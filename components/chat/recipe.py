@@ -13,6 +13,7 @@ from components.merge_recipe import at_root, check, title
 from components.preview_store import preview_key, shared_previews
 from components.settings import Settings
 from merging import METHODS, Checkpoint, MergingError, Plan, Recipe
+from merging.abilities import why_silent
 from merging.inference import LoadedModel
 from merging.model_cache import ModelCache, bytes_to_run
 from merging.resident import sources_of
@@ -30,9 +31,11 @@ GONE = (
 
 
 def can_be_asked(recipe: Recipe) -> bool:
-    """Whether a recipe can run, over models that fit into memory."""
+    """Whether a recipe can run, over models that write and fit into memory."""
     plan = check(recipe).plan
-    return plan is not None and shared_previews().residents.fits(plan)
+    if plan is None or (isinstance(plan.reference, Checkpoint) and why_silent(plan.reference.config)):
+        return False
+    return shared_previews().residents.fits(plan)
 
 
 def summary(recipe: Recipe, family: Family) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.chat.models import COLUMNS, NOBODY, is_demo
+from components.chat.models import COLUMNS, NOBODY, is_demo, unable
 from components.chat.replies import Reply
 from components.family import Family
 from components.settings import Settings
@@ -30,6 +30,8 @@ def silence() -> Talk:
 
 def intro_html(settings: Settings, family: Family, *, merged: bool, recipe: bool = False) -> str:
     """What can be expected of these models, and what is missing; `recipe`: whether that can be asked."""
+    if family.experts and (reason := unable(family.base)):
+        return f"<p>{html.escape(reason)}</p>"
     lines = [LIMITS] if is_demo(settings, family) else []
     lines += [] if merged else [f"{MERGE_FIRST} {RECIPE_TOO}" if recipe else MERGE_FIRST]
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
