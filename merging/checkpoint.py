@@ -20,6 +20,8 @@ from merging.refusals import INDEX, WEIGHTS, refuse, why_not_a_model
 from merging.small_files import config_in, read_json, read_text
 from merging.tied import SAID_TO_BE_TIED, copies, embedding_of, head_of, is_buffer, is_tied
 
+MOST_UNUSED = 100_000
+"""Ids between the tokens of a vocabulary that may belong to none."""
 MOST_NAMED = 3
 """Problems of a config that are told at once."""
 HEAD_NAME = "lm_head.weight"
@@ -213,11 +215,18 @@ class Checkpoint:
             if isinstance(stored, list):  # Unigram: pairs of token and score, the id is the position
                 stored = {token: number for number, (token, _) in enumerate(stored)}
             added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-            return {str(token): int(number) for token, number in {**stored, **added}.items()}
-        except (TypeError, ValueError, KeyError, AttributeError):
+            found = {str(token): int(number) for token, number in {**stored, **added}.items()}
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
             raise CheckpointError(
                 f"{file}: its vocabulary is malformed. Copy the file from the model again."
             ) from None
+        least, most = min(found.values(), default=0), max(found.values(), default=0)
+        if least < 0 or most > len(found) + MOST_UNUSED:
+            raise CheckpointError(
+                f"{file}: its {len(found):,} tokens have ids from {least} to {most}, which no embedding has rows for. Copy the "
+                "file from the model again."
+            )
+        return found
 
     @cached_property
     def chat_template(self) -> str | None:

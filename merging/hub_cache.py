@@ -5,14 +5,15 @@ Source: huggingface.co/docs/huggingface_hub/guides/manage-cache (blobs, refs, sn
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from huggingface_hub import constants
 
 from merging.adapter_file import WEIGHTS as ADAPTER_WEIGHTS
 from merging.checkpoint import INDEX
+from merging.errors import MergingError
 from merging.references import COMMIT, Reference
+from merging.small_files import read_json
 
 WEIGHTS = "model.safetensors"
 
@@ -68,7 +69,7 @@ def has_weights(folder: Path) -> bool:
     if not index.is_file():
         return any((folder / name).is_file() for name in (WEIGHTS, ADAPTER_WEIGHTS))
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_json(index)["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (MergingError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return True  # its own reader says what is wrong with it

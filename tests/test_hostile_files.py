@@ -113,6 +113,16 @@ def test_malformed_tokenizers(tmp_path, content):
         require_sound_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("number", [-1, 10**6, 10**30, float("inf")])
+def test_ids_that_no_embedding_has_are_refused(model, family, write_recipe, number):
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zz"] = number
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    recipe = write_recipe(family, "ties", ["one"], base_model=str(model))
+    with pytest.raises(MergingError, match=r"ids from|malformed"):
+        merging.check(recipe)
+
+
 def test_a_tokenizer_that_is_too_large_is_not_read(model, monkeypatch):
     monkeypatch.setattr("merging.small_files.MOST_BYTES", 500)
     with pytest.raises(MergingError, match="too many for a file of its kind"):
