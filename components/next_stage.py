@@ -21,17 +21,16 @@ from merging import MergingError
 def wire_next_stage(
     merge: MergeTab, models: ModelsTab, settings: Settings, shared: Shared, tabs: gr.Tabs
 ) -> None:
-    """Connect the buttons: they put the merge into a row of the Models tab, have all rows judged, and lead there."""
-    inputs = [models.shown, *models.fields]
+    """Connect the buttons: they put the merge into a row of the Models tab, lead there, and have all rows judged."""
     for button, as_base in ((merge.as_base, True), (merge.as_expert, False)):
-        button.click(
+        taken = button.click(
             partial(take_merge, settings, as_base),
-            [merge.shown, shared.owner, *inputs],
+            [merge.shown, shared.owner, models.shown, *models.fields],
             models.rows,
             **PRIVATE,
-        ).success(partial(judge, settings), models.typed(shared), models.judged(shared), **JUDGING).success(
-            partial(gr.Tabs, selected="models"), None, tabs, api_visibility="private"
         )
+        taken.success(partial(gr.Tabs, selected="models"), None, tabs, api_visibility="private")
+        taken.success(partial(judge, settings), models.typed(shared), models.judged(shared), **JUDGING)
 
 
 def take_merge(settings: Settings, as_base: bool, id: str, stored: Any, shown: int, *typed: str) -> list[Any]:

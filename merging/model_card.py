@@ -32,7 +32,7 @@ def model_card(plan: Plan, finished: Finished, lineage: Ancestor, config: Mappin
         ):
             share = kept / max(1, finished.attained.elements)
             facts.append(
-                f"- density attained for {name}: {share:.4f} ({tied:,} elements tied at the threshold)"
+                f"- density attained for {_code(name)}: {share:.4f} ({tied:,} elements tied at the threshold)"
             )
     return "\n".join(
         [
