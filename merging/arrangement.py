@@ -184,7 +184,7 @@ class _Arrangement:
         others = [one for one in self.known.values() if block.source == "union" and one is not giver]
         try:
             return giver, self._beyond(giver, others, list(block.tokens))
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError):
             self.problems.append(
                 "tokenizer_source: a tokenizer.json of these models is malformed; copy it from its model again, or choose "
                 "tokenizer_source: base."

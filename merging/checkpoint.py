@@ -19,6 +19,7 @@ from merging.header import DTYPE_NAMES, TensorInfo, read_at, read_header
 from merging.refusals import INDEX, WEIGHTS, refuse, why_not_a_model
 from merging.small_files import config_in, read_json, read_text
 from merging.tied import SAID_TO_BE_TIED, copies, embedding_of, head_of, is_buffer, is_tied
+from merging.union import tokens_of
 
 MOST_UNUSED = 100_000
 """Ids between the tokens of a vocabulary that may belong to none."""
@@ -211,11 +212,7 @@ class Checkpoint:
             return None
         content = read_json(file)
         try:
-            stored = (content.get("model") or {}).get("vocab") or {}
-            if isinstance(stored, list):  # Unigram: pairs of token and score, the id is the position
-                stored = {token: number for number, (token, _) in enumerate(stored)}
-            added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-            found = {str(token): int(number) for token, number in {**stored, **added}.items()}
+            found = tokens_of(content)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
             raise CheckpointError(
                 f"{file}: its vocabulary is malformed. Copy the file from the model again."

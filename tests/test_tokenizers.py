@@ -211,6 +211,17 @@ def test_tokenizers_that_have_no_union(two, tmp_path):
         merging.check(file)
 
 
+@pytest.mark.parametrize("number", [-1, 10**15])
+def test_ids_without_end_are_refused(two, tmp_path, number):
+    save_model(tmp_path / "one", train("bpe", 50))
+    file = tmp_path / "one" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"][0]["id"] = number
+    file.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match="which no embedding has rows for"):
+        merging.check(recipe(tmp_path, models=["one", str(two / "two")], tokenizer_source="union"))
+
+
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [
