@@ -50,8 +50,8 @@ def models_of_plan(plan: Plan) -> tuple[ModelRef, ...]:
 
 def subject_of_model(model: TensorSource) -> str:
     """What the scores of a model are kept under: the fingerprint of its weights; for a merge that was written here, what
-    `subject_of_plan` gave for it."""
-    metadata = model.metadata if isinstance(model, Checkpoint) else {}
+    `subject_of_plan` gave for it. A model that is computed from a merge is another one."""
+    metadata = model.metadata if isinstance(model, Checkpoint) and not model.made_of else {}
     said = metadata.get(SUBJECT, "")
     return said if IS_SUBJECT.fullmatch(said) else fingerprint(model)
 

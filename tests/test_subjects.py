@@ -5,12 +5,17 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 import merging
+from merging.adapter import Adapted
+from merging.adapter_file import AdapterFile
 from merging.checkpoint import Checkpoint
 from merging.history import Draft, subject_of_model, subject_of_plan
 from merging.recipe import Recipe
 from merging.suites import Item, Suite
+from merging.view import Lender, Rows, View
+from tests.test_adapter import save_adapter
 
 
 def subject(file) -> str:
@@ -90,6 +95,15 @@ def test_a_merge_that_was_written_has_the_subject_of_its_plan(family, plain, tmp
     )
     draft = Draft.of(merging.check(onward))
     assert draft.models[0].fingerprint == subject(plain)
+
+
+def test_a_model_that_is_computed_from_a_merge_is_not_that_merge(plain, tmp_path):
+    merged = Checkpoint.open(merging.merge(Recipe.load(plain), tmp_path / "merged", device="cpu"))
+    shorter = View(Lender(merged, {}), {merged.embedding: Rows(torch.arange(5), {}, 5)})
+    adapted = Adapted(merged, AdapterFile(save_adapter(merged.folder, tmp_path / "adapter")))
+    found = [subject_of_model(model) for model in (merged, shorter, adapted)]
+    assert found == [subject(plain), shorter.fingerprint, adapted.fingerprint]
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize("said", ["\ud800", "base", "0" * 33, ""])
