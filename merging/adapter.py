@@ -215,11 +215,14 @@ class _Fitting:
         return self.base.tied and name not in self.base.tensors and locate(name).kind == "head"
 
     def _name_in_base(self, name: str) -> str | None:
-        """The base's tensor of a name that may begin elsewhere: files of one model leave out or add what is around it."""
+        """The base's tensor of a name that may begin elsewhere: files of one model leave out or add what is around it.
+        An output head is one by any name: GPT-NeoX stores its own as `embed_out`, and transformers calls it `lm_head`."""
         tensors = self.base.tensors
         for candidate in (name, name.partition(".")[2]):
             if candidate in tensors:
                 return candidate
+        if self.base.head is not None and locate(name).kind == "head":
+            return self.base.head
         longer = [other for other in tensors if other.endswith(f".{name}")]
         return longer[0] if len(longer) == 1 else None
 

@@ -197,6 +197,8 @@ class AdapterFile:
                 module = own.removesuffix(".lora_B.bias")
                 if a in self.stored.tensors:
                     add(f"{module}.bias", low_rank=LowRank(None, name, self._scale(module, a)))
+            elif ".original_module." in own:
+                continue  # what `modules_to_save` replaced, kept beside it by `bias: all`
             elif ".lora_" in own or ".token_adapter." in own:
                 problems.append(f"{self.folder}: holds '{name}', which is no part of a plain LoRA.")
             else:

@@ -87,6 +87,11 @@ SETTINGS = {
     },
     "rslora": {"target_modules": ["q_proj", "v_proj"], "use_rslora": True, "rank_pattern": {"v_proj": 5}},
     "bias all": {"target_modules": ["q_proj"], "bias": "all"},
+    "bias all beside modules_to_save": {
+        "target_modules": ["q_proj"],
+        "bias": "all",
+        "modules_to_save": ["k_proj"],
+    },
     "bias lora_only": {"target_modules": ["q_proj"], "bias": "lora_only"},
     "lora_bias": {"target_modules": ["q_proj"], "lora_bias": True},
     "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
@@ -106,6 +111,17 @@ def test_weights_are_those_of_peft(bases, tmp_path, name):
     assert any(not torch.equal(base[name], values) for name, values in ours.items())
     for name, values in ours.items():
         torch.testing.assert_close(values, theirs[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_head_that_files_call_otherwise_than_transformers(tmp_path):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    tiny = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=48, **tiny)).save_pretrained(tmp_path / "base")
+    folder = save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["lm_head"])
+    ours, theirs = adapted(tmp_path / "base", folder), merged_by_peft(tmp_path / "base", folder)
+    assert ours.head == "embed_out.weight"
+    torch.testing.assert_close(ours.read(ours.head), theirs["lm_head.weight"], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("flag", [True, False])
