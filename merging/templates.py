@@ -35,6 +35,7 @@ LIMITS = {
     "memory": f"it needs more than {MOST_BYTES >> 20:,} MB of memory",
     "crash": "it ended the process that renders it",
 }
+CRASH = {"limit": "crash"}
 KEPT = (
     "PATH",
     "PYTHONPATH",
@@ -68,9 +69,14 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], tokens: Mapping
     """
     if len(template) > MOST_TEMPLATE:
         raise TemplateError(f"it has {len(template):,} characters; {MOST_TEMPLATE:,} are the most")
-    request = {"template": template, "messages": list(messages), "tokens": dict(tokens)}
+    request = json.dumps({"template": template, "messages": list(messages), "tokens": dict(tokens)}).encode()
     renderer = _take()
+    kept = renderer.ready
     answer = renderer.answer(request)
+    if kept and answer == CRASH:  # it may have been ended before it was asked
+        renderer.close()
+        renderer = _Renderer()
+        answer = renderer.answer(request)
     if "text" in answer or "error" in answer:
         _keep(renderer)
     else:
@@ -118,7 +124,7 @@ class _Renderer:
                 f"No process for chat templates can be started ({error.strerror}). Close other programs and try again."
             ) from None
 
-    def answer(self, request: Mapping[str, Any]) -> dict[str, str]:
+    def answer(self, request: bytes) -> dict[str, str]:
         """What the worker says, or which limit ended it."""
         if not self.ready and self._said() is None:
             self.close()
@@ -129,11 +135,11 @@ class _Renderer:
         self.ready = True
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.write(request + b"\n")
             self.process.stdin.flush()
         if (said := self._said()) is not None:
             return said
-        return {"limit": "time" if self.process.wait() == -signal.SIGPROF else "crash"}
+        return {"limit": "time"} if self.process.wait() == -signal.SIGPROF else CRASH
 
     def _said(self) -> dict[str, str] | None:
         assert self.process.stdout is not None

@@ -90,6 +90,9 @@ def test_the_next_prompt_is_rendered_after_one_that_was_stopped(hurried, tokeniz
     renderer.process.kill()
     renderer.process.wait()
     assert render("{{ messages[0].role }}", TALK, {}) == "system"
+    (renderer,) = templates._idle
+    renderer.process.kill()  # and nobody knows yet that it ended
+    assert render("{{ messages[0].role }}", TALK, {}) == "system"
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="reads the environment of a process from /proc")
