@@ -128,8 +128,10 @@ class _Arrangement:
 
     @cached_property
     def stand_ins(self) -> dict[int, dict[str, str]]:
-        """What each model without a head calls the embedding that stands for it."""
-        return stand_ins([source for _, source in self._of(self.parts[-1])])
+        """What each model without a head calls the embedding that stands for it: the head is made of the last slice's models,
+        and the embedding of the first's, which cannot stand for it if they have heads of their own."""
+        first, last = ([source for _, source in self._of(part)] for part in (self.parts[0], self.parts[-1]))
+        return stand_ins(last, first)
 
     def _of(self, part: Part) -> list[tuple[str, Checkpoint]]:
         """The models of a part by name, its base first."""

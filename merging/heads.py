@@ -12,10 +12,10 @@ GENERATES = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
 TIE = "tie_word_embeddings"
 
 
-def stand_ins(models: Sequence[Checkpoint]) -> dict[int, dict[str, str]]:
-    """For each model without a head among models that have one: the head's name and the embedding that stands for it;
-    by the model's identity."""
-    head = next((model.head for model in models if model.head is not None), None)
+def stand_ins(models: Sequence[Checkpoint], others: Sequence[Checkpoint] = ()) -> dict[int, dict[str, str]]:
+    """For each model without a head, where one of them or of `others` has one: the head's name and the embedding that stands
+    for it; by the model's identity."""
+    head = next((model.head for model in (*models, *others) if model.head is not None), None)
     found: dict[int, dict[str, str]] = {}
     for model in models:
         embedding = model.embedding

@@ -90,6 +90,21 @@ def test_a_tied_model_with_one_that_has_a_head(tmp_path, base):
     assert dict(plan.tokens.heads) == {str(tmp_path / "tied"): "tied", str(tmp_path / "own"): "own"}
 
 
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_slices_whose_last_model_has_no_head_of_its_own(two, tmp_path, source):
+    """Its embedding is the head, and not that of the first slice's model."""
+    save_model(tmp_path / "tied", train("bpe", 45), seed=3, tie_word_embeddings=True)
+    sources = [{"model": str(one), "layer_range": [0, 1]} for one in (two / "one", tmp_path / "tied")]
+    keys = {"slices": [{"sources": [one]} for one in sources], "tokenizer_source": source}
+    model, _ = reloaded(merging.merge(recipe(tmp_path, "passthrough", (), **keys), tmp_path / "out"))
+    first, last = (merging.Checkpoint.open(one["model"]) for one in sources)
+    tokens = merging.check(recipe(tmp_path, "passthrough", (), **keys)).tokens.vocabulary
+    for weight, one in ((model.model.embed_tokens.weight, first), (model.lm_head.weight, last)):
+        rows, values = one.vocabulary, one.read(EMBEDDING)
+        for token in rows.keys() & tokens.keys():
+            assert torch.equal(weight[tokens[token]], values[rows[token]]), token
+
+
 def test_a_head_that_is_missing_everywhere(tmp_path):
     """config.json says that there is a head, and no file has one: transformers would draw one at random."""
     for seed, name in enumerate(("one", "two")):
