@@ -231,7 +231,7 @@ class _Fitting:
         info, source, start = self.base.tensors[base_name], self.base, base_name
         if update.stored is not None:
             stored = self.adapter.stored.tensors[update.stored]
-            more_tokens = locate(name).role in {"embedding", "head"} and stored.shape[1:] == info.shape[1:]
+            more_tokens = locate(name).has_token_rows and stored.shape[1:] == info.shape[1:]
             if stored.shape != info.shape and not more_tokens:
                 self._misfit(name, list(stored.shape), info)
                 return None

@@ -28,11 +28,8 @@ class Arranged:
     base: TensorSource | None
     parts: tuple[Part, ...]
     tokens: TokenizerPlan | None = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether a model is read in another way than it is stored."""
-        return any(isinstance(member.source, View) for part in self.parts for member in part.members)
+    changed: bool = False
+    """Whether some model's rows are rearranged, or it gets a head."""
 
 
 def arrange(
@@ -124,7 +121,7 @@ class _Arrangement:
             )
         for difference in plan.differences:
             self.warnings += [] if decided[difference.key] is not None else difference.warnings
-        return Arranged(views.get(id(self.base), self.base), parts, plan)
+        return Arranged(views.get(id(self.base), self.base), parts, plan, changed=bool(views))
 
     @cached_property
     def stand_ins(self) -> dict[int, dict[str, str]]:

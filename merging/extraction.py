@@ -25,6 +25,7 @@ from merging.events import Progress
 from merging.extraction_report import TABLE, Extracted, TensorError, Way, card, table
 from merging.header import MERGEABLE, TensorInfo
 from merging.low_rank import nearest
+from merging.renamed import named_like
 from merging.room import input_problem
 from merging.version import __version__
 from merging.writer import MARKER, CheckpointWriter
@@ -83,6 +84,7 @@ def extract(
     Raises:
         MergingError: the models do not fit together, nothing differs, or `out` cannot be written.
     """
+    model = named_like(base, model)
     _check(base, model, out, rank)
     started, names = time.monotonic(), list(base.tensors)
     work = _Extraction(base, model, rank, embeddings)
@@ -162,7 +164,7 @@ class _Extraction:
         place, vocabulary = locate(info.name), False
         if not info.name.endswith((".weight", ".bias")) or MIXTURE.search(info.name):
             return Part(info, change, "left out", why="is no module of its own that peft could name")
-        if place.role in {"embedding", "head"} and len(info.shape) == 2:
+        if place.has_token_rows and len(info.shape) == 2:
             vocabulary = True
             if self.embeddings == "leave":
                 return Part(info, change, "left out", why="embeddings: leave")

@@ -17,6 +17,7 @@ from merging.hub_cache import cached_model
 from merging.methods import METHODS
 from merging.recipe import ModelEntry, Recipe, Slice, SliceSource
 from merging.references import Reference, path_exists
+from merging.renamed import named_like
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def open_models(
 
 @dataclass
 class _Opening:
-    """Opens every model once. The base among the others is dropped where a method works on changes from it, and
+    """Opens every model once, under the names that the first has for its tensors. The base among the others is dropped where a method works on changes from it, and
     counts as a model for one that needs no base."""
 
     recipe: Recipe
@@ -178,8 +179,9 @@ class _Opening:
             except CheckpointError as error:
                 self.problems.append(str(error))
             else:  # another spelling of a path is the same model
-                same = (one for one in self._opened.values() if one and _same(one.path, opened.path))
-                self._opened[reference] = next(same, opened)
+                earlier = [one for one in self._opened.values() if one]
+                same = next((one for one in earlier if _same(one.path, opened.path)), None)
+                self._opened[reference] = same or (named_like(earlier[0], opened) if earlier else opened)
         return self._opened[reference]
 
 

@@ -295,6 +295,30 @@ def test_heads_of_interleaved_queries_keys_and_values():
     assert heads_along(found, [0, 2, 4]) == [0, 0, 2, 2, 4, 4, 1, 1, 3, 3, 5, 5]
 
 
+PREFIXES = {"GPT2": "transformer.", "Qwen2": "model.", "BertClassifier": "bert."}
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+@pytest.mark.parametrize("bare", ["base", "one"])
+def test_names_with_and_without_a_prefix_are_the_same_tensors(name, bare, tmp_path):
+    save_family(name, tmp_path / "base")
+    tune(tmp_path / "base", tmp_path / "one", seed=1)
+    expected, _ = load(name, tmp_path / "one")
+    file = tmp_path / bare / "model.safetensors"
+    named = {key.removeprefix(PREFIXES[name]): value for key, value in load_file(file).items()}
+    save_file(named, file, {"format": "pt"})
+    models = [{"model": str(tmp_path / "one")}]
+    recipe = merging.Recipe(merge_method="task_arithmetic", base_model=str(tmp_path / "base"), models=models)
+    assert "taken to be the same" in " ".join(merging.check(recipe).warnings)
+    out = merging.merge(recipe, tmp_path / "out")
+    model, info = load(name, out)
+    assert not info["missing_keys"]
+    assert torch.allclose(logits(name, model), logits(name, expected), atol=1e-5)
+    kept = Checkpoint.open(tmp_path / "base").tensors
+    assert Checkpoint.open(out).tensors.keys() == kept.keys()
+    assert kinds(kept) == KINDS[name]
+
+
 REFUSED = {
     "vision": ({"vision_config": {}, "text_config": {"model_type": "llama"}}, "vision_config, text_config"),
     "two text models": (
