@@ -10,7 +10,7 @@ from components.brush_globs import runs
 from components.clickable_plot import Rectangle
 from components.merge_recipe import expert_names
 from merging import METHODS, Recipe
-from merging.anatomy import Block, block_order, locate, ranges
+from merging.anatomy import Block, block_order, block_words, locate
 from merging.methods import get_method
 
 EMPTY = (
@@ -134,5 +134,5 @@ def in_words(source: BrushSource | None, chosen: Chosen) -> str:
 
 def _blocks(blocks: Sequence[Block | None]) -> str:
     named = sorted({block for block in blocks if block is not None}, key=block_order)
-    inside = [f"block{'s' if len(named) > 1 else ''} {ranges(named, '–')}"] if named else []
+    inside = [block_words(named, "–")] if named else []
     return " and ".join(inside + (["outside the blocks"] if None in blocks else []))

@@ -32,6 +32,7 @@ from components.numbers import size
 from components.progress import bar_html, left
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
+from merging.anatomy import block_name
 from merging.changes import Conflict, TensorStatistics
 from merging.reports.report import Cell, Trimmed
 from merging.sums import total
@@ -104,7 +105,7 @@ def show_cell(report: Report | None, everything: bool, cell: Cell | None) -> lis
     block, kind = cell
     statistics, names, where = cells[cell], expert_names(report), cell_name(block, kind)
     rows, columns = report.frame(everything=everything)
-    blocks = [(f"block {row}" if row is not None else "outside", row_name(row)) for row in rows]
+    blocks = [(block_name(row) if row is not None else "outside", row_name(row)) for row in rows]
     kinds = [column for column in columns if (block, column) in cells]
     trimmed = _trimmed(report, cell)
     after = trimmed.signs if trimmed is not None else None

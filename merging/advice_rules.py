@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from merging.advice_facts import MOST_NAMED, Advice, Facts
-from merging.anatomy import Block
+from merging.anatomy import Block, block_name, block_words
 from merging.changes import Conflict, TensorStatistics
 from merging.checkpoint import Checkpoint
 from merging.header import DTYPE_WORDS
@@ -113,7 +113,7 @@ def _outliers(facts: Facts) -> Iterator[Advice]:
             yield Advice(
                 f"{facts.names[expert]} changed {_blocks(odd)} far more than its others: look there first; a lower weight or "
                 "density for such a block is an override in the recipe.",
-                f"relative change {changes[worst]:.3g} in block {worst}, usually {usual:.3g}",
+                f"relative change {changes[worst]:.3g} in {block_name(worst)}, usually {usual:.3g}",
                 "note",
             )
 
@@ -184,7 +184,7 @@ def _fights(facts: Facts) -> Iterator[tuple[float, str]]:
         signs: Conflict = cell.signs
         share = signs.opposite_share()
         if share is not None and _above_chance(share, sum(signs.shared)):
-            yield share, kind if block is None else f"block {block} {kind}"
+            yield share, kind if block is None else f"{block_name(block)} {kind}"
 
 
 def _above_chance(share: float, count: int) -> bool:
@@ -273,9 +273,8 @@ def _tied_head(facts: Facts) -> Iterator[Advice]:
 
 
 def _blocks(numbers: Sequence[Block]) -> str:
-    named = ", ".join(map(str, numbers[:MOST_NAMED]))
     more = f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else ""
-    return f"block{'s' if len(numbers) > 1 else ''} {named}{more}"
+    return f"{block_words(numbers[:MOST_NAMED])}{more}"
 
 
 RULES: tuple[Callable[[Facts], Iterator[Advice]], ...] = (

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, Literal
 
 Role = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
@@ -43,7 +44,7 @@ _KINDS: tuple[tuple[str, str, Role], ...] = (
     (r"post_feedforward_layernorm", "post-mlp norm", "norm"),
     (r"embeddings\.LayerNorm|embeddings\.layernorm|layernorm_embedding", "embedding norm", "norm"),
     (r"encoder\.final_layer_norm", "encoder norm", "norm"),
-    (r"model\.norm|vit\.layernorm|ln_f|final_layernorm|final_layer_norm", "final norm", "norm"),
+    (r"model\.norm|^norm|(?:vit\.|^)layernorm|ln_f|final_layernorm|final_layer_norm", "final norm", "norm"),
     (r"transform\.LayerNorm|lm_head\.layer_norm", "head norm", "norm"),
     (r"EncDecAttention\.q|encoder_attn\.q_proj", "cross q", "attention"),
     (r"EncDecAttention\.k|encoder_attn\.k_proj", "cross k", "attention"),
@@ -165,16 +166,25 @@ def block_order(block: Block | None) -> tuple[bool, bool, int]:
     return (True, True, 0) if block is None else (False, stack_of(block) != "encoder", number_of(block))
 
 
-def ranges(ordered: Iterable[Block], dash: str = "-") -> str:
-    """`0-3, 7` of blocks in order; `encoder 0-3, decoder 0-2` where there are two stacks of them."""
-    runs: list[list[Block]] = []
-    for block in ordered:
-        last = runs[-1][-1] if runs else None
-        if last is not None and (stack_of(last), number_of(last) + 1) == (stack_of(block), number_of(block)):
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{dash}{number_of(run[-1])}" for run in runs)
+def block_words(ordered: Iterable[Block], dash: str = "-") -> str:
+    """`blocks 0-3, 7` in words; `encoder blocks 0-3, decoder block 0` where there are two stacks of them."""
+    parts = []
+    for stack, found in groupby(ordered, stack_of):
+        runs: list[list[int]] = []
+        for number in map(number_of, found):
+            if runs and runs[-1][-1] + 1 == number:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        noun = "block" if sum(map(len, runs)) == 1 else "blocks"
+        shown = ", ".join(f"{run[0]}{dash}{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+        parts.append(f"{stack} {noun} {shown}".strip())
+    return ", ".join(parts)
+
+
+def block_name(block: Block) -> str:
+    """`block 3`, or `encoder block 3`."""
+    return block_words([block])
 
 
 @dataclass(frozen=True, slots=True)

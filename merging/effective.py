@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merging.anatomy import Block, after_number, block_order, kinds, locate, ranges
+from merging.anatomy import Block, after_number, block_order, block_words, kinds, locate
 from merging.tensor_plan import TensorPlan
 
 
@@ -168,7 +168,7 @@ class Names:
         for words, numbers in by_words.items():
             every = all(words == self.blocks[number] for number in numbers)
             chosen = "" if every else " " + ", ".join(sorted(words, key=self._rank))
-            parts.append(f"block{'s' if len(numbers) > 1 else ''} {ranges(numbers)}{chosen}")
+            parts.append(f"{block_words(numbers)}{chosen}")
         return "; ".join([*parts, *outside])
 
     def _rank(self, word: str) -> tuple[int, str]:

@@ -21,6 +21,8 @@ SMALL_FILES = frozenset(
         "adapter_config.json",
         "model_index.json",
         "preprocessor_config.json",
+        "processor_config.json",
+        "modules.json",
         "tekken.json",
         INDEX,
         *TOKENIZER_FILES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from merging.anatomy import blocks, kinds, locate, number_of, ranges
+from merging.anatomy import block_words, blocks, kinds, locate, number_of
 from merging.errors import did_you_mean
 from merging.recipe import Recipe
 
@@ -49,7 +49,7 @@ def keeping_problems(recipe: Recipe, names: Sequence[str]) -> list[str]:
         if not 0 <= first < stop or stop - 1 > max(numbers, default=-1):
             problems.append(
                 f"{_layers((first, stop))} must be the first block and the one after the last; the output has "
-                f"{'blocks ' + ranges(present) if present else 'no blocks'}."
+                f"{block_words(present) or 'no blocks'}."
             )
     return problems
 

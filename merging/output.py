@@ -21,6 +21,9 @@ from merging.subjects import SUBJECT, subject_of_plan
 from merging.version import __version__
 from merging.writer import MARKER, SHARD_BYTES, CheckpointWriter
 
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""How images and sounds become a model's input."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -68,6 +71,9 @@ def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished, files: 
     if reference is None or not config:
         return
     writer.add_text("config.json", json.dumps(config, indent=2) + "\n")
+    for name in PROCESSORS:
+        if (reference.folder / name).is_file():
+            writer.add_file(reference.folder / name)
     for name, content in (plan.tokens.files() if plan.tokens else {}).items():
         if not files.tokenizer and name != GENERATION:
             continue

@@ -42,6 +42,8 @@ GPU_SCRATCH = 16
 """The same on a GPU, where no loop saves room for what it makes on the way."""
 PIECE_SHARE = 4 * SCRATCH * MOST_WORKERS
 """A piece takes at most this part of the memory that a merge may use: a quarter of it holds one for every worker."""
+SENTENCE_MODULES = "modules.json"
+"""The file that lists the modules of sentence-transformers around a model."""
 KEEP_SHARE = 8
 """What is kept takes, before what is made of it, at most this part: `KEPT` times as much is the rest."""
 
@@ -303,6 +305,12 @@ def _judge(
         problems.append(str(error))
     if isinstance(reference, Checkpoint) and not reference.config:
         warnings.append(f"{reference.label}: has no config.json, so the result will be weights without one.")
+    if isinstance(reference, Checkpoint) and (reference.folder / SENTENCE_MODULES).is_file():
+        warnings.append(
+            f"{reference.label}: is a model of sentence-transformers; only its transformer is merged. Pooling and the other "
+            f"modules that {SENTENCE_MODULES} names are neither merged nor copied: copy {SENTENCE_MODULES} and their folders "
+            "from it into the result."
+        )
     if not reference.tensors:
         problems.append(f"{reference.label}: holds no tensors.")
     if any(tensor.dtype == "F64" for tensor in reference.tensors.values()):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from merging.anatomy import Block, after_blocks, block_order, locate
+from merging.anatomy import Block, after_blocks, block_name, block_order, locate
 from merging.errors import MergingError
 from merging.heartbeats import Stopped
 from merging.inference import LoadedModel
@@ -154,7 +154,10 @@ def _parts(parameters: dict[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
         found.setdefault(one, []).append(name)
     labels = {0: TIED if tied else EMBEDDINGS, 2: NORM if tied else LAST, 3: OTHERS}
     order = sorted(found, key=lambda part: (part[0], block_order(part[1])))
-    return {labels.get(kind, f"block {block}"): tuple(found[kind, block]) for kind, block in order}
+    return {
+        labels[kind] if block is None else block_name(block): tuple(found[kind, block])
+        for kind, block in order
+    }
 
 
 def _place_of(name: str) -> tuple[int, Block | None]:

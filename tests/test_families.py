@@ -217,6 +217,19 @@ def test_the_map_knows_every_tensor(models):
             assert found[0].count == count or place.kind.startswith("qkv")
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("ViT", "preprocessor_config.json"), ("BertMasked", "modules.json")]
+)
+def test_files_around_a_model_are_copied_or_said_to_be_missing(name, file, tmp_path):
+    folder = save_family(name, tmp_path / "base")
+    (folder / file).write_text("{}")
+    models = [{"model": str(tune(folder, tmp_path / "one", seed=1))}]
+    recipe = merging.Recipe(merge_method="task_arithmetic", base_model=str(folder), models=models)
+    said = "neither merged nor copied" in " ".join(merging.check(recipe).warnings)
+    assert (merging.merge(recipe, tmp_path / "out") / file).is_file() is not said
+    assert said == (name == "BertMasked")
+
+
 def test_slices_of_an_encoder_and_a_decoder_are_refused(tmp_path):
     save_family("T5", tmp_path / "t5")
     source = {"model": str(tmp_path / "t5"), "layer_range": [0, 1]}
@@ -370,6 +383,7 @@ def test_an_encoder_decoder_answers_and_is_scored(tmp_path):
 
     from merging.batched import greedy_replies, log_probabilities
     from merging.inference import LoadedModel, stream
+    from merging.put_back import PutBack
     from merging.reply_logits import reply_logits
 
     save = transformers.T5ForConditionalGeneration
@@ -389,6 +403,12 @@ def test_an_encoder_decoder_answers_and_is_scored(tmp_path):
     expected = reply_logits(model, prompts[0], replies[0]).log_softmax(-1).amax(-1)
     assert torch.allclose(found[0], expected)
     assert "".join(stream(model, ask[0])) is not None
+    other = LoadedModel.load(tune(tmp_path / "t5", tmp_path / "other", seed=1, scale=0.1))
+    put_back = list(PutBack(other, model, prompts[0], replies[0]).run())
+    assert [one.part for one in put_back[2:6]] == [
+        f"{stack} block {n}" for stack in ("encoder", "decoder") for n in (0, 1)
+    ]
+    assert put_back[-1].log_likelihood == pytest.approx(float(found[0].sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +430,10 @@ def test_models_that_do_not_write_say_so_and_are_healthy(name, says, tmp_path):
 def test_the_page_offers_what_a_model_that_does_not_write_can_do(name, tmp_path):
     from components.chat import views
     from components.chat.models import choices
+    from components.compare.events import beside
+    from components.compare.who import candidates
     from components.family import Family
+    from components.merge_recipe import default_recipe
     from components.model_cards import card_html
     from components.model_facts import Card, read_facts
     from components.settings import Settings
@@ -427,4 +450,6 @@ def test_the_page_offers_what_a_model_that_does_not_write_can_do(name, tmp_path)
     else:
         assert [key for _, key in offered] == [""]
         assert "inspected, merged and saved" in intro
+        assert "inspected, merged and saved" in beside(family)
+        assert candidates(Settings(), "me", family, default_recipe(family)) == []
         assert "inspected, merged and saved" in card

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from components.backend import job_store
+from components.chat.models import unable
 from components.compare.job import KIND, Request, missing, work
 from components.compare.page import Asked, said, toast
 from components.compare.runner import MOST_KEPT
@@ -73,6 +74,8 @@ def beside(family: Family) -> str:
     """Who is measured in any case."""
     if not family.experts:
         return '<p class="quiet">Choose a base and its experts on the Models tab first.</p>'
+    if reason := unable(family.base):
+        return f'<p class="quiet">{html.escape(reason)}</p>'
     names = ", ".join((family.base_name, *family.names))
     return f'<p class="quiet">Always measured too, by the same ruler: {html.escape(names)}.</p>'
 

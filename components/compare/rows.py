@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from components.backend import run_history
+from components.chat.models import unable
 from components.compare.board import Board, Column, Result, Row, TextScore
 from components.compare.suites import SPLITS, Ruler, demo_suite, demo_tasks
 from components.compare.who import parents
@@ -48,7 +49,7 @@ def make_board(settings: Settings, owner: str, family: Family, ruler: Ruler) -> 
     Raises:
         MergingError: a model or the history cannot be read.
     """
-    if not family.experts:
+    if not family.experts or unable(family.base):
         return Board((), ())
     history = run_history(settings)
     models = parents(settings, family)

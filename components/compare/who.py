@@ -9,6 +9,7 @@ from typing import Any
 
 import merging
 from components.backend import job_store, model_cache, run_history
+from components.chat.models import unable
 from components.chat.recipe import LABEL, RECIPE, summary
 from components.compare.job import Subject
 from components.family import Family
@@ -45,7 +46,10 @@ def merged(settings: Settings, owner: str, family: Family) -> list[Job]:
 
 
 def candidates(settings: Settings, owner: str, family: Family, recipe: Recipe) -> list[tuple[str, str]]:
-    """Label and key of all that can be measured beside the parents; the recipe only where it can run."""
+    """Label and key of all that can be measured beside the parents; the recipe only where it can run. Nothing where the
+    family does not write."""
+    if unable(family.base):
+        return []
     found = [(STANDING, RECIPE)] if check(recipe).plan is not None else []
     for job in merged(settings, owner, family)[:MOST_MERGES]:
         when = time.strftime("%d %b %H:%M", time.localtime(job.created))
@@ -57,10 +61,12 @@ def parents(settings: Settings, family: Family) -> list[Subject]:
     """The base and all experts of a family.
 
     Raises:
-        MergingError: there is no expert, or one of the models cannot be opened.
+        MergingError: there is no expert, the models do not write, or one of them cannot be opened.
     """
     if not family.experts:
         raise MergingError("There is no expert yet. Choose a base and an expert on the Models tab.")
+    if reason := unable(family.base):
+        raise MergingError(reason)
     named = ((family.base_name, family.base), *zip(family.names, family.experts, strict=True))
     return [
         Subject(subject_of_model(open_model(str(folder))), name, partial(_saved, settings, Path(folder)))

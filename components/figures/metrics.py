@@ -12,7 +12,7 @@ from components.family import Family
 from components.figures.conflict_metrics import CONFLICT_METRICS
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
-from merging.anatomy import Block
+from merging.anatomy import Block, block_name
 from merging.changes import Conflict, TensorStatistics
 from merging.reports.report import Cell, Grid, Trim
 from merging.sums import total
@@ -133,7 +133,7 @@ def row_name(block: Block | None) -> str:
 
 def cell_name(block: Block | None, kind: str) -> str:
     """How a cell is called in a sentence."""
-    return f"{kind}, outside the blocks" if block is None else f"block {block}, {kind}"
+    return f"{kind}, outside the blocks" if block is None else f"{block_name(block)}, {kind}"
 
 
 def explanation_html(metric: MapWords) -> str:
