@@ -25,11 +25,19 @@ from components.chat.models import (
     parent_key,
 )
 from components.chat.replies import PLAIN, UNEXPECTED
+from components.compare.events import beside
+from components.compare.who import candidates
 from components.family import Family
 from components.merge_events import start_default
 from components.merge_recipe import default_recipe
+from components.model_cards import card_html
+from components.model_facts import Card, read_facts
 from components.settings import Settings
+from merging.checkpoint import Checkpoint
 from merging.inference import LoadedModel, Sampling, stream
+from merging.jobs import JobStore
+from tests.conftest import tune
+from tests.families import save_family
 
 ADA, BOB = "a" * 32, "b" * 32
 LONG = ("", 0.0, 1.0, 0, 1.0, 60, 0)
@@ -534,3 +542,21 @@ def recorded_demo(folder, results) -> Path:
 
 def test_without_the_demo_there_are_no_examples(settings):
     assert examples(settings.demo / "nowhere") == ()
+
+
+@pytest.mark.parametrize("name", ["BertClassifier", "T5"])
+def test_the_page_offers_what_a_model_that_does_not_write_can_do(name, tmp_path):
+    base = save_family(name, tmp_path / "base")
+    family = Family(str(base), (str(tune(base, tmp_path / "one", seed=1)),))
+    card = card_html(Card("base", read_facts(Checkpoint.open(base))), is_base=True)
+    intro = views.intro_html(Settings(), family, merged=True)
+    offered = choices(JobStore(tmp_path / "jobs"), "me", family)
+    if name == "T5":
+        assert len(offered) == 3
+        assert "<dd>tied</dd>" in card
+    else:
+        assert [key for _, key in offered] == [""]
+        assert "inspected, merged and saved" in intro
+        assert "inspected, merged and saved" in beside(family)
+        assert candidates(Settings(), "me", family, default_recipe(family)) == []
+        assert "inspected, merged and saved" in card
