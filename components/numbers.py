@@ -1,4 +1,4 @@
-"""How the page writes counts, bytes and times."""
+"""How the page writes counts, differences, bytes and times."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from __future__ import annotations
 def count(number: float) -> str:
     """1.24 M, 7.24 B."""
     return _short(number, (("B", 1e9), ("M", 1e6), ("k", 1e3))) or f"{number:.0f}"
+
+
+def signed(difference: float) -> str:
+    """+1.2, −0.4."""
+    return f"{'−' if difference < 0 else '+'}{abs(difference):.1f}"
 
 
 def size(nbytes: float) -> str:

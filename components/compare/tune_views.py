@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from components.compare.search import mean, task_names
-from components.numbers import clock
+from components.numbers import clock, signed
 from merging import MergingError, Recipe
 from merging.strategies import STRATEGIES, space_of
 
@@ -54,7 +54,7 @@ def best_html(result: Mapping[str, Any]) -> str:
     untuned = f"untuned {mean(first):.1%}" if first else ""
     tiles.append(("Mean score, validation", f"{score:.1%}", untuned))
     if first:
-        gain = f"{_signed(100 * (score - mean(first)))} points"
+        gain = f"{signed(100 * (score - mean(first)))} points"
         tiles.append(("Gain on validation", gain, "flattering: chosen by these items"))
     cells = "".join(
         f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd><dd class="unit">{html.escape(unit)}</dd></div>'
@@ -87,8 +87,8 @@ def _row(row: Mapping[str, Any]) -> str:
         f"{row['n']:,}",
         f"{row['before']:.1%}",
         f"{row['after']:.1%}",
-        _signed(difference),
-        f"{_signed(100 * row['low'])} to {_signed(100 * row['high'])}",
+        signed(difference),
+        f"{signed(100 * row['low'])} to {signed(100 * row['high'])}",
         f"{row['gained']} / {row['lost']}",
         f"{row['p']:.2g}" if row["p"] >= 0.0001 else "< 0.0001",
     )
@@ -97,7 +97,7 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _verdict(row: Mapping[str, Any]) -> str:
     difference = 100 * (row["after"] - row["before"])
-    spread = f"95 % interval {_signed(100 * row['low'])} to {_signed(100 * row['high'])} points"
+    spread = f"95 % interval {signed(100 * row['low'])} to {signed(100 * row['high'])} points"
     if row["p"] >= CHANCE or difference == 0:
         return (
             f"<strong>No difference that these items can show:</strong> tuned {row['after']:.1%}, untuned "
@@ -106,9 +106,5 @@ def _verdict(row: Mapping[str, Any]) -> str:
     which = "better" if difference > 0 else "worse"
     return (
         f"<strong>Tuning made it {which}</strong> on questions it never saw: {row['before']:.1%} → {row['after']:.1%}, "
-        f"{_signed(difference)} points ({spread})."
+        f"{signed(difference)} points ({spread})."
     )
-
-
-def _signed(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{abs(value):.1f}"

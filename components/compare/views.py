@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from components.compare.board import Board, Column, Row, TextScore, board_table, short_names
 from components.figures.scores import TaskScore
+from components.numbers import signed
 from components.progress import job_bar, left
 from components.tables import csv_link
 from merging.evaluation import ItemResult, SuiteResult
@@ -171,8 +172,8 @@ def comparison_html(
     first, second = (html.escape(name) for name in names)
     p = f"p = {found.p:.2g}" if found.p >= 0.0001 else "p < 0.0001"
     tiles = (
-        f"<div><dt>Difference</dt><dd>{_signed(points)} points</dd>"
-        f'<dd class="unit">95 % interval {_signed(low)} to {_signed(high)}, paired bootstrap</dd></div>'
+        f"<div><dt>Difference</dt><dd>{signed(points)} points</dd>"
+        f'<dd class="unit">95 % interval {signed(low)} to {signed(high)}, paired bootstrap</dd></div>'
         f'<div><dt>Exact McNemar</dt><dd>{p}</dd><dd class="unit">{len(found.gained)} gained against {len(found.lost)} '
         "lost</dd></div>"
         f'<div><dt>Scores</dt><dd>{percent(before.score)} → {percent(after.score)}</dd><dd class="unit">{after.n:,} '
@@ -183,10 +184,6 @@ def comparison_html(
         + _changed("gained", "Gained", names, before, after)
         + _changed("lost", "Lost", names, before, after)
     )
-
-
-def _signed(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{abs(value):.1f}"
 
 
 def _verdict(first: str, second: str, found: Comparison) -> str:
