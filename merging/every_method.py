@@ -212,4 +212,4 @@ def _plain(
 
 
 def _experts(recipe: Recipe) -> list[str]:
-    return list(dict.fromkeys(e.model for e in recipe.models if e.model != recipe.base_model))
+    return list(dict.fromkeys(entry.model for entry in recipe.experts))

@@ -190,6 +190,11 @@ class Recipe(BaseModel):
             recipe._folder = folder
             return recipe, problems
 
+    @property
+    def experts(self) -> tuple[ModelEntry, ...]:
+        """The models that are merged whole, without the base where it is listed among them."""
+        return tuple(entry for entry in self.models if entry.model != self.base_model)
+
     def vocabulary_models(self) -> Iterator[tuple[str, str]]:
         """Key and name of every model that is named for its tokens: tokenizer, rows, special tokens, chat template."""
         block = self.tokenizer or TokenizerBlock(source="base")

@@ -202,11 +202,7 @@ def _own(recipe: Recipe, method: type[Method], name: str) -> list[Dimension]:
     if name not in method.per_model():
         return []
     schema = _schema(method, name)
-    return [_made(recipe, name, schema, expert=entry.model) for entry in _experts(recipe)]
-
-
-def _experts(recipe: Recipe) -> list[ModelEntry]:
-    return [entry for entry in recipe.models if entry.model != recipe.base_model]
+    return [_made(recipe, name, schema, expert=entry.model) for entry in recipe.experts]
 
 
 def _schema(method: type[Method], name: str) -> Mapping[str, Any]:
@@ -247,7 +243,7 @@ def _made(
 
 
 def _expert(recipe: Recipe, name: str) -> str:
-    models = [entry.model for entry in _experts(recipe)]
+    models = [entry.model for entry in recipe.experts]
     found = [model for model in models if model == name] or [
         model for model in models if PurePath(model).name == name
     ]

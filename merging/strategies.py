@@ -70,11 +70,7 @@ def space_of(name: str, recipe: Recipe) -> tuple[Dimension, ...]:
             raise MergingError(
                 f"The strategy pcb-es searches for the experts' weights; {method.name} has none. Use tpe."
             )
-        return tuple(
-            dimension(recipe, "weight", entry.model)
-            for entry in recipe.models
-            if entry.model != recipe.base_model
-        )
+        return tuple(dimension(recipe, "weight", entry.model) for entry in recipe.experts)
     space = search_space(recipe)
     if name == "cma-es":
         space = tuple(one for one in space if not one.choices)

@@ -203,9 +203,9 @@ class _Search:
 
     def _experts(self) -> Generator[Progress, None, list[tuple[SuiteResult, ...]]]:
         """Every expert's own results."""
-        models = [entry.model for entry in self.recipe.models if entry.model != self.recipe.base_model]
         jobs: list[Job[Any]] = [
-            partial(self.maker.score_model, self.recipe.locate(model), self.suites) for model in models
+            partial(self.maker.score_model, self.recipe.locate(entry.model), self.suites)
+            for entry in self.recipe.experts
         ]
         found = []
         for one in self._each(jobs):
