@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,9 +15,9 @@ from components.backend import job_store
 from components.family import Family
 from components.importance_examples import demo_file, read_all, usual_source
 from components.settings import Settings
-from merging import Importance, MergingError, Progress
+from merging import Importance, MergingError
 from merging.agreement import Agreement
-from merging.importance import kept_at, measure_importance
+from merging.importance import keep_importance
 from merging.job_records import Job
 from merging.measuring import Measurement
 from merging.sources import open_model
@@ -103,19 +103,15 @@ def _measure(settings: Settings, request: Request) -> Iterator[Any]:
     started, wanted = time.perf_counter(), request.measurements
     files: dict[str, str] = {}
     for number, (unit, measurement) in enumerate(wanted.items()):
-        events = measure_importance(
-            recipe, request.examples, measurement, device=settings.device, cache=cache
-        )
+        events = keep_importance(recipe, request.examples, measurement, device=settings.device, cache=cache)
         with closing(events) as steps:  # type: ignore[type-var]
             for event in steps:
-                if isinstance(event, Progress):
-                    share = (number + event.share) / len(wanted)
-                    stage = f"{unit}s, {event.stage}"
-                    yield replace(event, stage=stage, share=share, seconds=time.perf_counter() - started)
-        file = kept_at(recipe, request.examples, measurement, cache)
-        if not file.is_file():
-            raise MergingError("Importance was measured but cannot be kept. Free some disk space.")
-        files[unit] = file.name
+                if isinstance(event, Path):
+                    files[unit] = event.name
+                    continue
+                share = (number + event.share) / len(wanted)
+                stage = f"{unit}s, {event.stage}"
+                yield replace(event, stage=stage, share=share, seconds=time.perf_counter() - started)
     yield {
         "files": files,
         "unit": request.wanted.partition,
@@ -125,21 +121,11 @@ def _measure(settings: Settings, request: Request) -> Iterator[Any]:
     }
 
 
-def measure_demo(settings: Settings, family: Family) -> Generator[Progress, None, Path | None]:
-    """Importance of the demo's experts by the examples that come with them: the kept file; None for other models.
-
-    Raises:
-        MergingError: it cannot be measured.
-    """
+def demo_examples(settings: Settings, family: Family) -> dict[str, Suite] | None:
+    """The examples that come with the demo's experts; None for other models."""
     if not family.experts or any(demo_file(settings, expert) is None for expert in family.experts):
         return None
-    recipe, wanted, cache = family.recipe(), Measurement(), cache_of(settings)
-    examples = read_all(settings, family, [usual_source(settings, expert) for expert in family.experts])
-    for event in measure_importance(recipe, examples, wanted, device=settings.device, cache=cache):
-        if isinstance(event, Progress):
-            yield event
-    file = kept_at(recipe, examples, wanted, cache)
-    return file if file.is_file() else None
+    return read_all(settings, family, [usual_source(settings, expert) for expert in family.experts])
 
 
 def find(settings: Settings, owner: str, family: Family) -> Found | None:

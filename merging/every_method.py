@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
-from merging.artefact import Importance
 from merging.errors import MergingError
 from merging.evaluation import SuiteResult
 from merging.events import Progress
-from merging.importance import Data, measure_importance
+from merging.importance import Data, keep_importance
+from merging.measuring import Measurement
 from merging.methods import METHODS, Method
 from merging.plan import make_plan
 from merging.recipe import ModelEntry, Recipe
+from merging.run_records import Draft
+from merging.sources import open_model
+from merging.subjects import subject_of_model
 from merging.suites import Suite
 from merging.trials import Job, Stop, Trials, mean_score, sentence
 
 MEASURE_FIRST = (
     "It needs importance; give calibration data of the experts, or an importance file in the recipe."
 )
+
+Known = Callable[[str], Mapping[str, SuiteResult]]
+"""The results of a subject that are known already, by their suites' fingerprints."""
+Keep = Callable[[str, Suite, SuiteResult], object]
+"""Keeps a subject's result."""
+Ask = Callable[[Sequence[Suite], Stop], tuple[SuiteResult, ...]]
+
+
+def nothing(subject: str) -> Mapping[str, SuiteResult]:
+    """Nothing was scored before."""
+    return {}
+
+
+def nowhere(subject: str, suite: Suite, result: SuiteResult) -> None:
+    """Scores are not kept."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +65,18 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Scored:
-    """An attempt that is over: its results, one for each suite, and how long it took; without results, why."""
+    """An attempt that is over: its results, one for each suite, and how long it took, None where all of it was known;
+    without results, why.
+
+    `subject` is what its scores are kept under, `draft` what the history keeps of a merge.
+    """
 
     attempt: Attempt
     results: tuple[SuiteResult, ...]
-    seconds: float
+    seconds: float | None
     problem: str = ""
+    subject: str = ""
+    draft: Draft | None = None
 
     @property
     def score(self) -> float | None:
@@ -60,14 +84,11 @@ class Scored:
         return mean_score(self.results) if self.results else None
 
 
-def every_method(recipe: Recipe, importance: str | Path | None = None) -> list[Attempt]:
+def every_method(recipe: Recipe) -> list[Attempt]:
     """An attempt with each of `METHODS` at its paper's defaults, over a recipe's models.
 
     Methods made for two models get the first two experts: which pair is best is another question, and one row for each
     keeps the table comparable. One that copies a single model is left to the parents' rows.
-
-    Args:
-        importance: the file for methods that need it; by default the recipe's.
 
     Raises:
         MergingError: the recipe has slices, or no experts.
@@ -79,8 +100,7 @@ def every_method(recipe: Recipe, importance: str | Path | None = None) -> list[A
     experts = _experts(recipe)
     if not experts:
         raise MergingError("The recipe names no experts; list them under models.")
-    file = str(importance) if importance is not None else recipe.importance
-    return [_attempt(recipe, method, experts, file) for method in METHODS.values()]
+    return [_attempt(recipe, method, experts) for method in METHODS.values()]
 
 
 def parents(recipe: Recipe) -> list[Attempt]:
@@ -89,55 +109,75 @@ def parents(recipe: Recipe) -> list[Attempt]:
     return [Attempt(None, None, model=recipe.locate(name)) for name in names]
 
 
+def with_importance(
+    recipe: Recipe, calibration: Data, cache: Path, device: str
+) -> Generator[Progress, None, Recipe]:
+    """The recipe with importance of its experts, measured on examples of their tasks unless the cache has it; without,
+    where it cannot be measured."""
+    family = Recipe(
+        merge_method="task_arithmetic",
+        base_model=recipe.base_model,
+        models=tuple(ModelEntry(model=name) for name in _experts(recipe)),
+    )
+    family._folder = recipe._folder
+    try:
+        with closing(
+            keep_importance(family, calibration, Measurement(), device=device, cache=cache)
+        ) as events:  # type: ignore[type-var]
+            for event in events:
+                if isinstance(event, Path):
+                    return recipe.model_copy(update={"importance": str(event)})
+                yield event
+    except MergingError:
+        pass
+    return recipe
+
+
 def try_every_method(
-    recipe: Recipe, suites: Sequence[Suite], trials: Trials, *, calibration: Data | None = None
+    recipe: Recipe,
+    suites: Sequence[Suite],
+    trials: Trials,
+    *,
+    calibration: Data | None = None,
+    known: Known = nothing,
+    keep: Keep = nowhere,
 ) -> Iterator[Progress | Scored]:
-    """The parents, then every method, each as soon as it is scored; two at a time where the family is small.
+    """What cannot be tried, then the parents and every other method, each as soon as it is scored; two at a time where
+    the family is small.
 
     Args:
         calibration: examples of the experts' tasks, from which importance is measured where the recipe names no file.
+        known: what has been scored before is not asked again.
+        keep: gets every new score at once.
 
     Raises:
         MergingError: as `every_method`; what goes wrong with one method is told in its `Scored`.
     """
-    run = _Run(trials, tuple(suites))
+    run = _Run(trials, tuple(suites), known, keep)
     with tempfile.TemporaryDirectory(prefix="mergescope-importance-") as folder:
-        file = None
         if calibration is not None and recipe.importance is None:
-            file = yield from run.measure(recipe, calibration, Path(folder) / "importance.safetensors")
-        yield from run.all([*parents(recipe), *every_method(recipe, file)])
+            recipe = yield from with_importance(recipe, calibration, Path(folder), trials.device)
+        attempts = every_method(recipe)
+        yield from (Scored(one, (), None, one.reason) for one in attempts if one.recipe is None)
+        tried = [one for one in attempts if one.recipe is not None]
+        yield from run.all([*parents(recipe), *tried], run.side_by_side(recipe))
 
 
 class _Run:
     """The clock and the share of one run over all attempts."""
 
-    def __init__(self, trials: Trials, suites: tuple[Suite, ...]):
-        self.trials, self.suites = trials, suites
+    def __init__(self, trials: Trials, suites: tuple[Suite, ...], known: Known, keep: Keep):
+        self.trials, self.suites, self.known, self.keep = trials, suites, known, keep
         self.started = time.perf_counter()
 
-    def measure(
-        self, recipe: Recipe, calibration: Data, file: Path
-    ) -> Generator[Progress, None, Path | None]:
-        """Importance for the methods that need it; the file, or None where it cannot be measured."""
-        family = Recipe(
-            merge_method="task_arithmetic",
-            base_model=recipe.base_model,
-            models=tuple(ModelEntry(model=name) for name in _experts(recipe)),
-        )
-        family._folder = recipe._folder
+    def side_by_side(self, recipe: Recipe) -> int:
+        """How many merges of these models are scored at once."""
         try:
-            with closing(measure_importance(family, calibration, device=self.trials.device)) as events:  # type: ignore[type-var]
-                for event in events:
-                    if isinstance(event, Importance):
-                        event.save(file)
-                        return file
-                    yield self._progress(event.stage, 0, 1)
+            return self.trials.side_by_side(make_plan(recipe))
         except MergingError:
-            return None
-        return None
+            return 1
 
-    def all(self, attempts: Sequence[Attempt]) -> Iterator[Progress | Scored]:
-        at_once = min(map(self._side_by_side, attempts), default=1)
+    def all(self, attempts: Sequence[Attempt], at_once: int = 1) -> Iterator[Progress | Scored]:
         jobs: list[Job[Scored]] = [partial(self._score, attempt) for attempt in attempts]
         done = 0
         with closing(self.trials.each(jobs, at_once)) as steps:  # type: ignore[type-var]
@@ -146,36 +186,40 @@ class _Run:
                     done += 1
                     yield step
                 title = attempts[min(done, len(attempts) - 1)].title
-                yield self._progress(title, done, len(attempts))
-
-    def _side_by_side(self, attempt: Attempt) -> int:
-        try:
-            return self.trials.side_by_side(make_plan(attempt.recipe)) if attempt.recipe else 2
-        except MergingError:
-            return 2
+                seconds = time.perf_counter() - self.started
+                yield Progress(title, done, len(attempts), 0, done / len(attempts), seconds)
 
     def _score(self, attempt: Attempt, stopped: Stop) -> Scored:
         started = time.perf_counter()
         try:
-            if attempt.model is not None:
-                found = self.trials.score_model(attempt.model, self.suites, stopped)
-            elif attempt.recipe is not None:
-                found = self.trials.score(attempt.recipe, self.suites, stopped)
-            else:
-                return Scored(attempt, (), 0.0, attempt.reason)
+            subject, draft, ask = self._asked(attempt)
+            found = dict(self.known(subject))
+            missing = [suite for suite in self.suites if suite.fingerprint not in found]
+            for suite, result in zip(missing, ask(missing, stopped) if missing else (), strict=True):
+                self.keep(subject, suite, result)
+                found[suite.fingerprint] = result
         except MergingError as error:
             return Scored(attempt, (), time.perf_counter() - started, sentence(error))
-        return Scored(attempt, found, time.perf_counter() - started)
+        results = tuple(found[suite.fingerprint] for suite in self.suites)
+        seconds = time.perf_counter() - started if missing else None
+        return Scored(attempt, results, seconds, subject=subject, draft=draft)
 
-    def _progress(self, stage: str, done: int, count: int) -> Progress:
-        return Progress(stage, done, count, 0, done / count, time.perf_counter() - self.started)
+    def _asked(self, attempt: Attempt) -> tuple[str, Draft | None, Ask]:
+        """What an attempt's scores are kept under, of a merge its draft, and how to score it."""
+        if attempt.model is not None:
+            subject = subject_of_model(open_model(str(attempt.model)))
+            return subject, None, partial(self.trials.score_model, attempt.model)
+        assert attempt.recipe is not None
+        plan = make_plan(attempt.recipe)
+        draft = Draft.of(plan)
+        return draft.subject, draft, partial(self.trials.score, plan)
 
 
-def _attempt(recipe: Recipe, method: type[Method], experts: Sequence[str], importance: str | None) -> Attempt:
+def _attempt(recipe: Recipe, method: type[Method], experts: Sequence[str]) -> Attempt:
     tried = partial(Attempt, method.name)
     if method.name == "passthrough":
         return tried(None, "It takes over one model as it is; see the parents.")
-    if method.needs_importance and importance is None:
+    if method.needs_importance and recipe.importance is None:
         return tried(None, MEASURE_FIRST)
     pair = method.experts_wanted is not None
     if pair and len(experts) < 2:
@@ -190,12 +234,10 @@ def _attempt(recipe: Recipe, method: type[Method], experts: Sequence[str], impor
         if others:
             shown = " and ".join(PurePath(name).name for name in experts[:2])
             reason = f"It is made for two models: of {shown} only."
-    return tried(_plain(recipe, method, base, names, importance), reason)
+    return tried(_plain(recipe, method, base, names), reason)
 
 
-def _plain(
-    recipe: Recipe, method: type[Method], base: str | None, names: Sequence[str], importance: str | None
-) -> Recipe:
+def _plain(recipe: Recipe, method: type[Method], base: str | None, names: Sequence[str]) -> Recipe:
     """The method at its paper's defaults over these models; all that is no parameter stays as it is."""
     return recipe.model_copy(
         update={
@@ -206,7 +248,7 @@ def _plain(
             "profile": "paper",
             "scope": None,
             "overrides": (),
-            "importance": importance if method.needs_importance else None,
+            "importance": recipe.importance if method.needs_importance else None,
         }
     )
 

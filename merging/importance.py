@@ -129,6 +129,24 @@ def kept_at(recipe: Recipe | str | Path, calibration: Data, wanted: Measurement,
     return run.file(run.calibrations(calibration), cache)
 
 
+def keep_importance(
+    recipe: Recipe | str | Path, calibration: Data, wanted: Measurement, *, device: str, cache: str | Path
+) -> Iterator[Progress | Path]:
+    """`measure_importance` into a cache, unless it is there already: `Progress` events, then the file.
+
+    Raises:
+        MergingError: as `importance`, or there is no room to keep it.
+    """
+    with closing(measure_importance(recipe, calibration, wanted, device=device, cache=cache)) as events:  # type: ignore[type-var]
+        for event in events:
+            if isinstance(event, Progress):
+                yield event
+    file = kept_at(recipe, calibration, wanted, cache)
+    if not file.is_file():
+        raise MergingError("Importance was measured but cannot be kept. Free some disk space.")
+    yield file
+
+
 @contextmanager
 def _one_thread_if_tiny(model: Checkpoint) -> Iterator[None]:
     """While it lasts, threads that start compute on one core if the model is so small that sharing a matrix between

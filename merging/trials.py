@@ -43,10 +43,17 @@ class Trials:
         residents: the families in memory; a family that does not fit is merged into a temporary folder.
         device: where the models answer.
         scratch: the folder for temporary ones; by default the system's.
+        load: how a model that is there already is loaded onto a device, such as from a cache.
     """
 
-    def __init__(self, residents: Residents, device: str = "auto", scratch: Path | None = None):
-        self.residents = residents
+    def __init__(
+        self,
+        residents: Residents,
+        device: str = "auto",
+        scratch: Path | None = None,
+        load: Callable[[str | Path, str], LoadedModel] = LoadedModel.load,
+    ):
+        self.residents, self.load = residents, load
         self.scratch = scratch
         self.device = str(resolve_device(device))
 
@@ -69,7 +76,7 @@ class Trials:
     ) -> tuple[SuiteResult, ...]:
         """The results of the model in a folder, such as a parent; raises as `score`."""
         go_on(stopped)
-        return results(LoadedModel.load(folder, self.device), suites, stopped)
+        return results(self.load(folder, self.device), suites, stopped)
 
     def side_by_side(self, plan: Plan) -> int:
         """How many trials of such a plan are made at once: several of a small family, where there are cores for them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from merging import METHODS, MergingError, Progress
-from merging.every_method import Scored, _Run, every_method, parents, try_every_method
+from merging.every_method import Scored, _Run, every_method, nothing, nowhere, parents, try_every_method
 from merging.recipe import ModelEntry, Recipe
 from merging.suites import Item, Suite
 from merging.trials import Trials
@@ -19,6 +19,11 @@ def recipe_of(family, experts=("one", "two", "three"), **keys) -> Recipe:
     return Recipe(
         merge_method="ties", **{"base_model": str(family / "base"), "models": models, "seed": 3, **keys}
     )
+
+
+def scored(attempts, known, keep) -> list[Scored]:
+    events = _Run(Trials(Residents()), (SUITE,), known, keep).all(attempts)
+    return [event for event in events if isinstance(event, Scored)]
 
 
 def test_every_method_has_its_papers_values_and_the_models(family):
@@ -68,7 +73,8 @@ def test_a_run_has_a_row_for_every_parent_and_method(family):
     calibration = Suite("letters", (Item("ab", "b"), Item("abc", "c"), Item("b", "a")))
     events = list(try_every_method(recipe, [SUITE], trials, calibration=calibration))
     rows = [event for event in events if isinstance(event, Scored)]
-    assert [row.attempt.title for row in rows] == ["base", "one", "two", "three", *METHODS]
+    tried = [name for name in METHODS if name != "passthrough"]
+    assert [row.attempt.title for row in rows] == ["passthrough", "base", "one", "two", "three", *tried]
     assert {row.attempt.title for row in rows if not row.results} == {"passthrough"}
     assert all(row.problem == "" for row in rows if row.results)
     ties = next(row for row in rows if row.attempt.title == "ties")
@@ -80,7 +86,21 @@ def test_a_run_has_a_row_for_every_parent_and_method(family):
 def test_one_method_that_fails_does_not_stop_the_others(family, tmp_path):
     recipe = recipe_of(family, importance=str(tmp_path / "gone.safetensors"))
     apl = [attempt for attempt in every_method(recipe) if attempt.method == "apl"]
-    events = list(_Run(Trials(Residents()), (SUITE,)).all([*apl, *parents(recipe)]))
-    rows = [event for event in events if isinstance(event, Scored)]
+    rows = scored([*apl, *parents(recipe)], nothing, nowhere)
     assert "gone.safetensors" in rows[0].problem
     assert [row.score is not None for row in rows] == [False, True, True, True, True]
+
+
+def test_what_is_known_is_not_asked_again(family):
+    recipe, kept = recipe_of(family), {}
+    linear = next(attempt for attempt in every_method(recipe) if attempt.method == "linear")
+    attempts = [linear, parents(recipe)[1]]
+
+    def keep(subject, suite, result):
+        kept.setdefault(subject, {})[suite.fingerprint] = result
+
+    first = scored(attempts, nothing, keep)
+    assert [row.subject for row in first] == list(kept)
+    assert [row.draft is None for row in first] == [False, True]
+    again = scored(attempts, lambda subject: kept[subject], nowhere)
+    assert [(row.results, row.seconds) for row in again] == [(row.results, None) for row in first]

@@ -30,7 +30,7 @@ class Search(ABC):
     remarks: list[str] = field(default_factory=list)
 
     @abstractmethod
-    def steps(self) -> Iterator[None]:
+    def steps(self) -> Iterator[object]:
         """The work, which yields several times a second and stops when it is closed."""
 
     @abstractmethod
