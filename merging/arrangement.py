@@ -117,7 +117,8 @@ class _Arrangement:
         if "missing" in plan.heads.values() and "own" not in plan.heads.values():
             lacking = next(name for name, kind in plan.heads.items() if kind == "missing")
             self.warnings.append(
-                f"{lacking}: has no output head, though its config.json says so; the result shares one with the embedding."
+                f"{lacking}: its config.json promises an output head of its own, but its files hold none; the result uses the "
+                "embedding as its head."
             )
         for difference in plan.differences:
             self.warnings += [] if decided[difference.key] is not None else difference.warnings
@@ -194,11 +195,13 @@ class _Arrangement:
         self, giver: Special, others: Sequence[Special], more: Sequence[str]
     ) -> dict[str, Any] | None:
         """The giver's tokenizer.json with the tokens of others and single ones; None where it has them all."""
+        own = giver.vocabulary or {}
+        differing = [one for one in others if one.source.vocabulary is not None and one.vocabulary != own]
+        if not differing and all(token in own for token in more):
+            return None
         content = read_json(giver.source.tokenizer_folder / TOKENIZER)
         contents = []
-        for other in others:
-            if other.source.vocabulary is None or other.vocabulary == giver.vocabulary:
-                continue
+        for other in differing:
             theirs = read_json(other.source.tokenizer_folder / TOKENIZER)
             if problem := union_problem(content, theirs):
                 self.problems.append(
@@ -206,9 +209,7 @@ class _Arrangement:
                 )
                 return None
             contents.append(theirs)
-        own = giver.vocabulary or {}
-        missing = any(token not in own for token in more)
-        return union(content, contents, more) if contents or missing else None
+        return union(content, contents, more)
 
     def _with_rows(
         self, plan: TokenizerPlan, vocabulary: Mapping[str, int], block: TokenizerBlock
@@ -217,8 +218,11 @@ class _Arrangement:
         giver = Owner(plan.giver.name, plan.giver.vocabulary or {}, _embedding_rows(plan.giver.source) or 0)
         rows = row_count(max(vocabulary.values(), default=-1) + 1, giver, block.pad_to_multiple_of)
         first, last = self._of(self.parts[0]), self._of(self.parts[-1])
-        counts = self._map(first, vocabulary, rows, block, {"embedding"})
-        self._map(last, vocabulary, rows, block, {"head"})
+        roles = {"embedding", "head"}
+        if len(self.parts) > 1:
+            self._map(last, vocabulary, rows, block, roles - {"embedding"})
+            roles = roles - {"head"}
+        counts = self._map(first, vocabulary, rows, block, roles)
         return replace(plan, rows=rows, counts=counts)
 
     def _map(

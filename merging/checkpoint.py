@@ -17,7 +17,7 @@ from merging.config_check import config_problems
 from merging.errors import CheckpointError
 from merging.header import DTYPE_NAMES, TensorInfo, read_at, read_header
 from merging.refusals import INDEX, WEIGHTS, refuse, why_not_a_model
-from merging.small_files import config_in, read_json, read_text
+from merging.small_files import config_in, read_json, read_kept, read_text
 from merging.tied import SAID_TO_BE_TIED, copies, embedding_of, head_of, is_buffer, is_tied
 from merging.union import tokens_of
 
@@ -210,9 +210,8 @@ class Checkpoint:
         file = self.tokenizer_folder / "tokenizer.json"
         if not file.is_file():
             return None
-        content = read_json(file)
         try:
-            found = tokens_of(content)
+            found = read_kept(file, tokens_of)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
             raise CheckpointError(
                 f"{file}: its vocabulary is malformed. Copy the file from the model again."

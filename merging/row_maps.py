@@ -119,17 +119,14 @@ class RowMap:
         """Row of the owner for each row of the output, -1 where it has none. A row that stands for no token in the output
         and in the owner is its own."""
         own = torch.full((self.rows,), -1, dtype=torch.int64)
-        if owner.vocabulary == self.tokens:
-            taken = torch.tensor(sorted(n for n in self.tokens.values() if n < owner.rows), dtype=torch.int64)
-            own[taken] = taken
-        else:
-            pairs = [(number, owner.row(token)) for token, number in self.tokens.items()]
-            found = [(number, row) for number, row in pairs if row is not None]
-            numbers = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
-            own[numbers[:, 0]] = numbers[:, 1]
+        places = torch.tensor(list(self.tokens.values()), dtype=torch.int64)
+        numbers = torch.tensor([owner.vocabulary.get(token, -1) for token in self.tokens], dtype=torch.int64)
+        has = (numbers >= 0) & (numbers < owner.rows)
+        own[places[has]] = numbers[has]
         unused = torch.ones(self.rows, dtype=torch.bool)
-        used = {*self.tokens.values(), *owner.vocabulary.values()}
-        unused[[number for number in used if number < self.rows]] = False
+        for vocabulary in (self.tokens, owner.vocabulary):
+            used = torch.tensor(list(vocabulary.values()), dtype=torch.int64)
+            unused[used[used < self.rows]] = False
         unused[owner.rows :] = False
         if self.mean_padding:
             unused[self.size :] = False

@@ -6,7 +6,6 @@ a merge rule of another model applies.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -36,7 +35,7 @@ def union(base: Content, others: Sequence[Content], more: Sequence[str] = ()) ->
     New tokens follow in the order of the models and of their ids there. A token that is an added one anywhere is
     one in the union. Merge rules of others that make a token of the union come after the base's.
     """
-    made = copy.deepcopy(base)
+    made = {**base, "model": {**base["model"]}}
     known = tokens_of(base)
     added = {entry["content"]: entry for entry in made.get("added_tokens") or []}
     numbers = count(max(known.values(), default=-1) + 1)
@@ -112,9 +111,10 @@ def _vocabulary(model: Mapping[str, Any], known: Mapping[str, int], others: Sequ
 def _new_merges(merges: Sequence[Any], known: Mapping[str, int], others: Sequence[Content]) -> Iterator[Any]:
     """The merge rules of others that the base lacks, as the base writes its own."""
     as_text = bool(merges) and isinstance(merges[0], str)
-    seen = {_pair(rule) for rule in merges}
-    for other in others:
-        for rule in (other.get("model") or {}).get("merges") or ():
+    theirs = [rules for other in others if (rules := (other.get("model") or {}).get("merges")) != merges]
+    seen = {_pair(rule) for rule in merges} if theirs else set()
+    for rules in theirs:
+        for rule in rules or ():
             first, second = pair = _pair(rule)
             if pair not in seen and first in known and second in known and first + second in known:
                 seen.add(pair)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import merging
+from merging import small_files
 from merging.errors import PlanError
 from tests.vocabularies import TEXT, save_model, train
 
@@ -281,3 +284,19 @@ def test_the_command_line_reports_it(two, command_line):
     said = command_line("check", recipe(two, tokenizer_source="union"))
     assert "the union of all" in said.stdout
     assert "copied from another model" in said.stdout
+
+
+def test_a_tokenizer_that_is_known_is_not_parsed_again(tmp_path):
+    save_model(tmp_path / "one", train("bpe", 50), added=("<|kept|>",))
+    shutil.copytree(tmp_path / "one", tmp_path / "same")
+    known = merging.Checkpoint.open(tmp_path / "one").vocabulary
+    assert merging.Checkpoint.open(tmp_path / "same").vocabulary is known
+    file = tmp_path / "same" / "tokenizer.json"
+    times = file.stat()
+    file.write_text(file.read_text().replace("<|kept|>", "<|edit|>"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "<|edit|>" in merging.Checkpoint.open(tmp_path / "same").vocabulary
+    for number in range(small_files.MOST_KEPT + 1):
+        file.write_text(f'{{"model": {{"vocab": {{"{number}": 0}}}}}}')
+        assert merging.Checkpoint.open(tmp_path / "same").vocabulary == {str(number): 0}
+    assert len(small_files._kept) == small_files.MOST_KEPT
