@@ -19,7 +19,11 @@ LABELS = {
     SPECIAL: "End and other special tokens",
     TEMPLATE: "Chat template",
 }
-HEADS = {"own": "its own", "tied": "tied to the embedding", "missing": "missing: its embedding"}
+HEADS = {
+    "own": "its own",
+    "tied": "tied to the embedding",
+    "missing": "not in its files: the embedding serves",
+}
 LONGEST_VALUE = 60
 """Letters of a token that a choice shows."""
 
