@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from huggingface_hub import ModelInfo
 
@@ -13,23 +14,20 @@ from merging.hub_cache import ADAPTER_WEIGHTS, WEIGHTS
 from merging.references import COMMIT
 from merging.tokenizer_plan import TOKENIZER_FILES
 
-SMALL_FILES = frozenset(
-    {
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "adapter_config.json",
-        "model_index.json",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "modules.json",
-        "tekken.json",
-        INDEX,
-        *TOKENIZER_FILES,
-    }
+SMALL_FILES = (
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "model_index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "modules.json",
+    "*.jinja",
+    INDEX,
+    *TOKENIZER_FILES,
 )
-"""What a model's folder needs beside its weights, and tokenizers by `SMALL_ENDINGS`."""
-SMALL_ENDINGS = (".model", ".tiktoken", ".jinja")
+"""What a model's folder needs beside its weights, as globs."""
 MOST_SMALL = 64 << 20
 """Bytes of one of them at most."""
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -136,7 +134,7 @@ def _wanted(names: set[str]) -> set[str]:
 
 
 def _is_small(name: str) -> bool:
-    return name in SMALL_FILES or (name.endswith(SMALL_ENDINGS) and "/" not in name)
+    return "/" not in name and any(fnmatchcase(name, known) for known in SMALL_FILES)
 
 
 def _why_not_a_model(names: set[str]) -> str:

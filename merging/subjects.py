@@ -16,14 +16,14 @@ from merging.effective import effective
 from merging.layout import Input
 from merging.plan import Plan
 from merging.resident import sources_of
+from merging.special_tokens import GENERATION
 from merging.tensor_plan import TensorPlan
+from merging.tokenizer_plan import STAYS
 
 SUBJECT = "mergescope_subject"
 """The key of a merge's subject in the metadata of its weights."""
 IS_SUBJECT = re.compile(r"[0-9a-f]{32}")
 """What such a one looks like; a file may say anything."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-"""What turns text into numbers and back."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,6 @@ def _words(plan: Plan) -> Iterator[Any]:
     yield (tokens.template if tokens else None) or reference.chat_template
     changed = tokens is not None and tokens.changes_files
     for name, content in (tokens.files() if tokens else {}).items():
-        if changed or name in TOKENIZER_FILES:
+        if changed or name not in {*STAYS, GENERATION}:
             raw = content.read_bytes() if isinstance(content, Path) else content.encode()
             yield name, hashlib.blake2b(raw).hexdigest()

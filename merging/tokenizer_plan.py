@@ -18,14 +18,17 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
     TOKENIZER,
     SETTINGS,
-    "tokenizer.model",
     OLD_SETTINGS,
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "tekken.json",
+    "*.model",
+    "*.tiktoken",
     TEMPLATE,
 )
+"""What a tokenizer's files are called, as globs: T5's is `spiece.model`."""
 STAYS = (SETTINGS, OLD_SETTINGS, TEMPLATE)
 """The files of a tokenizer that stay right when its tokens change."""
 
@@ -93,9 +96,9 @@ class TokenizerPlan:
         """The output's tokenizer and generation settings: a text, or a file to copy, by name."""
         found: dict[str, str | Path] = {}
         folder = self.giver.source.tokenizer_folder
-        for name in TOKENIZER_FILES:
-            if (folder / name).is_file() and (self.content is None or name in STAYS):
-                found[name] = folder / name
+        for file in (file for name in TOKENIZER_FILES for file in sorted(folder.glob(name))):
+            if file.is_file() and (self.content is None or file.name in STAYS):
+                found[file.name] = file
         if self.content is not None:
             found[TOKENIZER] = json.dumps(self.content, ensure_ascii=False)
         for name in (SETTINGS, OLD_SETTINGS):

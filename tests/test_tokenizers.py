@@ -177,6 +177,15 @@ def test_padding_to_a_multiple_is_the_mean(padded, tmp_path):
     torch.testing.assert_close(made[50:], made[:50].mean(0).expand(6, -1))
 
 
+def test_tokenizer_files_of_other_names_go_with_it(padded):
+    for name in ("spiece.model", "qwen.tiktoken"):
+        (padded / "base" / name).write_bytes(b"x")
+    tokens = merging.check(task(padded, "bare")).tokens
+    assert {"spiece.model", "qwen.tiktoken", "tokenizer.json"} <= tokens.files().keys()
+    for name in ("spiece.model", "qwen.tiktoken"):
+        (padded / "base" / name).unlink()
+
+
 def test_a_model_without_a_tokenizer_has_the_bases(padded):
     plan = merging.check(task(padded, "bare", tokenizer_source="union"))
     assert any("no tokenizer.json" in text for text in plan.warnings)
