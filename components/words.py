@@ -71,7 +71,7 @@ def decisions(
     for key in (SPECIAL, TEMPLATE):
         differing = [one for one in (plan.differences if plan else ()) if one.key == key and one.differs]
         if differing:
-            choices = (("as its tokenizer has it", AS_TOKENIZER), *_said(differing, named))
+            choices = (("as in the result's tokenizer", AS_TOKENIZER), *_said(differing, named))
             found.append(_decision(key, words, choices, AS_TOKENIZER))
     return found
 
