@@ -254,8 +254,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for place in range(0, stop, CHUNK):
                 chunk = body[place : min(place + CHUNK, stop)]
+                self.hub.sent[path] += len(chunk)  # first: whoever has it all may look at once
                 self.wfile.write(chunk)
-                self.hub.sent[path] += len(chunk)
                 time.sleep(self.fault.pause)
         except OSError:
             self.close_connection = True

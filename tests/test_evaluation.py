@@ -78,7 +78,7 @@ class Echo(torch.nn.Module):
     """Stands in for a language model: repeats the prompt's tokens (1 to 9), then the end token 0."""
 
     generation_config = SimpleNamespace(eos_token_id=0)
-    config = SimpleNamespace()
+    config = SimpleNamespace(is_encoder_decoder=False)
 
     def get_input_embeddings(self):
         return torch.nn.Embedding(10, 1)
