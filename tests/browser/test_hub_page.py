@@ -39,8 +39,10 @@ def test_found_on_the_hub_downloaded_and_inspected(
         page.get_by_role("button", name="Use org/tiny-base as the base").click()
         expect(page.get_by_label("Base", exact=True)).to_have_value("org/tiny-base")
         page.get_by_role("button", name="Add org/tiny-one as an expert").click()
+        expect(page.get_by_label("Expert 4", exact=True)).to_have_value("org/tiny-one")
         for number in (3, 2, 1):
             page.get_by_role("button", name=f"Remove expert {number}").click()
+            expect(page.get_by_label(f"Expert {number + 1}", exact=True)).to_be_hidden()
         expect(page.get_by_label("Expert 1", exact=True)).to_have_value("org/tiny-one")
         expect(page.get_by_text("to download").first).to_be_visible()
         expect(page.get_by_role("button", name="Download first")).to_be_disabled()

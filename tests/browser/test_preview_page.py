@@ -90,9 +90,8 @@ def test_a_map_that_a_weight_leaves_as_it_was_says_why_and_its_view_comes_back(p
     assert console_errors == []
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_map_and_brush_bar_are_in_view_together(open_page, dark):
-    page = at_preview(open_page(1280, dark=dark))
+def test_map_and_brush_bar_are_in_view_together(page):
+    at_preview(page)
     page.locator("#preview-brush-number:visible").wait_for()
     top = page.locator("#preview-number").bounding_box()["y"]
     bar = page.locator("#preview-brush").bounding_box()
