@@ -27,7 +27,7 @@ from components.models_wiring import wire_models_tab
 from components.next_stage import wire_next_stage
 from components.preview_store import shared_previews, warm_up
 from components.settings import Settings
-from components.shared import build_shared, owner_id
+from components.shared import build_shared
 from components.theme import CSS, HEAD, about, build_header, build_theme
 
 MOST_WAITING = 256
@@ -37,7 +37,7 @@ MOST_WAITING = 256
 def build_app(settings: Settings) -> gr.Blocks:
     """The page: header, numbered tabs, and their events."""
     with gr.Blocks(title="Mergescope", analytics_enabled=False) as app:
-        shared = build_shared(settings)
+        shared = build_shared(app, settings)
         header = build_header(settings)
         with gr.Tabs() as tabs:
             with gr.Tab("1 Models", id="models"):
@@ -51,13 +51,9 @@ def build_app(settings: Settings) -> gr.Blocks:
             with gr.Tab("5 Compare", id="compare"):
                 compare = build_compare_tab(settings)
 
-        def remember_owner(stored: str | None) -> str:
-            return owner_id(settings, stored)
-
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        app.load(remember_owner, shared.owner, shared.owner, **quiet)
         shared.family.change(partial(about, settings), shared.family, header, **quiet)
-        wire_models_tab(app, models, settings, shared)
+        wire_models_tab(models, settings, shared)
         wire_inspect_tab(inspect, settings, shared)
         wire_merge_tab(app, merge, settings, shared, merge_page.select)
         wire_importance_notice(merge.importance, merge, inspect.importance, settings, shared)
@@ -94,7 +90,8 @@ def keep_states_outside(app: gr.Blocks) -> None:
     for block in app.blocks.values():
         if isinstance(block, gr.State) and block.parent is not None:
             block.parent.children.remove(block)
-            app.add_child(block)
+            block.parent = app
+            app.children.insert(0, block)
 
 
 class Leaving(LRUCache[str, Any]):

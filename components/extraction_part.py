@@ -88,15 +88,13 @@ def build_extraction_part() -> ExtractionPart:
     return ExtractionPart(rank, start, cancel, progress, result, download, file, timer, gr.State(""))
 
 
-def wire_extraction_part(
-    app: gr.Blocks, part: ExtractionPart, merge: gr.State, settings: Settings, shared: Shared
-) -> None:
+def wire_extraction_part(part: ExtractionPart, merge: gr.State, settings: Settings, shared: Shared) -> None:
     """Connect it; `merge` holds the id of the merge on the card."""
     watched = [part.watched, shared.owner]
     part.start.click(partial(start, settings), [part.rank, merge, shared.owner], part.outputs, **PRIVATE)
     part.cancel.click(partial(cancel, settings), watched, part.cancel, **PRIVATE)
     part.timer.tick(partial(shown, settings), watched, part.outputs, trigger_mode="once", **PRIVATE)
-    gr.on([app.load, shared.owner.change], partial(attach, settings), shared.owner, part.outputs, **PRIVATE)
+    shared.known(partial(attach, settings), shared.owner, part.outputs, **PRIVATE)
     part.download.click(
         partial(download, settings), watched, part.file, show_progress="minimal", api_visibility="private"
     ).success(None, None, None, js=SAVE_FILE, api_visibility="private")

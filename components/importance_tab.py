@@ -236,7 +236,7 @@ def wire_importance(section: ImportanceSection, settings: Settings, shared: Shar
         **PRIVATE,
     )
     gr.on(
-        [shared.opened.change, shared.owner.change, shared.family.change],
+        [shared.opened.change, shared.family.change],
         partial(events.attach, settings),
         who,
         section.running,

@@ -259,12 +259,12 @@ def wire_merge_tab(
     wire_preview(app, tab.preview, tab, settings, shared, opened)
     taken = Taken(partial(events.take, form), state[1:], filled, IN_TURN)
     wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, taken)
-    _wire_jobs(app, tab, settings, shared)
+    _wire_jobs(tab, settings, shared)
     _wire_results(tab, settings, shared, filled, state)
-    wire_extraction_part(app, tab.extraction, tab.shown, settings, shared)
+    wire_extraction_part(tab.extraction, tab.shown, settings, shared)
 
 
-def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared) -> None:
+def _wire_jobs(tab: MergeTab, settings: Settings, shared: Shared) -> None:
     """Starting, watching, cancelling, and finding a job again after a reload."""
     running = [tab.watched, tab.timer, tab.progress, tab.cancel, tab.merge, tab.default]
     card = tab.card
@@ -288,8 +288,7 @@ def _wire_jobs(app: gr.Blocks, tab: MergeTab, settings: Settings, shared: Shared
         **PRIVATE,
         **IN_TURN,
     )
-    gr.on(
-        [app.load, shared.owner.change],
+    shared.known(
         partial(events.attach, settings),
         [tab.ready, shared.family, shared.owner],
         [*running, *card],

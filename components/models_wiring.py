@@ -26,11 +26,11 @@ JUDGING: dict[str, Any] = {**PRIVATE, "concurrency_id": "models", "concurrency_l
 ASKING: dict[str, Any] = {**PRIVATE, "concurrency_id": "hub", "concurrency_limit": 4}
 
 
-def wire_models_tab(app: gr.Blocks, tab: ModelsTab, settings: Settings, shared: Shared) -> None:
+def wire_models_tab(tab: ModelsTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family; what the Hub has
     to be asked for is asked, and then they are judged once more."""
     typed, judged = tab.typed(shared), tab.judged(shared)
-    app.load(
+    shared.known(
         partial(events.restore, settings),
         [shared.models, shared.family, shared.owner],
         [*tab.rows, tab.words.decided, *judged, shared.opened],
@@ -98,4 +98,4 @@ def _wire_hub(tab: ModelsTab, settings: Settings, shared: Shared) -> None:
         **ASKING,
     )
     work = downloads.work(settings, [tab.shown, *tab.fields], hub.ended)
-    wire_runner(hub.download, work, shared, [])
+    wire_runner(hub.download, work, shared, [shared.opened.change, shared.family.change])

@@ -52,8 +52,11 @@ const look = () => {
   here = now;
 };
 new ResizeObserver(look).observe(element);
+document.addEventListener('mergescope:family', () => { if (element.isConnected && here) trigger('click'); });
 look();
 """
+FAMILY_CHANGED = "() => { document.dispatchEvent(new Event('mergescope:family')); }"
+"""For an event of the family's change: the parts that are shown are come to anew."""
 
 
 def build_strip(id: str, parts: Mapping[str, str]) -> gr.HTML:
@@ -71,6 +74,7 @@ def build_strip(id: str, parts: Mapping[str, str]) -> gr.HTML:
 
 @contextmanager
 def page_part(id: str, key: str) -> Iterator[gr.HTML]:
-    """The place of one part of a strip; what it yields has a `click` whenever the part is shown after it was not."""
+    """The place of one part of a strip; what it yields has a `click` whenever the part is shown after it was not,
+    and where another family is chosen while it is; nothing of a part that nobody sees is asked for."""
     with gr.Column(elem_id=f"{id}-{key}", elem_classes="page-part"):
         yield gr.HTML(js_on_load=_ARRIVAL, apply_default_css=False)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -24,24 +27,32 @@ class Shared:
     keeps it.
 
     Once a page is open, exactly one of `family` and `opened` changes: the family where the browser kept another than the
-    demo, else `opened`. Who shows the family waits for either instead of `app.load`, and shows it once."""
+    demo, else `opened`. Who shows the family waits for either, and shows it once. Who shows what an owner has waits for
+    `known`, which takes an event's arguments and happens once when a page opens; `family` and `opened` come after it."""
 
     family: gr.State
     owner: gr.BrowserState
     importance: gr.State
     models: gr.BrowserState
     opened: gr.State
+    known: Callable[..., Any]
 
 
-def build_shared(settings: Settings) -> Shared:
-    """The shared state of one page."""
+def build_shared(app: gr.Blocks, settings: Settings) -> Shared:
+    """The shared state of one page, whose owner is told apart as soon as it opens."""
+    # the browser keeps these under fixed keys, so that they survive a restart of the app
+    owner = gr.BrowserState(None, storage_key="mergescope-owner", secret="mergescope-owner")
+    models = gr.BrowserState(None, storage_key=MODELS_KEY, secret=MODELS_KEY)
+    knows = app.load(
+        partial(owner_id, settings), owner, owner, show_progress="hidden", api_visibility="private"
+    )
     return Shared(
         family=gr.State(choose(settings, *demo_rows(settings)).family),
-        # the browser keeps these under fixed keys, so that they survive a restart of the app
-        owner=gr.BrowserState(None, storage_key="mergescope-owner", secret="mergescope-owner"),
+        owner=owner,
         importance=gr.State(None),
-        models=gr.BrowserState(None, storage_key=MODELS_KEY, secret=MODELS_KEY),
+        models=models,
         opened=gr.State(False),
+        known=knows.then,
     )
 
 

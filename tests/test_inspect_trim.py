@@ -255,7 +255,7 @@ def test_what_was_said_of_a_spectrum_goes_when_another_cell_comes(kept, chosen):
 def test_what_stops_a_spectrum_is_never_forgotten_before_it_is_read(kept):
     """Events of one trigger run in any order, so none may write a state that another reads."""
     with gr.Blocks() as page:
-        detail, shared = build_detail(), build_shared(SETTINGS)
+        detail, shared = build_detail(), build_shared(page, SETTINGS)
         wire_detail(detail, gr.State(""), gr.State(None), SETTINGS, shared, kept[0])
     readers, writers = defaultdict(set), defaultdict(set)
     for event in page.fns.values():
@@ -292,7 +292,7 @@ def test_a_shown_trim_of_a_large_family_follows_its_slider(kept, chosen, monkeyp
     monkeypatch.setattr("components.inspect_trim.MOST_UNASKED", 1000)
     reports, key = kept
     with gr.Blocks() as page:
-        shared, parts = build_shared(SETTINGS), [gr.State("") for _ in range(4)]
+        shared, parts = build_shared(page, SETTINGS), [gr.State("") for _ in range(4)]
         choice = build_choice(gr.Radio(["change"]))
         wire_choice(
             choice, Shown(parts[0], parts[1], [gr.HTML(), *parts[2:]]), SETTINGS, shared, reports, Stops()

@@ -197,8 +197,8 @@ def test_who_has_nothing_kept_or_something_odd_keeps_the_page_as_built(stored):
 def test_the_page_is_built_with_the_demo_judged(settings, family):
     for name in ("math", "code", "words", "math-long"):
         shutil.copytree(family / "one", family / name)
-    assert build_shared(settings).family.value == Family.demo(family)
-    with gr.Blocks():
+    with gr.Blocks() as app:
+        assert build_shared(app, settings).family.value == Family.demo(family)
         tab = build_models_tab(settings)
     assert tab.next.interactive
     assert tab.add_long.visible
@@ -207,8 +207,8 @@ def test_the_page_is_built_with_the_demo_judged(settings, family):
 
 def test_without_a_demo_nothing_is_chosen(tmp_path):
     settings = Settings(demo=tmp_path / "gone")
-    assert build_shared(settings).family.value == Family("", ())
-    with gr.Blocks():
+    with gr.Blocks() as app:
+        assert build_shared(app, settings).family.value == Family("", ())
         tab = build_models_tab(settings)
     assert not tab.next.interactive
     assert not tab.add_long.visible

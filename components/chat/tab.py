@@ -173,8 +173,7 @@ def wire_chat_tab(
         )
     known = [*whose, tab.talk, tab.chosen]
     page = [*tab.models, *told, tab.chosen, tab.intro, *tab.examples]
-    looked = [shared.opened.change, shared.owner.change]
-    gr.on(looked, of_page(columns.refresh), known, page, **latest)
+    shared.opened.change(of_page(columns.refresh), known, page, **latest)
     opened(of_page(columns.look), [*whose, tab.chosen], [*tab.models, tab.intro], **latest)
     shared.family.change(of_page(columns.take_family), known, page, **latest)
     merge.fresh.change(of_page(columns.take_fresh), [*known, merge.fresh], page, **latest)

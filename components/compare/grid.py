@@ -131,9 +131,9 @@ def wire_grid(
         came: the events of a visitor coming to this part.
     """
     recipe, questions = loader.merge.recipe, part.questions
-    wire_questions(questions, settings, shared.family, own)
+    wire_questions(questions, settings, shared.family, own, came)
     gr.on(
-        [*came, shared.opened.change, shared.family.change],
+        came,
         offer,
         [recipe, shared.family, *(side.parameter for side in part.axes)],
         part.offered,

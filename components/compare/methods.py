@@ -102,7 +102,7 @@ def wire_methods(
         came: the events of a visitor coming to this part.
     """
     questions = part.questions
-    wire_questions(questions, settings, shared.family, own)
+    wire_questions(questions, settings, shared.family, own, came)
 
     def begin(owner: str, family: Family, uploads: Ruler, what: Any, split: Any, items: Any) -> str:
         return start(settings, owner, family, suites_of(settings, family, uploads, what, split, items))

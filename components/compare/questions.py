@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,14 +70,16 @@ def build_questions(
     return Questions(what, files, count)
 
 
-def wire_questions(part: Questions, settings: Settings, family: gr.State, own: gr.State) -> None:
-    """Offer the tasks of another family and what a visitor adds."""
+def wire_questions(
+    part: Questions, settings: Settings, family: gr.State, own: gr.State, came: Sequence[Any]
+) -> None:
+    """Offer the tasks of the family and what a visitor added to who comes to this part."""
 
     def renew(now: Family, uploads: Ruler, what: Any) -> Any:
         return offered(settings, now, uploads, what)
 
     gr.on(
-        [family.change, own.change],
+        came,
         renew,
         [family, own, part.what],
         part.what,

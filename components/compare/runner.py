@@ -96,7 +96,7 @@ def wire_runner(runner: Runner, work: Work, shared: Shared, came: Sequence[Any])
     """Connect a runner's events.
 
     Args:
-        came: the events of a visitor coming to this part of the page.
+        came: the events after which the newest job is looked for, as a visitor coming to this part of the page.
     """
     runner.timer.render()  # at the root of the page: one in a column that is not shown yet would never tick
     who = [shared.family, shared.owner]
@@ -121,7 +121,7 @@ def wire_runner(runner: Runner, work: Work, shared: Shared, came: Sequence[Any])
         looked, [runner.watched, runner.seen, *who], every, trigger_mode="once", **PRIVATE, **in_turn
     )
     gr.on(
-        [shared.opened.change, shared.family.change, *came],
+        came,
         attached,
         who,
         every,

@@ -21,7 +21,7 @@ from components.compare.suites import Ruler
 from components.compare.tune import TunePart, build_tune, wire_tune
 from components.merge_tab import MergeTab
 from components.page_parts import CSS as PARTS_CSS
-from components.page_parts import build_strip, page_part
+from components.page_parts import FAMILY_CHANGED, build_strip, page_part
 from components.settings import Settings
 from components.shared import Shared
 
@@ -102,7 +102,8 @@ def wire_compare_tab(
         **LATEST,
         **OFFER,
     ).then(of_page(events.estimate), [*page, part.who], part.plan, **LATEST)
-    gr.on([shared.opened.change, came["scores"]], of_page(events.attach), page, part.running, **PRIVATE)
+    came["scores"](of_page(events.attach), page, part.running, **PRIVATE)
+    shared.family.change(None, None, None, js=FAMILY_CHANGED, api_visibility="private")
     gr.on(
         [part.what.change, part.who.change, part.split.change],
         of_page(events.estimate),

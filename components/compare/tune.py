@@ -145,9 +145,9 @@ def wire_tune(
         came: the events of a visitor coming to this part.
     """
     recipe = loader.merge.recipe
-    wire_questions(part.questions, settings, shared.family, own)
+    wire_questions(part.questions, settings, shared.family, own, came)
     gr.on(
-        [*came, shared.opened.change, shared.family.change],
+        came,
         events.offer,
         [recipe, shared.family, part.strategy],
         [part.about, part.strategy],

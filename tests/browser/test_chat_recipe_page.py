@@ -96,5 +96,5 @@ def test_a_changed_number_is_asked_without_a_merge_on_disk(url, folder, new_wind
     expect(page.locator("#chat-stop")).to_be_disabled()
     page.close()
     wait_for_kept(folder, 0)
-    assert [path for path in (folder / "runs").rglob("*") if path.is_dir()] == []
+    assert [path.name for path in (folder / "runs").rglob("*") if path.is_dir()] in ([], [".downloads"])
     assert console_errors == []
