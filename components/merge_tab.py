@@ -245,7 +245,9 @@ def wire_merge_tab(
     form.new_seed.click(partial(events.new_seed, form), [*state, *widgets], filled, **PRIVATE, **IN_TURN)
     unapplied = [tab.apply, tab.plan, tab.ready, tab.merge]
     tab.yaml.input(events.yaml_edited, None, unapplied, **LATEST, **IN_TURN)
-    tab.apply.click(partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE, **IN_TURN)
+    applied = tab.apply.click(
+        partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE, **IN_TURN
+    )
     shared.family.change(
         partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE, **IN_TURN
     )
@@ -256,7 +258,7 @@ def wire_merge_tab(
         tab.advice,
         **PRIVATE,
     )
-    wire_preview(app, tab.preview, tab, settings, shared, opened)
+    wire_preview(app, tab.preview, tab, settings, shared, opened, applied.success)
     taken = Taken(partial(events.take, form), state[1:], filled, IN_TURN)
     wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, taken)
     _wire_jobs(tab, settings, shared)

@@ -155,12 +155,19 @@ def _build_live(form: MergeForm) -> gr.HTML:
 
 
 def wire_preview(
-    app: gr.Blocks, part: PreviewPart, tab: Any, settings: Settings, shared: Shared, opened: Any = None
+    app: gr.Blocks,
+    part: PreviewPart,
+    tab: Any,
+    settings: Settings,
+    shared: Shared,
+    opened: Any = None,
+    applied: Any = None,
 ) -> None:
     """Connect the part to the Merge tab `tab`: any change of the recipe is followed.
 
     Args:
         opened: the event of a visitor coming to the tab, if the app has one.
+        applied: the event of a recipe that was written having been taken; its YAML may be as it was written.
     """
     previews, pages = shared_previews(), shared_pages()
     # a newer request ends an older one, so it must not wait for it
@@ -185,6 +192,8 @@ def wire_preview(
 
     # Gradio cannot tell whether a state that holds a recipe changed; its YAML always changes with it
     tab.yaml.change(follow, state, part.all, js=FOLLOWED, **newer)
+    if applied is not None:
+        applied(follow, state, part.all, **newer)
     first = opened if opened is not None else app.load
     first(lambda: True, None, part.visited, **PRIVATE)
     first(visit, state, part.all, **newer)

@@ -26,6 +26,7 @@ ARGUMENTS = [
     "--disable-component-update",
 ]
 START_SECONDS = 120
+WRITTEN = "document.querySelector('#recipe-yaml .cm-content').innerText.trim()"
 PATIENCE = 30_000
 """Milliseconds that a page may take on a busy machine; a test fails by what is shown, not by how fast."""
 
@@ -208,6 +209,48 @@ def brush_corner(page) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3, steps=6)
     page.mouse.up()
+
+
+@pytest.fixture(scope="module")
+def merge_page(browser, app_url):
+    """One page at Merge for all tests of a file, and the recipe that it opened with; ask for `at_merge`."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page.set_default_timeout(PATIENCE)
+    page.goto(app_url)
+    page.get_by_role("tab", name="3 Merge").click()
+    page.locator("#merge-default-button:enabled").wait_for()
+    page.wait_for_function(f"{WRITTEN}.includes('merge_method')")
+    yield page, page.evaluate(WRITTEN)
+    page.close()
+
+
+@pytest.fixture
+def at_merge(merge_page, requests_seen, console_errors):
+    """The Merge tab as it opens, in a page that tests before may have used: a page takes seconds to load."""
+    page, opened = merge_page
+    listeners = {
+        "request": lambda request: requests_seen.append(request.url),
+        "pageerror": lambda error: console_errors.append(str(error)),
+        "console": lambda said: console_errors.append(said.text) if said.type == "error" else None,
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    page.wait_for_function("!awaitedAnswers()")
+    if page.evaluate(WRITTEN) != opened:
+        write_recipe(page, opened)
+        page.wait_for_function(f"opened => {WRITTEN} === opened", arg=opened)
+    page.locator("#merge-button:enabled").wait_for()
+    yield page
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
+
+
+def write_recipe(page, text: str) -> None:
+    """Type a recipe and take it."""
+    page.locator("#recipe-yaml .cm-content").click()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.insert_text(text)
+    page.locator("#apply-yaml-button:enabled").click()
 
 
 @pytest.fixture

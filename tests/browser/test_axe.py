@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from tests.browser.conftest import brush_corner
@@ -33,19 +32,24 @@ def open_all(page, selector: str) -> None:
     page.wait_for_timeout(500)
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_tab_as_it_opens_and_in_use(open_page, dark):
-    page = open_page(dark=dark)
+def test_every_tab_as_it_opens_and_in_use(page):
     found = {}
+
+    def look(what: str) -> None:
+        found[what] = violations(page)
+        page.get_by_role("button", name="Switch between light and dark").click()
+        page.wait_for_timeout(500)
+        found[f"{what}, the other colours"] = violations(page)
+
     for tab, ready in READY.items():
         page.get_by_role("tab", name=tab).click()
         page.locator(ready).first.wait_for()
         page.wait_for_timeout(500)
-        found[tab] = violations(page)
+        look(tab)
     inspect_in_use(page)
-    found["Inspect in use"] = violations(page)
+    look("Inspect in use")
     merge_in_use(page)
-    found["Merge in use"] = violations(page)
+    look("Merge in use")
     assert found == {what: [] for what in found}
 
 

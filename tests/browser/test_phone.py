@@ -1,8 +1,6 @@
-"""On a phone every tab fits the width of the screen, light and dark."""
+"""On a phone every tab fits the width of the screen."""
 
 from __future__ import annotations
-
-import pytest
 
 from tests.browser.test_preview_page import at_preview, slide, values, wait_for_other
 from tests.browser.test_walk import open_tab
@@ -11,9 +9,8 @@ from tests.browser.test_walk_importance import open_section
 WIDTH = 390
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_scrolls_in_one_direction_only(open_page, console_errors, dark):
-    page = open_page(WIDTH, dark=dark)
+def test_a_phone_scrolls_in_one_direction_only(open_page, console_errors):
+    page = open_page(WIDTH, dark=True)
 
     def assert_fits(what: str) -> None:
         page.wait_for_timeout(300)

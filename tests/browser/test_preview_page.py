@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import brush_corner, unanswered
+from tests.browser.conftest import brush_corner, unanswered, write_recipe
 
 pytestmark = pytest.mark.browser
 
@@ -17,6 +17,19 @@ VALUES = """() => {
   return plot?.data ? JSON.stringify(plot.data.map(trace => trace.z)) : null;
 }"""
 RECIPE = "(document.querySelector('#recipe-yaml .cm-content')?.innerText ?? '')"
+
+
+@pytest.fixture
+def preview(at_merge):
+    """The preview as it opens."""
+    page = at_preview(at_merge)
+    if page.locator("#preview-whole").is_visible():
+        page.locator("#preview-whole").click()
+    page.locator("#preview-number label", has_text="Kept").click()
+    expect(page.locator("#preview-map .chart-title")).to_contain_text("change is kept")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
+    expect(page.locator("#preview.pv-stale")).to_have_count(0)
+    return page
 
 
 def at_preview(page):
@@ -54,8 +67,8 @@ def click_cell(page, row: int, column: int, *, rows: int = 6, columns: int = 7) 
     )
 
 
-def test_a_slider_changes_the_map_and_writes_nothing(page, quiet, app_url, requests_seen, console_errors):
-    at_preview(page)
+def test_a_slider_changes_the_map_and_writes_nothing(preview, quiet, app_url, requests_seen, console_errors):
+    page = preview
     before, merges = values(page), page.locator("#merge-history label").count()
     slide(page, "#merge-density-1", 0.1)
     moved = wait_for_other(page, before)
@@ -69,8 +82,8 @@ def test_a_slider_changes_the_map_and_writes_nothing(page, quiet, app_url, reque
     assert console_errors == []
 
 
-def test_a_map_that_a_weight_leaves_as_it_was_says_why_and_its_view_comes_back(page, console_errors):
-    at_preview(page)
+def test_a_map_that_a_weight_leaves_as_it_was_says_why_and_its_view_comes_back(preview, console_errors):
+    page = preview
     chosen = page.locator("#preview-number label.selected")
     expect(chosen).to_have_text("Kept")
     before = values(page)
@@ -90,8 +103,8 @@ def test_a_map_that_a_weight_leaves_as_it_was_says_why_and_its_view_comes_back(p
     assert console_errors == []
 
 
-def test_map_and_brush_bar_are_in_view_together(page):
-    at_preview(page)
+def test_map_and_brush_bar_are_in_view_together(preview):
+    page = preview
     page.locator("#preview-brush-number:visible").wait_for()
     top = page.locator("#preview-number").bounding_box()["y"]
     bar = page.locator("#preview-brush").bounding_box()
@@ -99,8 +112,8 @@ def test_map_and_brush_bar_are_in_view_together(page):
     assert bar["y"] + bar["height"] - top < room, "the choice of the map, the map and its bar"
 
 
-def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, quiet, console_errors):
-    at_preview(page)
+def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(preview, quiet, console_errors):
+    page = preview
     before = values(page)
     page.locator("#preview-number label", has_text="Presence").click()
     before = wait_for_other(page, before)
@@ -115,16 +128,16 @@ def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(page, qu
     assert console_errors == []
 
 
-def test_form_and_map_are_seen_together(page):
-    at_preview(page)
+def test_form_and_map_are_seen_together(preview):
+    page = preview
     page.locator("#merge-density-1").evaluate("field => field.scrollIntoView({block: 'center'})")
     for part in ("#merge-density-1", "#preview-bars .chart-plot", "#merge-button"):
         expect(page.locator(part)).to_be_in_viewport(ratio=1)
     expect(page.locator("#preview-map .chart-plot")).to_be_in_viewport(ratio=0.7)
 
 
-def test_the_number_chosen_is_the_one_drawn(page, console_errors):
-    at_preview(page)
+def test_the_number_chosen_is_the_one_drawn(preview, console_errors):
+    page = preview
     before = values(page)
     page.locator("#preview-number label", has_text="Presence").click()
     wait_for_other(page, before)
@@ -139,8 +152,8 @@ def test_the_number_chosen_is_the_one_drawn(page, console_errors):
     assert console_errors == []
 
 
-def test_a_clicked_cell_shows_its_bars_and_the_way_back(page, console_errors):
-    at_preview(page)
+def test_a_clicked_cell_shows_its_bars_and_the_way_back(preview, console_errors):
+    page = preview
     click_cell(page, 2, 4)
     expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
     page.get_by_role("button", name="In numbers").click()
@@ -150,8 +163,8 @@ def test_a_clicked_cell_shows_its_bars_and_the_way_back(page, console_errors):
     assert console_errors == []
 
 
-def test_the_saved_bars_have_their_legend_below_their_title(page, console_errors):
-    at_preview(page)
+def test_the_saved_bars_have_their_legend_below_their_title(preview, console_errors):
+    page = preview
     page.evaluate("() => { Plotly.downloadImage = (figure) => { window.saved = figure.layout; }; }")
     page.locator("#preview-bars").get_by_role("button", name="Save as PNG").click()
     title, legend, height = page.evaluate("[saved.title, saved.legend, saved.height]")
@@ -194,8 +207,8 @@ def test_a_cell_s_bars_by_keyboard_alone(page, console_errors):
     assert console_errors == []
 
 
-def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(page, quiet, console_errors):
-    at_preview(page)
+def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(preview, quiet, console_errors):
+    page = preview
     click_cell(page, 2, 4)
     expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
     bars = (
@@ -221,9 +234,9 @@ TYPE_AND_MERGE = """() => {
 }"""
 
 
-def test_a_typed_number_counts_though_merge_is_pressed_at_once(page, console_errors):
+def test_a_typed_number_counts_though_merge_is_pressed_at_once(preview, console_errors):
     """A tap leaves the field and clicks in the same moment."""
-    at_preview(page)
+    page = preview
     page.evaluate(TYPE_AND_MERGE)
     expect(page.locator("#merge-result h3")).to_be_visible()
     expect(page.locator("#merge-result .mg-kept tr", has_text="code")).to_contain_text("37.0 %")
@@ -238,8 +251,8 @@ MARKS = """() => {
 }"""
 
 
-def test_an_older_picture_is_marked_until_the_new_one_is_there(page, console_errors):
-    at_preview(page)
+def test_an_older_picture_is_marked_until_the_new_one_is_there(preview, console_errors):
+    page = preview
     page.evaluate(MARKS)
     page.evaluate("window.dispatchEvent(new Event('mergescope-followed'))")
     expect(page.locator("#preview")).to_have_class(re.compile("pv-stale"))
@@ -255,8 +268,8 @@ def test_an_older_picture_is_marked_until_the_new_one_is_there(page, console_err
     assert console_errors == []
 
 
-def test_another_method_never_keeps_the_old_picture_unmarked(page, console_errors):
-    at_preview(page)
+def test_another_method_never_keeps_the_old_picture_unmarked(preview, console_errors):
+    page = preview
     for method in ("slerp", "linear", "karcher", "apl"):
         before = values(page)
         with unanswered(page) as answer:
@@ -276,12 +289,22 @@ def test_another_method_never_keeps_the_old_picture_unmarked(page, console_error
     assert console_errors == []
 
 
-def test_a_change_that_changes_nothing_leaves_no_mark(page, console_errors):
-    at_preview(page)
+def test_a_change_that_changes_nothing_leaves_no_mark(preview, console_errors):
+    page = preview
     page.evaluate("window.dispatchEvent(new Event('mergescope-changing'))")
     expect(page.locator("#preview.pv-stale")).to_have_count(1)
     page.evaluate("window.dispatchEvent(new Event('mergescope-changed'))")
     expect(page.locator("#preview.pv-stale")).to_have_count(0)
+    assert console_errors == []
+
+
+def test_a_recipe_written_as_the_page_writes_it_is_followed(preview, merge_page, console_errors):
+    _, opened = merge_page
+    preview.locator("#merge-method label:has(input[value='linear'])").click()
+    expect(preview.locator("#preview-number label", has_text="Kept")).to_have_count(0)
+    write_recipe(preview, opened)
+    expect(preview.locator("#preview-number label", has_text="Kept")).to_have_count(1)
+    expect(preview.locator("#preview-map .chart-title")).to_contain_text("change is kept")
     assert console_errors == []
 
 

@@ -121,18 +121,18 @@ def test_dark_and_narrow(trimmed_page, open_report):
     ink = page.locator("figure.chart .xtick text").first.evaluate("node => getComputedStyle(node).fill")
     assert ink == "rgb(148, 163, 184)"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "no sideways scroll"
-    page.emulate_media(color_scheme="light")
-    ticks = page.locator("figure.chart .xtick text")
-    expect(ticks.first).to_have_css("fill", "rgb(71, 85, 105)", timeout=20_000)
     assert (asked, errors) == ([], [])
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_nothing_to_object_to(trimmed_page, open_report, dark):
-    page, _, _ = open_report(trimmed_page[0], dark=dark)
+def test_axe_finds_nothing_to_object_to(trimmed_page, open_report):
+    page, _, _ = open_report(trimmed_page[0], dark=True)
     walk(page)
     page.locator("figure.chart").first.get_by_text("As a table").click()
     page.locator("figure.chart").first.get_by_text("What am I looking at?").click()
+    assert violations(page) == []
+    page.emulate_media(color_scheme="light")
+    ticks = page.locator("figure.chart .xtick text")
+    expect(ticks.first).to_have_css("fill", "rgb(71, 85, 105)", timeout=20_000)
     assert violations(page) == []
 
 
