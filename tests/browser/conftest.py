@@ -220,6 +220,7 @@ def merge_page(browser, app_url):
     page.get_by_role("tab", name="3 Merge").click()
     page.locator("#merge-default-button:enabled").wait_for()
     page.wait_for_function(f"{WRITTEN}.includes('merge_method')")
+    stand_still(page)
     yield page, page.evaluate(WRITTEN)
     page.close()
 
@@ -235,7 +236,7 @@ def at_merge(merge_page, requests_seen, console_errors):
     }
     for event, listener in listeners.items():
         page.on(event, listener)
-    page.wait_for_function("!awaitedAnswers()")
+    stand_still(page)
     if page.evaluate(WRITTEN) != opened:
         write_recipe(page, opened)
         page.wait_for_function(f"opened => {WRITTEN} === opened", arg=opened)
@@ -243,6 +244,17 @@ def at_merge(merge_page, requests_seen, console_errors):
     yield page
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
+
+
+def stand_still(page) -> None:
+    """Wait until the page has asked for nothing for half a second and has every answer."""
+    page.wait_for_function(
+        """() => {
+          const now = performance.now();
+          if (awaitedAnswers() || !window.stillSince) window.stillSince = now;
+          return now - window.stillSince > 500;
+        }"""
+    )
 
 
 def write_recipe(page, text: str) -> None:
