@@ -248,6 +248,7 @@ def at_merge(merge_page, requests_seen, console_errors):
 
 def stand_still(page) -> None:
     """Wait until the page has asked for nothing for half a second and has every answer."""
+    page.evaluate("window.stillSince = 0")
     page.wait_for_function(
         """() => {
           const now = performance.now();
