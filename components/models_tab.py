@@ -134,7 +134,7 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         "Find models on the Hugging Face Hub", open=False, visible=settings.hub, elem_classes="explain"
     ):
         search = build_hub_search()
-        token = build_token_field()
+        token = build_token_field(settings)
     words = _build_words()
     costs = gr.HTML(estimate(choice), elem_classes="estimate")
     download = build_runner("Download", "models-download", width=220, visible=False)

@@ -77,8 +77,17 @@ def wire_models_tab(tab: ModelsTab, settings: Settings, shared: Shared) -> None:
 def _wire_token(own: TokenField, settings: Settings, shared: Shared) -> list[Any]:
     """The events after which the Hub sees another visitor."""
     take, forget = partial(token.take, settings), partial(token.forget, settings)
-    shared.opened.change(partial(token.shown, settings), shared.owner, own.outputs, **PRIVATE)
+    if settings.sign_in:
+
+        def come(stored: Any, signed: gr.OAuthToken | None) -> list[Any]:
+            return token.sign_in(settings, stored, signed)
+
+        came = [shared.known(come, shared.owner, own.outputs, **PRIVATE)]
+    else:
+        shared.opened.change(partial(token.shown, settings), shared.owner, own.outputs, **PRIVATE)
+        came = []
     return [
+        *came,
         *(
             trigger(take, [own.field, shared.owner], own.outputs, **PRIVATE)
             for trigger in (own.use.click, own.field.submit)

@@ -17,7 +17,7 @@ class Settings:
     `runs` holds jobs and their merged models, `cache` what can be measured anew; by default it lies beside `runs`. `single_owner`: everybody who opens the page is one person (a local
     start); otherwise each browser owns what it made. `local_folders`: whether folders of this machine may be named as
     models. `largest_download`: bytes that may be downloaded of one model of the Hub; None for any number, 0 where the Hub is
-    not asked.
+    not asked. `sign_in`: whether visitors may sign in with their Hugging Face account.
     """
 
     demo: Path = ROOT / "examples" / "demo"
@@ -27,6 +27,7 @@ class Settings:
     single_owner: bool = True
     local_folders: bool = True
     largest_download: int | None = None
+    sign_in: bool = False
     host: str = "127.0.0.1"
     port: int = 7860
 
@@ -57,6 +58,7 @@ class Settings:
 
         `MERGESCOPE_SHARED=1` is for a server that several people use. On a Hugging Face Space it is the default.
         MERGESCOPE_LARGEST_DOWNLOAD is in bytes, such as 5e9; on a shared server it is 0 unless it is set.
+        Visitors may sign in on a Space whose README says `hf_oauth: true`, which sets OAUTH_CLIENT_ID.
         """
         on_space = "SPACE_ID" in environment
         shared = environment.get("MERGESCOPE_SHARED", "1" if on_space else "0") == "1"
@@ -69,6 +71,7 @@ class Settings:
             single_owner=not shared,
             local_folders=not shared,
             largest_download=int(float(largest)) if largest else None,
+            sign_in=on_space and "OAUTH_CLIENT_ID" in environment,
             host=environment.get("MERGESCOPE_HOST", "0.0.0.0" if on_space else "127.0.0.1"),
             port=int(environment.get("MERGESCOPE_PORT", "7860")),
         )

@@ -85,8 +85,13 @@ def test_no_method_mixes_devices(method, start_gpu):
     assert gpu is None or gpu.peak > 0
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 28], ids=["read anew", "kept"])
-@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.needs_importance])
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        *[(name, 1 << 28) for name, one in METHODS.items() if not one.needs_importance],
+        *[(name, 0) for name in ("linear", "ties", "pcb", "slerp")],
+    ],
+)
 def test_streams_wait_for_each_other(method, kept, bf16_family, write_recipe, monkeypatch, start_gpu):
     """Files, small pieces, several workers, every scope."""
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 12_000)

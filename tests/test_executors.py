@@ -146,7 +146,7 @@ def test_an_early_end_does_not_wait_for_ever(how):
 @pytest.mark.parametrize("executor", [Inline(), Threads(2)])
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("task_arithmetic", {}), ("ties", {}), ("ties", {"scope": "model"}), ("pcb", {}), ("karcher", {})],
+    [("task_arithmetic", {}), ("ties", {"scope": "model"}), ("pcb", {})],
 )
 def test_after_a_stop_only_what_is_under_way_is_worked_on(
     monkeypatch, family, write_recipe, executor, method, options

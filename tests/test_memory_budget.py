@@ -24,7 +24,9 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.needs_importance])
+@pytest.mark.parametrize(
+    "method", ["linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "pcb", "dppa", "slerp", "sce"]
+)
 def test_results_do_not_depend_on_it(family, write_recipe, tmp_path, method):
     experts = ("one", "two", "three")[: METHODS[method].experts_wanted or 3]
     known = METHODS[method].parameters()

@@ -41,18 +41,34 @@ class HubDesk:
     machine_token: bool = False
     """Whether who has given no token is asked for with this machine's own: where the page is its user's alone."""
     _tokens: OrderedDict[str, str] = field(default_factory=OrderedDict, repr=False)
+    _signed_in: set[str] = field(default_factory=set, repr=False)
     _looked: OrderedDict[tuple[str, str], Looked] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def take_token(self, owner: str, token: str) -> None:
         """Use a token for this owner from now on; an empty one is forgotten. What failed before may succeed now."""
         with self._lock:
+            self._signed_in.discard(owner)
             self._tokens.pop(owner, None)
             if token:
                 self._tokens[owner] = token
                 while len(self._tokens) > MOST_TOKENS:
-                    self._tokens.popitem(last=False)
+                    self._signed_in.discard(self._tokens.popitem(last=False)[0])
         self.forget_failures(owner)
+
+    def sign_in(self, owner: str, token: str) -> None:
+        """Use the token of who signed in; one that was typed stays, and without one the owner signed out."""
+        if self.has_token(owner) and not self.signed_in(owner):
+            return
+        self.take_token(owner, token)
+        if token:
+            with self._lock:
+                self._signed_in.add(owner)
+
+    def signed_in(self, owner: str) -> bool:
+        """Whether the token in use is that of a signing in."""
+        with self._lock:
+            return owner in self._signed_in
 
     def forget_failures(self, owner: str) -> None:
         """Ask again for what could not be looked up."""

@@ -1,4 +1,4 @@
-"""The field for a visitor's own access token, which is kept in memory and nowhere else."""
+"""A visitor's own access token, typed or from signing in; it is kept in memory and nowhere else."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ ABOUT = (
     "Mergescope stops, and never written down."
 )
 IN_USE = "A token is in use for what you ask the Hub."
+SIGNED_IN = "You are signed in: the Hub is asked as you."
 MALFORMED = "This is no access token; one begins with hf_ and has no spaces."
 NO_IDENTITY = "This browser has no identity yet. Reload the page."
 
@@ -35,8 +36,10 @@ class TokenField:
         return [self.field, self.forget, self.note]
 
 
-def build_token_field() -> TokenField:
-    """The parts in a row."""
+def build_token_field(settings: Settings) -> TokenField:
+    """The parts in a row, and a button to sign in where the app offers it."""
+    if settings.sign_in:
+        gr.LoginButton(logout_value="Sign out ({})", size="sm", scale=0, min_width=240, elem_id="sign-in")
     with gr.Row(elem_classes="hub-token"):
         field = gr.Textbox(
             label="Access token",
@@ -72,8 +75,21 @@ def forget(settings: Settings, stored: Any) -> list[Any]:
 
 def shown(settings: Settings, stored: Any) -> list[Any]:
     """An empty field, and whether a token is in use."""
-    has = hub_desk(settings).has_token(owner_id(settings, stored))
-    return ["", gr.update(visible=has), _note(IN_USE if has else ABOUT)]
+    desk, owner = hub_desk(settings), owner_id(settings, stored)
+    has, signed_in = desk.has_token(owner), desk.signed_in(owner)
+    return [
+        "",
+        gr.update(visible=has and not signed_in),
+        _note(SIGNED_IN if signed_in else IN_USE if has else ABOUT),
+    ]
+
+
+def sign_in(settings: Settings, stored: Any, token: gr.OAuthToken | None) -> list[Any]:
+    """Ask the Hub as who signed in; without a token, as nobody any more."""
+    owner = owner_id(settings, stored)
+    if settings.single_owner or owner == stored:
+        hub_desk(settings).sign_in(owner, token.token if token is not None else "")
+    return shown(settings, stored)
 
 
 def _note(words: str) -> str:

@@ -219,7 +219,7 @@ def merge_page(browser, app_url):
     page.goto(app_url)
     page.get_by_role("tab", name="3 Merge").click()
     page.locator("#merge-default-button:enabled").wait_for()
-    page.wait_for_function(f"{WRITTEN}.includes('merge_method')")
+    page.locator("#recipe-yaml .cm-content", has_text="merge_method").wait_for()
     stand_still(page)
     yield page, page.evaluate(WRITTEN)
     page.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -67,28 +66,6 @@ def wait_for_result(page, method: str) -> None:
         arg=method,
     )
     page.locator("#merge-button:enabled").wait_for()
-
-
-def test_one_click_then_chat(fresh_merge, app_url, requests_seen, console_errors):
-    page = fresh_merge
-    top = page.locator("#merge-default-button").bounding_box()["y"]
-    assert top < page.locator("#merge-method").bounding_box()["y"], "no parameter before the one click"
-    merge(page, "#merge-default-button", "Task arithmetic")
-    expect(page.locator("#merge-result")).to_contain_text("2.00 MB", timeout=30_000)
-    page.locator("#merge-next").click()
-    page.locator("#chat-input").wait_for()
-    page.wait_for_function(
-        "document.querySelector('#chat-model-0 input').value.startsWith('Task arithmetic')"
-    )
-    page.locator("#chat-example-0").click()
-    page.wait_for_function("document.querySelectorAll('[id^=chat-column-] .ch-note .badge').length === 4")
-    for number in range(4):
-        column = page.locator(f"#chat-column-{number}")
-        assert page.locator("#chat-example-0").inner_text() in column.inner_text()
-        assert "tokens/s" in column.inner_text()
-    local = {urlsplit(app_url).netloc, ""}
-    assert {urlsplit(url).netloc for url in requests_seen} <= local
-    assert console_errors == []
 
 
 def test_a_reply_can_be_stopped_and_the_chat_cleared(page):
@@ -171,18 +148,6 @@ def test_other_models_take_the_columns_and_hear_nothing_old(page, console_errors
     page.locator("#chat-column-1 .message").wait_for(state="detached")
     assert page.locator(".toast-wrap .toast-body").count() == 0
     assert console_errors == []
-
-
-def test_chat_with_an_older_merge(fresh_merge):
-    page = fresh_merge
-    for method in ("ties", "task_arithmetic"):
-        choose(page, method)
-        page.locator("#merge-button:enabled").click()
-        wait_for_result(page, METHODS[method].title)
-    page.locator("#merge-history label", has_text="TIES").first.click()
-    wait_for_result(page, "TIES")
-    page.locator("#merge-next").click()
-    wait_for_columns(page, "TIES", "math", "code", "words")
 
 
 def test_what_is_typed_is_shown_not_run(page):

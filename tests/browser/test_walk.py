@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 import re
 import shutil
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 from playwright.sync_api import expect
-from safetensors.torch import save_file
 
 from components.shared import MODELS_KEY
 from tests.browser.conftest import ROOT, unanswered
@@ -49,13 +46,6 @@ def shapes(page) -> set[tuple[float, float]]:
         "document.querySelector('#map .chart-plot').layout.shapes.map(s => [s.y0 + 0.5, s.x0 + 0.5])"
     )
     return {tuple(shape) for shape in found}
-
-
-def wait_for_spectra(page) -> None:
-    """Until spectra are being made: looked at in every frame, for they take less than a second."""
-    page.wait_for_function(
-        "() => /spectrum [12] of 2/.test(document.querySelector('#detail-progress').innerText)"
-    )
 
 
 def wait_for_trim(page) -> None:
@@ -154,6 +144,8 @@ def look_at_a_cell(page) -> None:
 
 
 def merge_with_one_click(page) -> None:
+    top = page.locator("#merge-default-button").bounding_box()["y"]
+    assert top < page.locator("#merge-method").bounding_box()["y"], "no parameter before the one click"
     page.locator("#merge-default-button").click()
     page.get_by_role("button", name="Chat with it").wait_for(timeout=90_000)
     page.locator("#merge-result h3", has_text="Task arithmetic").wait_for()
@@ -272,52 +264,6 @@ def test_inside_a_cell_are_heads_rows_and_spectra(page, console_errors):
     page.locator("#map .chart-plot").scroll_into_view_if_needed()
     page.mouse.click(*cell_centre(page, panel=0, row=2, column=6))
     wait_for_story(page, "Block 2, down")
-    expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
-    assert console_errors == []
-
-
-def wide_family(folder: Path) -> list[str]:
-    """The folders of a base and two experts whose matrices take their time to decompose."""
-    folders = []
-    for seed, name in enumerate(("base", "left", "right")):
-        torch.manual_seed(seed)
-        names = [f"model.layers.{block}.self_attn.{which}_proj.weight" for block in (0, 1) for which in "qk"]
-        (folder / name).mkdir()
-        save_file({one: torch.randn(1500, 1500) for one in names}, folder / name / "model.safetensors")
-        (folder / name / "config.json").write_text('{"model_type": "llama"}')
-        folders.append(str(folder / name))
-    return folders
-
-
-def test_a_stopped_spectrum_leaves_no_word_under_the_next_cell(page, tmp_path, console_errors):
-    for number in (3, 2):
-        page.get_by_role("button", name=f"Remove expert {number}").click()
-        page.get_by_text(f"base + {number - 1} expert").wait_for()
-    page.get_by_role("button", name="Add an expert").click()
-    for field, folder in zip(("Base", "Expert 1", "Expert 2"), wide_family(tmp_path), strict=True):
-        page.get_by_label(field, exact=True).fill(folder)
-        page.get_by_label(field, exact=True).press("Enter")
-    page.get_by_text("base + 2 experts").wait_for()
-    open_tab(page, "2 Inspect")
-    expect(page.locator("#map .annotation-text")).to_have_text(["left", "right"])
-    wait_for_trim(page)
-    said, start = page.locator("#detail-progress"), page.locator("#detail-spectrum")
-    expect(page.locator("#detail-rows .scatterlayer").first).to_be_attached()
-    start.click()
-    wait_for_spectra(page)
-    page.locator("#detail-stop").dispatch_event("click")  # a real click waits until the page stands still
-    expect(said).to_have_text("Stopped.")
-    expect(start).to_be_enabled()
-    start.click()
-    wait_for_spectra(page)
-    page.locator("#map .chart-plot").scroll_into_view_if_needed()
-    page.mouse.click(*cell_centre(page, panel=0, row=1, column=0))
-    wait_for_story(page, "Block 1, q")
-    expect(page.locator("#detail-rows .chart-note")).to_be_visible()
-    expect(page.locator("#detail-stop")).to_be_hidden()
-    page.wait_for_timeout(1000)
-    expect(said).to_have_text("")
-    expect(start).to_be_enabled()
     expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
     assert console_errors == []
 

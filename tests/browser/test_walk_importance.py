@@ -84,27 +84,3 @@ def test_measured_once_then_found_and_merged_with(page, app_url, requests_seen, 
     expect(page.locator("#merge-result h3")).to_have_text(re.compile("^APL"), timeout=SLOW)
     assert console_errors == []
     assert {urlsplit(url).netloc for url in requests_seen} <= {urlsplit(app_url).netloc, ""}
-
-
-def test_other_examples_are_checked_and_a_comparison_is_cancelled(page, reload):
-    open_section(page)
-    page.locator("#importance-source-0").get_by_label("paste or upload").check()
-    field = page.locator("#importance-text-0 textarea")
-    field.fill("no tab here")
-    field.blur()
-    expect(page.locator("#importance-problem-0")).to_contain_text("math, line 1: no example")
-    page.locator("#importance-compute").click()
-    expect(page.locator(".toast-body").first).to_contain_text("math, line 1: no example")
-    # as many as are allowed, and long ones, so that the comparison outlasts a page that loads slowly
-    field.fill("\n".join(f"{number} + {number} {'+ 0 ' * 20}\t{2 * number}" for number in range(64)))
-    field.blur()
-    expect(page.locator("#importance-problem-0")).to_contain_text("64 examples.")
-    page.locator("#importance-compare").click()
-    expect(page.locator("#importance-progress")).to_contain_text(re.compile(r"step \d+ of \d+"), timeout=SLOW)
-    reload(page)
-    page.get_by_role("tab", name="2 Inspect").click()
-    page.get_by_role("button", name="Importance (APL): what each").click()
-    page.locator("#importance-progress progress").wait_for()
-    page.locator("#importance-cancel:enabled").click()
-    expect(page.locator("#importance-status")).to_contain_text("Cancelled. Nothing was kept.")
-    page.locator("#importance-compute:enabled").wait_for()
