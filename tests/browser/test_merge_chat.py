@@ -235,8 +235,8 @@ def test_a_merge_of_other_models_leaves_the_form_its_place(fresh_merge, console_
     wait_for_recipe(page, "math-long")
     expect(page.locator("#merge-result")).to_contain_text("No merge of these models yet")
     expect(page.locator("#merge-next")).to_be_hidden()
-    assert page.locator("#merge-result").bounding_box()["height"] < 60
-    assert page.locator("#merge-history label.selected").count() == 0
+    page.wait_for_function("document.querySelector('#merge-result').getBoundingClientRect().height < 60")
+    expect(page.locator("#merge-history label.selected")).to_have_count(0)
     page.locator("#merge-history label", has_text="Task arithmetic").first.click()
     wait_for_result(page, "Task arithmetic")
     page.locator("#merge-next").wait_for()
