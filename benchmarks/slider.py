@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.browser.conftest import served
+from tests.browser.conftest import BROWSERS, served
 
 TARGET = 200
 """Milliseconds within which a picture should follow on the demo family."""
@@ -51,7 +51,7 @@ def main() -> None:
 
 def print_latency(moves: int = 25) -> None:
     """Measure, and print median, extremes and the share within the target; a word where there is no browser."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     if chromium is None:
         print("slider to picture: no Chromium here, not measured")
         return
