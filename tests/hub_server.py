@@ -1,6 +1,6 @@
 """A stand-in for the Hub on localhost: its endpoints, headers and redirects as the real client meets them, and its faults.
 
-    python tests/hub_server.py FOLDER [PORT]     serves FOLDER/org/name as the model org/name, until Ctrl-C
+    python -m tests.hub_server FOLDER [PORT]     serves FOLDER/org/name as the model org/name, until Ctrl-C
 
 Large files (safetensors) answer with a redirect to a storage host, as on the Hub: here the same server under the name
 `localhost`, which must never see a token.
@@ -17,15 +17,20 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub_uploads import Account, UploadHandler, Uploads
 
 TOKEN = "hf_StandInSecretThatMustNeverLeak"
 CHUNK = 4096
-_RESOLVE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
-_INFO = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
-_TREE = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
+_RESOLVE = re.compile(r"/(?P<id>(?:spaces/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+_INFO = re.compile(
+    r"/api/(?:models/|(?=spaces/))(?P<id>(?:spaces/)?[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?"
+)
+_TREE = re.compile(r"/api/(?:models/|(?=spaces/))(?P<id>(?:spaces/)?[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 
 
 @dataclass
@@ -56,16 +61,25 @@ class Repository:
     readers: tuple[str, ...] = (TOKEN,)
     commits: dict[str, dict[str, Path]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    """Of the commits that were uploaded."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """What was asked for when the repository was made by a request."""
 
     def commit(self, revision: str) -> str | None:
         return revision if revision in self.commits else self.branches.get(revision)
 
 
 class HubServer:
-    """Serves models on 127.0.0.1; `sent` counts the bytes of every path's body, `seen` keeps all requests."""
+    """Serves models on 127.0.0.1; `sent` counts the bytes of every path's body, `seen` keeps all requests.
+
+    Spaces are kept among the models under `spaces/org/name`. The token `TOKEN` is that of the account `mira`, who is in the
+    organisation `atelier` and may write.
+    """
 
     def __init__(self, port: int = 0):
         self.models: dict[str, Repository] = {}
+        self.uploads = Uploads({TOKEN: Account("mira", ("atelier",))})
         self.faults: list[Fault] = []
         self.sent: Counter[str] = Counter()
         self.seen: list[tuple[str, str, str | None]] = []
@@ -80,12 +94,19 @@ class HubServer:
     def add(self, id: str, folder: Path, branch: str = "main", **facts) -> str:
         """Make a folder's files the newest commit of a model's branch; the commit."""
         files = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file()}
+        return self.put(id, files, branch, **facts)
+
+    def put(
+        self, id: str, files: dict[str, Path], branch: str = "main", message: str | None = None, **facts
+    ) -> str:
+        """Make files the newest commit of a branch; the commit."""
         digest = hashlib.sha1(id.encode())
         for name, file in files.items():
             digest.update(name.encode() + file.read_bytes())
         model = self.models.setdefault(id, Repository())
         for name, value in facts.items():
             setattr(model, name, value)
+        model.messages += [message] if message else []
         commit = digest.hexdigest()
         model.commits[commit] = files
         model.branches[branch] = commit
@@ -101,6 +122,7 @@ class HubServer:
         self.faults.clear()
         self.sent.clear()
         self.seen.clear()
+        self.uploads.received.clear()
 
     def bytes_of(self, pattern: str) -> int:
         """Bytes sent so far of the files whose names match."""
@@ -109,10 +131,10 @@ class HubServer:
     def close(self) -> None:
         self._http.shutdown()
         self._http.server_close()
+        self.uploads.keep.cleanup()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    hub: HubServer
+class _Handler(UploadHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
@@ -124,15 +146,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer()
 
-    def _answer(self):
-        url = urlsplit(self.path)
-        path = unquote(url.path)
+    def _begin(self, path: str) -> str | None:
+        """Note a request, and choose its fault; the token it came with."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         self.hub.seen.append((self.command, path, token))
         if token and self.headers["Host"].startswith("localhost"):
             self.hub.leaks.append(path)
         self.fault = self._fault(path)
         time.sleep(self.fault.pause)
+        return token
+
+    def _answer(self):
+        url = urlsplit(self.path)
+        path = unquote(url.path)
+        token = self.token = self._begin(path)
         if self.fault.status:
             return self._error(self.fault.status, self.fault.error, "made to fail", self.fault.headers)
         if token is not None and not token.startswith("hf_"):
@@ -142,10 +169,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._stored(path)
         if path == "/api/models":
             return self._search(query)
+        if path == "/api/whoami-v2":
+            return self._whoami(token)
         for pattern, answer in ((_TREE, self._tree), (_INFO, self._info), (_RESOLVE, self._resolve)):
             if found := pattern.fullmatch(path):
                 model = self.hub.models.get(found["id"])
-                if model is None or (model.private and token not in model.readers):
+                if model is None or (model.private and not self._may_read(found["id"], model)):
                     return self._error(404 if token else 401, "RepoNotFound", "Repository not found")
                 commit = model.commit(found["revision"] or "main")
                 if commit is None:
@@ -231,9 +260,9 @@ class _Handler(BaseHTTPRequestHandler):
         stored = self.hub.models[f"{owner}/{name}"].commits[commit][file]
         self._send(stored.read_bytes(), {"ETag": '"stored"'}, path)
 
-    def _send(self, body: bytes, headers: dict[str, str], path: str):
+    def _send(self, body: bytes, headers: dict[str, str], path: str, status: int = 200):
         body = body if self.fault.body is None else self.fault.body
-        status, first, total = 200, 0, len(body)
+        first, total = 0, len(body)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted and not self.fault.no_range:
             first, last = int(wanted[1]), min(int(wanted[2] or total), total - 1)
@@ -264,12 +293,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(2)
 
-    def _json(self, content):
+    def _json(self, content, status: int = 200):
         body = json.dumps(content).encode()
-        self._send(body, {"Content-Type": "application/json"}, urlsplit(self.path).path)
+        self._send(body, {"Content-Type": "application/json"}, urlsplit(self.path).path, status)
 
-    def _error(self, status: int, code: str, text: str, headers: dict[str, str] | None = None):
-        body = json.dumps({"error": text}).encode()
+    def _error(self, status: int, code: str, text: str, headers: dict[str, str] | None = None, more=None):
+        body = json.dumps({"error": text, **(more or {})}).encode()
         self.send_response(status)
         named = {"X-Error-Code": code, "X-Error-Message": text} if code else {"X-Error-Message": text}
         for name, value in {**named, **(headers or {}), "Content-Length": str(len(body))}.items():
