@@ -37,6 +37,7 @@ from merging.importance_command import importance
 from merging.mergekit_flags import Flags, MergeCommand, known
 from merging.methods import METHODS
 from merging.plan import Plan
+from merging.push_command import push_folder
 from merging.recipe import Recipe, read_text
 from merging.reports import text as report_text
 from merging.reports.folder import ensure_report_folder, write_report
@@ -70,6 +71,7 @@ app.command()(evaluate)
 app.command("health")(health)
 app.command()(tune)
 app.command()(download)
+app.command("push")(push_folder)
 app.command("extract")(extraction)
 
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from huggingface_hub import ModelInfo, constants, get_token
+from huggingface_hub import HfApi, ModelInfo, constants, get_token
 
 from merging.adapter_file import AdapterFile
 from merging.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ class Hub:
     def __init__(self, token: str | None = None, endpoint: str | None = None, cache: Path | None = None):
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.cache = cache
-        self._requests = HubRequests(self.endpoint, token)
+        self.requests = HubRequests(self.endpoint, token)
         self._remote: dict[str, Checkpoint] = {}
 
     @classmethod
@@ -67,6 +67,16 @@ class Hub:
     def __repr__(self) -> str:
         return f"Hub({self.endpoint})"
 
+    @property
+    def has_token(self) -> bool:
+        """Whether the Hub knows who asks."""
+        return self.requests.has_token
+
+    @property
+    def api(self) -> HfApi:
+        """huggingface_hub's own client in this visitor's name, never in that of the machine's user."""
+        return self.requests.api
+
     def search(self, text: str, limit: int = 12) -> list[Found]:
         """Models whose id holds `text`, the most downloaded first.
 
@@ -75,8 +85,8 @@ class Hub:
         """
         wanted = ["downloads", "likes", "gated", "lastModified", "tags"]
         params = {"search": text, "limit": limit, "sort": "downloads", "expand": wanted}
-        found = self._requests.json("search", "/api/models", params)
-        with self._requests.understood("search"):
+        found = self.requests.json("search", "/api/models", params)
+        with self.requests.understood("search"):
             return [_found(ModelInfo(**one)) for one in found[:limit]]
 
     def pin(self, reference: Reference) -> Pinned:
@@ -88,10 +98,10 @@ class Hub:
         if not reference.looks_like_hub:
             raise HubError(f"{reference}: is no name of a Hub model; write org/name or org/name@revision.")
         what, revision = str(reference.alone), reference.revision or constants.DEFAULT_REVISION
-        found = self._requests.json(
+        found = self.requests.json(
             what, f"/api/models/{reference.model}/revision/{quote(revision, safe='')}", {"blobs": "true"}
         )
-        with self._requests.understood(what):
+        with self.requests.understood(what):
             return pinned_model(ModelInfo(**found), reference.model, revision)
 
     def open(self, pinned: Pinned) -> Checkpoint | AdapterFile:
@@ -107,10 +117,10 @@ class Hub:
             self._ensure_access(pinned)
             return open_snapshot(folder, pinned.id)
         if pinned.reference not in self._remote:
-            for _ in Download(self._requests, pinned, self.cache).run(pinned.small):
+            for _ in Download(self.requests, pinned, self.cache).run(pinned.small):
                 pass
-            with self._requests.explained(pinned.id):
-                self._remote[pinned.reference] = open_remote(self._requests, pinned, folder)
+            with self.requests.explained(pinned.id):
+                self._remote[pinned.reference] = open_remote(self.requests, pinned, folder)
         model = self._remote[pinned.reference]
         return AdapterFile(folder, model, pinned.id) if pinned.is_adapter else model
 
@@ -142,9 +152,9 @@ class Hub:
             HubError: gated, and not for them.
         """
         if pinned.gated:
-            with self._requests.explained(pinned.id):
-                self._requests.content(
-                    self._requests.address(pinned.id, pinned.commit, pinned.weights[0].name), 1
+            with self.requests.explained(pinned.id):
+                self.requests.content(
+                    self.requests.address(pinned.id, pinned.commit, pinned.weights[0].name), 1
                 )
 
     def download(
@@ -161,7 +171,7 @@ class Hub:
         """
         self._ensure_access(pinned)
         self.ensure_room([pinned])
-        download = Download(self._requests, pinned, self.cache, cancelled)
+        download = Download(self.requests, pinned, self.cache, cancelled)
         yield from download.run(pinned.files)
         yield download.finish()
 

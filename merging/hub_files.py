@@ -133,6 +133,11 @@ def _wanted(names: set[str]) -> set[str]:
     return {name for name in names if _is_small(name)} | (weights or names & {ADAPTER_WEIGHTS})
 
 
+def is_model_file(name: str) -> bool:
+    """Whether a file is of a model: its weights, or what they need."""
+    return _is_small(name) or ("/" not in name and name.endswith(".safetensors"))
+
+
 def _is_small(name: str) -> bool:
     return "/" not in name and any(fnmatchcase(name, known) for known in SMALL_FILES)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from huggingface_hub import hf_hub_url
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -46,6 +46,15 @@ class HubRequests:
     def __init__(self, endpoint: str, token: str | None):
         self.endpoint = endpoint.rstrip("/")
         self._token = token
+
+    @property
+    def has_token(self) -> bool:
+        return bool(self._token)
+
+    @property
+    def api(self) -> HfApi:
+        """huggingface_hub's own client with just this token."""
+        return HfApi(endpoint=self.endpoint, token=self._token or False)
 
     def address(self, model: str, commit: str, name: str) -> str:
         """Where a file of a model is."""
@@ -170,9 +179,10 @@ class HubRequests:
             return "a file that the Hub listed is gone. Look the model up again."
         if isinstance(error, DisabledRepoError):
             return "was disabled on the Hub; nobody can read it."
-        return self._why_status(error.response.status_code, error.response.headers)
+        return self.why_status(error.response.status_code, error.response.headers)
 
-    def _why_status(self, status: int, headers: Mapping[str, str]) -> str:
+    def why_status(self, status: int, headers: Mapping[str, str]) -> str:
+        """A status that is no success, as the rest of a sentence."""
         if status == 401:
             return "the Hub does not know your token. Make a new one under Settings, Access Tokens, and give that."
         if status == 403:
