@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from functools import partial
 from typing import Any
@@ -28,10 +29,10 @@ from components.next_stage import wire_next_stage
 from components.preview_store import shared_previews, warm_up
 from components.settings import Settings
 from components.shared import build_shared
+from components.strangers import keep_apart, private_paths
+from components.sweeper import start_sweeping
 from components.theme import CSS, HEAD, about, build_header, build_theme
-
-MOST_WAITING = 256
-"""Events of all visitors together that may wait; Gradio refuses more. Opening the page alone is ten of them."""
+from merging import MergingError
 
 
 def build_app(settings: Settings) -> gr.Blocks:
@@ -65,7 +66,7 @@ def build_app(settings: Settings) -> gr.Blocks:
             button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")
     tell_hidden_progress(app, header)
     keep_states_outside(app)
-    app.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
+    app.queue(max_size=settings.events, default_concurrency_limit=4)
     let_pages_leave(app)
     return app
 
@@ -110,7 +111,12 @@ def let_pages_leave(app: gr.Blocks) -> None:
 
 def main() -> None:
     """Start the app as `MERGESCOPE_*` variables say and print its address."""
-    settings = Settings.from_environment()
+    try:
+        settings = Settings.from_environment()
+    except MergingError as error:
+        sys.exit(str(error))
+    keep_apart(settings)
+    start_sweeping(settings)
     threading.Thread(target=warm_up, args=(shared_previews(), settings), daemon=True).start()
     build_app(settings).launch(
         server_name=settings.host,
@@ -120,10 +126,10 @@ def main() -> None:
         head=HEAD + CHART_HEAD,
         footer_links=[],
         show_error=False,
-        max_file_size="5mb",
+        max_file_size=settings.largest_upload,
         run_history=False,
         enable_monitoring=False,
-        blocked_paths=[str(settings.runs)],
+        blocked_paths=private_paths(settings),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components.hub.desk import HubDesk
 from components.settings import Settings
+from components.visits import Visits
 from merging.history import History
 from merging.jobs import JobStore
 from merging.model_cache import ModelCache
@@ -14,12 +15,12 @@ from merging.model_cache import ModelCache
 
 def job_store(settings: Settings) -> JobStore:
     """The jobs under the settings' folder of runs."""
-    return _store(settings.runs.resolve())
+    return _limited(_store(settings.runs.resolve()), settings)
 
 
 def download_store(settings: Settings) -> JobStore:
     """The downloads: they wait for the network, so they run beside the other jobs."""
-    return _store(settings.downloads.resolve())
+    return _limited(_store(settings.downloads.resolve()), settings)
 
 
 def hub_desk(settings: Settings) -> HubDesk:
@@ -32,9 +33,19 @@ def model_cache(settings: Settings) -> ModelCache:
     return _models(settings.runs.resolve())
 
 
+def visits(settings: Settings) -> Visits:
+    """When every owner was here last."""
+    return _visits(settings.runs.resolve())
+
+
 def run_history(settings: Settings) -> History:
     """What was merged and how it did."""
     return _history(settings.history.resolve())
+
+
+def _limited(store: JobStore, settings: Settings) -> JobStore:
+    store.most_of_owner, store.most = settings.owner_jobs, settings.jobs
+    return store
 
 
 @cache
@@ -50,6 +61,11 @@ def _desk(folder: Path, machine_token: bool) -> HubDesk:
 @cache
 def _models(folder: Path) -> ModelCache:
     return ModelCache()
+
+
+@cache
+def _visits(folder: Path) -> Visits:
+    return Visits(folder)
 
 
 @cache

@@ -14,6 +14,9 @@ from gradio.utils import get_upload_folder
 from merging import MergingError
 from merging.jobs import JobStore
 
+ZIPS = "mergescope-"
+"""What the names of the folders of our files begin with."""
+
 
 def zip_model(store: JobStore, owner: str, id: str) -> Path:
     """The zip of a job's model, in the folder the server may send files from; made once.
@@ -27,7 +30,7 @@ def zip_model(store: JobStore, owner: str, id: str) -> Path:
     if folder is None or job is None:
         raise MergingError("This model is no longer there. Merge again.")
     name = re.sub(r"[^a-z0-9]+", "-", job.title.lower()).strip("-") or "merge"
-    target = _folder(job.id) / f"{name[:60]}.zip"
+    target = zip_folder(job.id) / f"{name[:60]}.zip"
     if target.is_file():
         return target
     draft = target.with_name(f".{secrets.token_hex(4)}.partial")
@@ -46,7 +49,7 @@ def zip_model(store: JobStore, owner: str, id: str) -> Path:
 
 def forget_zip(id: str) -> None:
     """Remove the zip of a job that is deleted; `id` is that of a job that was found."""
-    shutil.rmtree(_folder(id), ignore_errors=True)
+    shutil.rmtree(zip_folder(id), ignore_errors=True)
 
 
 def model_bytes(store: JobStore, owner: str, id: str) -> int:
@@ -55,5 +58,6 @@ def model_bytes(store: JobStore, owner: str, id: str) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder else 0
 
 
-def _folder(id: str) -> Path:
-    return Path(get_upload_folder()) / f"mergescope-{id}"
+def zip_folder(id: str) -> Path:
+    """Where the zip of a job lies."""
+    return Path(get_upload_folder()) / f"{ZIPS}{id}"

@@ -13,6 +13,7 @@ import gradio as gr
 
 from components.backend import job_store
 from components.downloads import model_bytes, zip_model
+from components.kept_bytes import require_room
 from components.merge_cards import KIND as MERGE
 from components.merge_events import toast
 from components.merge_recipe import at_root
@@ -116,6 +117,7 @@ def start(settings: Settings, rank: Any, merge: str, stored: Any) -> list[Any]:
             raise MergingError("This merge has no base, so there is no change of one.")
         model = Checkpoint.open(folder)
         model.label = job.title
+        require_room(settings, model_bytes(store, owner, merge), "An adapter of this merge", owner)
         id = store.start(owner, KIND, partial(_work, recipe, base, model, int(rank)), title=title)
     except MergingError as error:
         raise toast(str(error), NOT_STARTED) from None

@@ -25,6 +25,7 @@ from components.importance_examples import (
 )
 from components.importance_job import KIND, Found, Request, find, work
 from components.importance_views import progress_html, status_html
+from components.kept_bytes import require_room
 from components.progress import ending_html
 from components.settings import Settings
 from components.shared import owner_id
@@ -156,6 +157,10 @@ def queue(settings: Settings, request: Request, stored: Any) -> list[Any]:
         raise MergingError("There is no expert yet. Choose a base and an expert on the Models tab.")
     _require_memory(request.family)
     wanted = request.wanted
+    files = (
+        [open_model(expert).parameters * 4 for expert in request.family.experts] if wanted.elements else []
+    )
+    require_room(settings, sum(files), "Importance of every parameter" if files else "Importance", owner)
     how = wanted.how if wanted.how == "exact" else f"gradients at {wanted.at}"
     id = job_store(settings).start(
         owner,

@@ -17,6 +17,7 @@ from components.brush import settled
 from components.downloads import forget_zip, zip_model
 from components.family import Family
 from components.forms import read_numbers, shown
+from components.kept_bytes import require_room
 from components.merge_cards import KIND, card, fits, merges, newest_of
 from components.merge_form import MergeForm, preset_note, profile_note
 from components.merge_html import (
@@ -184,6 +185,7 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
         raise toast(" ".join(checked.problems), NOT_STARTED)
     name = title(recipe, family)
     try:
+        require_room(settings, checked.plan.bytes_to_write, "This merge", owner)
         id = store.start(
             owner,
             KIND,

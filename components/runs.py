@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.backend import run_history
+from components.kept_bytes import require_room
 from components.merge_health import merge_and_look
 from components.merge_recipe import check
 from components.settings import Settings
@@ -27,6 +28,8 @@ def recorded(settings: Settings, owner: str, recipe: Recipe, title: str, out: Pa
         MergingError: as `merging.run`.
     """
     plan = check(recipe).plan  # with the models as they are now: nobody knows what they are afterwards
+    if plan is not None:
+        require_room(settings, plan.bytes_to_write, "This merge", owner)  # jobs before it may have filled it
     draft = Draft.of(plan, title=title, job=out.parent.name) if plan is not None else None
     with closing(merge_and_look(recipe, out, settings.device)) as events:  # type: ignore[type-var]
         for event in events:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from components.backend import visits
 from components.models import choose, demo_rows
 from components.settings import Settings
 
@@ -64,5 +65,6 @@ def owner_id(settings: Settings, stored: object) -> str:
     if settings.single_owner:
         return LOCAL_OWNER
     if isinstance(stored, str) and _OWNER_ID.fullmatch(stored):
+        visits(settings).note(stored)
         return stored
     return secrets.token_hex(16)

@@ -122,6 +122,18 @@ class History:
         with self._file.use(write=True) as connection:
             return _delete(connection, owner, [id]) > 0
 
+    def owners(self) -> set[str]:
+        """Everybody of whom something is kept."""
+        with self._file.use() as connection:
+            rows = connection.execute("SELECT owner FROM runs UNION SELECT owner FROM scores").fetchall()
+        return {owner for (owner,) in rows}
+
+    def forget(self, owner: str) -> None:
+        """Forget all runs and scores of an owner."""
+        with self._file.use(write=True) as connection:
+            for table in ("runs", "scores", "questions"):
+                connection.execute(f"DELETE FROM {table} WHERE owner = ?", (owner,))
+
     def put_score(
         self, owner: str, subject: str, result: SuiteResult, suite: Suite, seconds: float | None = None
     ) -> None:

@@ -33,10 +33,6 @@ Work = Callable[[Path], Iterator[Any]]
 It is called and closed on the worker's thread; closing it must leave nothing behind.
 """
 
-MAX_WAITING = 4
-"""Jobs one owner may have queued or running."""
-MAX_ALL_WAITING = 16
-"""Jobs of all owners together that may be queued or running."""
 BETWEEN_RECORDS = 1.0
 """Seconds between two records of what a running job has found: a long table is not written for each of its rows."""
 UNEXPECTED = "Something went wrong inside Mergescope; the server's log has the details. Nothing was written."
@@ -61,10 +57,15 @@ class JobStore:
     """Jobs under `folder/<owner>/<job id>/`, run one after the other on a thread of their own.
 
     Every look-up takes the owner; a job of someone else's is a job that does not exist.
+
+    Args:
+        most_of_owner: jobs one owner may have queued or running.
+        most: jobs of all owners together that may be.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, most_of_owner: int = 4, most: int = 16):
         self.folder = Path(folder)
+        self.most_of_owner, self.most = most_of_owner, most
         self._changed = threading.Condition()
         self._live: dict[str, _Live] = {}
         self._queue: deque[str] = deque()
@@ -92,10 +93,14 @@ class JobStore:
         )
         with self._changed:
             waiting = sum(live.job.owner == owner for live in self._live.values())
-            if len(self._live) >= MAX_ALL_WAITING:
-                raise MergingError("The server is busy with other merges. Try again in a few minutes.")
-            if waiting >= MAX_WAITING:
-                raise MergingError(f"{waiting} jobs of yours are waiting. Let one end, or cancel one.")
+            if waiting >= self.most_of_owner:
+                raise MergingError(
+                    f"{waiting} jobs of yours are waiting or running, and no more may. Let one end, or cancel one."
+                )
+            if len(self._live) >= self.most:
+                raise MergingError(
+                    f"The server is busy: {len(self._live)} jobs are waiting or running. Try again in a few minutes."
+                )
             self._keep(job)
             self._live[job.id] = _Live(job, work)
             self._queue.append(job.id)
@@ -154,6 +159,25 @@ class JobStore:
                 live.forget = True
                 return self.cancel(owner, id)
         shutil.rmtree(self._folder_of(job), ignore_errors=True)
+        return True
+
+    def owners(self) -> set[str]:
+        """Everybody who has jobs here."""
+        return {path.name for path in self.folder.iterdir() if is_name(path.name) and path.is_dir()}
+
+    def busy(self, owner: str) -> bool:
+        """Whether a job of an owner waits or runs."""
+        with self._changed:
+            return any(live.job.owner == owner for live in self._live.values())
+
+    def forget(self, owner: str) -> bool:
+        """Forget all jobs of an owner with their results; False while one of them waits or runs."""
+        if not is_name(owner):
+            return False
+        with self._changed:
+            if self.busy(owner):
+                return False
+            shutil.rmtree(self.folder / owner, ignore_errors=True)
         return True
 
     def forget_oldest(self, owner: str, kind: str, kept: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -52,6 +53,7 @@ class ModelCache:
     def __init__(self, limit: int = 4 << 30):
         self.limit = limit
         self._models: OrderedDict[Hashable, LoadedModel] = OrderedDict()
+        self._asked: dict[Hashable, float] = {}
         self._loading = threading.Lock()
         self._lock = threading.Lock()
 
@@ -79,6 +81,7 @@ class ModelCache:
             model = make()
             with self._lock:
                 self._models[key] = model
+                self._asked[key] = time.monotonic()
             return model
 
     def room(self, device: str = "cpu") -> int:
@@ -101,10 +104,19 @@ class ModelCache:
         with self._lock:
             self._models.pop(key, None)
 
+    def forget_idle(self, seconds: float) -> None:
+        """Give up the models that nobody has asked for so long."""
+        oldest = time.monotonic() - seconds
+        with self._lock:
+            for key in [key for key in self._models if self._asked.get(key, oldest) < oldest]:
+                del self._models[key]
+            self._asked = {key: self._asked[key] for key in self._models if key in self._asked}
+
     def _resident(self, key: Hashable) -> LoadedModel | None:
         with self._lock:
             if key in self._models:
                 self._models.move_to_end(key)
+                self._asked[key] = time.monotonic()
             return self._models.get(key)
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """Writes the generated tables of README.md: methods and parameters from their classes, the demo family's scores from
-its own README, what was measured of methods, tuning and importance from benchmarks/results. `--check` only compares."""
+its own README, what was measured of methods, tuning and importance from benchmarks/results, the settings from their
+declarations. `--check` only compares."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from components.settings import settings_table  # noqa: E402
 from merging import METHODS  # noqa: E402
 
 
@@ -130,6 +132,7 @@ def main() -> int:
         "scores": scores_table(),
         "importance": importance_table(),
         "tuned": tuned_table(),
+        "settings": settings_table(),
     }
     for mark, content in tables.items():
         head, rest = fresh.split(f"<!-- {mark} -->")

@@ -17,7 +17,7 @@ import merging
 from merging.engine import Progress
 from merging.executors import Threads
 from merging.job_records import Partial
-from merging.jobs import MAX_ALL_WAITING, MAX_WAITING, NO_MEMORY, UNEXPECTED, JobStore
+from merging.jobs import NO_MEMORY, UNEXPECTED, JobStore
 from merging.reading import Pieces
 
 ROOT = Path(__file__).parent.parent
@@ -249,7 +249,7 @@ def test_an_owner_that_is_no_owner_starts_nothing(store):
 
 
 def test_one_owner_cannot_fill_the_queue(store):
-    jobs = [store.start(ADA, "merge", endless) for _ in range(MAX_WAITING)]
+    jobs = [store.start(ADA, "merge", endless) for _ in range(store.most_of_owner)]
     with pytest.raises(merging.MergingError, match="waiting"):
         store.start(ADA, "merge", endless)
     store.start(BOB, "merge", endless)
@@ -369,7 +369,7 @@ def test_a_damaged_or_foreign_record_is_no_job(store):
 
 
 def test_many_owners_cannot_fill_the_queue_either(store):
-    for number in range(MAX_ALL_WAITING):
+    for number in range(store.most):
         store.start(f"{number:032x}", "merge", endless)
     with pytest.raises(merging.MergingError, match="busy"):
         store.start(ADA, "merge", endless)

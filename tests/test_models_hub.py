@@ -149,10 +149,6 @@ def test_a_server_says_how_much_it_downloads(hub, family, settings):
     assert "does not ask the Hub" in judged(closed, "org/base")[0]
     small = dataclasses.replace(settings, largest_download=1000)
     assert "this server allows 1.00 kB" in judged(small, "org/base")[0]
-    defaults = Settings.from_environment({"MERGESCOPE_SHARED": "1"})
-    assert not defaults.hub
-    assert Settings.from_environment({"MERGESCOPE_LARGEST_DOWNLOAD": "5e9"}).largest_download == 5 * 10**9
-    assert Settings.from_environment({}).hub
 
 
 def test_what_the_search_finds_becomes_a_row(hub, family, settings):

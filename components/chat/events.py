@@ -20,14 +20,13 @@ from components.chat.log import Log, Turn, before_last
 from components.chat.models import COLUMNS, NOBODY, Visit, examples
 from components.chat.recipe import page_merges
 from components.chat.replies import Reply, answer_in_rounds
-from components.chat.sampling import LONGEST_SYSTEM, sampling_of, system_of
+from components.chat.sampling import sampling_of, system_of
 from components.chat.views import Talk
 from components.merge_events import toast
 from components.settings import Settings
 from merging import MergingError
 from merging.drawing import LIMITS
 
-LONGEST_PROMPT = 4000
 GREEDY = (
     "At temperature 0 the likeliest token is always taken: the same model, asked alike, says the same again."
 )
@@ -90,7 +89,7 @@ def retry(visit: Visit, talk: Talk, log: Log, keys: Sequence[str], *drawn: Any) 
     if not log or visit.session in running:
         yield [*NOTHING, gr.skip()]
         return
-    sampling = sampling_of(drawn)
+    sampling = sampling_of(visit.settings, drawn)
     seed = sampling.seed
     if sampling.temperature > 0:
         seed = seed + 1 if seed < LIMITS["seed"][1] else 0
@@ -111,9 +110,12 @@ def ask(
     Yields:
         Chats, notes, conversations, log, question field, buttons to send, stop, retry, clear and export.
     """
-    question, system, sampling = (prompt or "").strip(), system_of(drawn), sampling_of(drawn)
+    question, system, sampling = (prompt or "").strip(), system_of(drawn), sampling_of(visit.settings, drawn)
     asking = Asking()
-    if not _can_be_asked(question, system, keys) or running.setdefault(visit.session, asking) is not asking:
+    if (
+        not _can_be_asked(visit, question, system, log, keys)
+        or running.setdefault(visit.session, asking) is not asking
+    ):
         yield NOTHING
         return
     asked = [
@@ -189,18 +191,22 @@ def _told(shown: Talk, keys: Sequence[str], notes: Sequence[str], kept: Talk, as
     ]
 
 
-def _can_be_asked(question: str, system: str, keys: Sequence[str]) -> bool:
+def _can_be_asked(visit: Visit, question: str, system: str, log: Log, keys: Sequence[str]) -> bool:
     """Whether there is a question that fits and somebody to ask; says what is missing."""
-    for what, text, most in (
-        ("question", question, LONGEST_PROMPT),
-        ("system prompt", system, LONGEST_SYSTEM),
-    ):
+    most = visit.settings.longest_prompt
+    for what, text in (("question", question), ("system prompt", system)):
         if len(text) > most:
             gr.Warning(
                 f"The {what} has {len(text):,} characters, and at most {most:,} can be asked. Shorten it.",
                 title="Too long",
             )
             return False
+    if question and len(log) >= visit.settings.longest_chat:
+        gr.Warning(
+            f"This conversation has {len(log)} questions, and no more are kept. Export it if you like, then press Clear.",
+            title="Long enough",
+        )
+        return False
     if question and all(key == NOBODY for key in keys):
         gr.Warning("Choose a model in one of the columns first.", title="Nobody to ask")
         return False

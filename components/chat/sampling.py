@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
+from components.settings import Settings
 from merging.drawing import LIMITS, Sampling
 
-MOST_TOKENS = 512
-LONGEST_SYSTEM = 4000
 NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
 """The fields of `Sampling` in the order of their widgets, which follow the system prompt's."""
 
 
-def build_sampling() -> tuple[gr.components.Component, ...]:
+def build_sampling(settings: Settings) -> tuple[gr.components.Component, ...]:
     """The widgets: system prompt, then `NUMBERS`."""
     system = gr.Textbox(
         label="System prompt",
@@ -22,7 +22,7 @@ def build_sampling() -> tuple[gr.components.Component, ...]:
         placeholder="None",
         lines=1,
         max_lines=6,
-        max_length=LONGEST_SYSTEM,
+        max_length=settings.longest_prompt,
         elem_id="chat-system",
     )
     with gr.Row(elem_classes="ch-sampling"):
@@ -31,7 +31,7 @@ def build_sampling() -> tuple[gr.components.Component, ...]:
             _slider("top_p", 0.05, "Top-p", "Draw among the likeliest tokens with this share.", low=0.05),
             _slider("top_k", 1, "Top-k", "Draw among so many of the likeliest; 0: all.", high=200),
             _slider("repetition_penalty", 0.05, "Repetition penalty", "Above 1: fewer repetitions."),
-            _slider("max_new_tokens", 1, "Length", "Most tokens of a reply.", high=MOST_TOKENS),
+            _slider("max_new_tokens", 1, "Length", "Most tokens of a reply.", high=settings.longest_reply),
             gr.Number(
                 Sampling().seed,
                 label="Seed",
@@ -52,7 +52,7 @@ def _slider(
     return gr.Slider(
         least if low is None else low,
         most if high is None else high,
-        value=getattr(Sampling(), name),
+        value=min(getattr(Sampling(), name), most if high is None else high),
         step=step,
         label=label,
         info=info,
@@ -66,10 +66,7 @@ def system_of(drawn: tuple[Any, ...]) -> str:
     return drawn[0].strip() if isinstance(drawn[0], str) else ""
 
 
-def sampling_of(drawn: tuple[Any, ...]) -> Sampling:
+def sampling_of(settings: Settings, drawn: tuple[Any, ...]) -> Sampling:
     """The numbers among what the widgets hold, brought into their limits."""
-    values = dict(zip(NUMBERS, drawn[1:], strict=True))
-    sampling = Sampling.within_limits(**values)
-    if sampling.max_new_tokens <= MOST_TOKENS:
-        return sampling
-    return Sampling.within_limits(**{**values, "max_new_tokens": MOST_TOKENS})
+    sampling = Sampling.within_limits(**dict(zip(NUMBERS, drawn[1:], strict=True)))
+    return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, settings.longest_reply))

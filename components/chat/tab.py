@@ -75,7 +75,7 @@ def build_chat_tab(settings: Settings) -> ChatTab:
             built.append(_build_column(number, options, keys[number]))
     afterwards = _build_afterwards()
     with gr.Accordion("How replies are drawn", open=False, elem_classes="mg-more"):
-        sampling = build_sampling()
+        sampling = build_sampling(settings)
     models, chats, notes = zip(*built, strict=True)
     states = gr.State(views.silence), gr.State(()), gr.State(keys)
     asking = (intro, question, send, stop, *afterwards, tuple(buttons))

@@ -13,6 +13,7 @@ from components.chat.models import unable
 from components.chat.recipe import LABEL, RECIPE, summary
 from components.compare.job import Subject
 from components.family import Family
+from components.kept_bytes import require_room
 from components.merge_cards import KIND as MERGE
 from components.merge_cards import fits
 from components.merge_recipe import at_root, check
@@ -139,6 +140,7 @@ def _unsaved(settings: Settings, plan: Plan, scratch: Path) -> LoadedModel:
     device, residents = str(resolve_device(settings.device)), shared_previews().residents
     if residents.fits(plan):
         return load_unsaved(plan, residents, device)
+    require_room(settings, plan.bytes_to_write, "This merge")
     for _ in merging.run(plan.recipe, scratch, device=settings.device):
         pass
     return LoadedModel.load(scratch, device)

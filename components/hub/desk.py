@@ -80,6 +80,18 @@ class HubDesk:
         with self._lock:
             return owner in self._tokens
 
+    def owners(self) -> set[str]:
+        """Everybody of whom something is known."""
+        with self._lock:
+            return {*self._tokens, *(owner for owner, _ in self._looked)}
+
+    def forget(self, owner: str) -> None:
+        """Forget an owner's token and what was looked up for them."""
+        self.take_token(owner, "")
+        with self._lock:
+            for key in [key for key in self._looked if key[0] == owner]:
+                del self._looked[key]
+
     def hub(self, owner: str) -> Hub:
         """The Hub as this owner sees it."""
         with self._lock:

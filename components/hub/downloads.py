@@ -12,6 +12,7 @@ from components.backend import download_store, hub_desk
 from components.choice import Choice
 from components.compare.runner import Work
 from components.family import Family
+from components.kept_bytes import require_room
 from components.models import choose
 from components.numbers import size
 from components.progress import job_bar, left
@@ -68,6 +69,8 @@ def start(settings: Settings, owner: str, family: Family, *typed: Any) -> str:
     store = download_store(settings)
     if any(job.active for job in store.list(owner)):
         raise MergingError("A download runs already. Let it end, or cancel it.")
+    missing = sum(hub_desk(settings).hub(owner).missing(pinned) for pinned in models)
+    require_room(settings, missing, "This download")
     title = ", ".join(pinned.id for pinned in models)
     return store.start(owner, KIND, partial(download, hub_desk(settings).hub(owner), models), title=title)
 

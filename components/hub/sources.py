@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components.backend import hub_desk
 from components.hub.desk import Looked
-from components.numbers import size
+from components.numbers import count, size
 from components.settings import Settings
 from components.stages import RUN, run_folder
 from merging import Checkpoint, CheckpointError, MergingError
@@ -108,7 +108,18 @@ def open_typed(settings: Settings, owner: str, typed: str, base: str = "") -> Op
     reference = str(replace(model.reference, adapter=adapter.reference if adapter is not None else None))
     if adapter is not None and adapter.looked is not None and adapter.looked.missing:
         return Opened(typed, reference, None, looked)
-    return Opened(typed, reference, open_model(reference, remote=_remote(model)), looked)
+    opened = open_model(reference, remote=_remote(model))
+    _require_small(settings, name_of(typed), opened)
+    return Opened(typed, reference, opened, looked)
+
+
+def _require_small(settings: Settings, name: str, model: Checkpoint) -> None:
+    most = settings.largest_model
+    if most is not None and model.parameters > most:
+        raise MergingError(
+            f"{name} has {count(model.parameters)} parameters, and this server takes models of {count(most)} at most; run "
+            "Mergescope on your own machine for larger ones."
+        )
 
 
 def _remote(place: Place) -> Callable[[Reference], Checkpoint]:
