@@ -18,6 +18,7 @@ from components.chat.tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD
 from components.compare.tab import CSS as COMPARE_CSS
 from components.compare.tab import build_compare_tab, wire_compare_tab
+from components.hub.reach import hub_reach
 from components.importance_merge import wire_importance_notice
 from components.importance_tab import CSS as IMPORTANCE_CSS
 from components.inspect_tab import build_inspect_tab, wire_inspect_tab
@@ -26,6 +27,7 @@ from components.merge_tab import build_merge_tab, wire_merge_tab
 from components.models_tab import build_models_tab
 from components.models_wiring import wire_models_tab
 from components.next_stage import wire_next_stage
+from components.presets import presets
 from components.preview_store import shared_previews, warm_up
 from components.settings import Settings
 from components.shared import build_shared
@@ -118,6 +120,8 @@ def main() -> None:
     keep_apart(settings)
     start_sweeping(settings)
     threading.Thread(target=warm_up, args=(shared_previews(), settings), daemon=True).start()
+    if presets(settings):
+        threading.Thread(target=hub_reach().ask, daemon=True).start()
     build_app(settings).launch(
         server_name=settings.host,
         server_port=settings.port,

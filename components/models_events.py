@@ -30,6 +30,7 @@ from components.models import (
     remembered,
 )
 from components.numbers import size
+from components.presets import Preset
 from components.settings import Settings
 from components.shared import owner_id
 from components.words import KEYS, heads_differ, words_html
@@ -158,6 +159,12 @@ def remove_expert(number: int, shown: int, *typed: str) -> list[Any]:
 def take_demo(settings: Settings, shown: int, *typed: str) -> list[Any]:
     """The demo family in place of whatever is there."""
     return _arranged(typed, *demo_rows(settings))
+
+
+def take_preset(preset: Preset, shown: int, *typed: str) -> list[Any]:
+    """A family of the Hub in place of whatever is there, and what is decided about its tokens."""
+    base, *experts = preset.typed
+    return [*_arranged(typed, base, experts), preset.words]
 
 
 def with_model(reference: str, as_base: bool, shown: int, *typed: str) -> list[Any]:

@@ -14,6 +14,7 @@ from components.late_choice import LateRadio
 from components.model_cards import card_html
 from components.models import LONG_EXPERT, LONGEST, MOST_EXPERTS, choose, demo_rows, has_long_expert
 from components.models_events import estimate, following
+from components.presets import Preset, preset_html, presets
 from components.settings import Settings
 from components.shared import Shared
 from components.words import KEYS, LABELS
@@ -57,6 +58,14 @@ class WordsPart:
 
 
 @dataclass(frozen=True)
+class PresetsPart:
+    """Families of the Hub, shown where it answers, and a button for each."""
+
+    frame: gr.Column
+    buttons: tuple[tuple[Preset, gr.Button], ...]
+
+
+@dataclass(frozen=True)
 class ModelsTab:
     """The components of the tab; `next` leads to Inspect."""
 
@@ -65,6 +74,7 @@ class ModelsTab:
     shown: gr.State
     demo: gr.Button
     add_long: gr.Button
+    presets: PresetsPart
     add: gr.Button
     estimate: gr.HTML
     next: gr.Button
@@ -120,6 +130,7 @@ def build_models_tab(settings: Settings) -> ModelsTab:
             min_width=290,
             visible=has_long_expert(settings),
         )
+    offered = _build_presets(settings)
     hint = PLACEHOLDER.format(hub=ON_HUB if settings.hub else "")
     base = _build_row("Base", typed_base, card_html(choice.base, is_base=True), hint, visible=True)
     experts = []
@@ -142,8 +153,21 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         onwards = gr.Button(variant="primary", size="md", scale=0, min_width=220, **following(choice))
     hub = HubPart(search, token, download, gr.State(None), gr.State(""), gr.State(""))
     return ModelsTab(
-        base, tuple(experts), gr.State(len(typed)), demo, add_long, add, costs, onwards, hub, words
+        base, tuple(experts), gr.State(len(typed)), demo, add_long, offered, add, costs, onwards, hub, words
     )
+
+
+def _build_presets(settings: Settings) -> PresetsPart:
+    buttons = []
+    with gr.Column(visible=False, elem_classes="presets", elem_id="presets") as frame:
+        gr.HTML("<h3>Or take a family of real models from the Hugging Face Hub</h3>")
+        with gr.Row(elem_classes="preset-row"):
+            for preset in presets(settings):
+                with gr.Row(elem_classes="preset"):
+                    gr.HTML(preset_html(preset))
+                    button = gr.Button(f"Take {preset.title}", size="sm", scale=0, min_width=160)
+                buttons.append((preset, button))
+    return PresetsPart(frame, tuple(buttons))
 
 
 def _build_words() -> WordsPart:

@@ -11,6 +11,7 @@ import gradio as gr
 from components import models_events as events
 from components.compare.runner import PRIVATE, wire_runner
 from components.hub import downloads, search, token
+from components.hub.reach import hub_reach
 from components.hub.token import TokenField
 from components.merge_events import toast
 from components.models_tab import ModelsTab
@@ -30,10 +31,16 @@ def wire_models_tab(tab: ModelsTab, settings: Settings, shared: Shared) -> None:
     """Connect the tab's events: whatever changes a row judges all rows again and sets the shared family; what the Hub has
     to be asked for is asked, and then they are judged once more."""
     typed, judged = tab.typed(shared), tab.judged(shared)
+
+    def come(*kept: Any) -> list[Any]:
+        """What this browser kept, and the presets where the Hub answers."""
+        offered = bool(tab.presets.buttons) and hub_reach().known()
+        return [*events.restore(settings, *kept), gr.update(visible=True) if offered else gr.skip()]
+
     shared.known(
-        partial(events.restore, settings),
+        come,
         [shared.models, shared.family, shared.owner],
-        [*tab.rows, tab.words.decided, *judged, shared.opened],
+        [*tab.rows, tab.words.decided, *judged, shared.opened, tab.presets.frame],
         **JUDGING,
     ).then(None, None, None, js=RESTORED, api_visibility="private")
 
@@ -50,6 +57,13 @@ def wire_models_tab(tab: ModelsTab, settings: Settings, shared: Shared) -> None:
         )
 
     change(tab.demo.click, partial(events.take_demo, settings))
+    for preset, button in tab.presets.buttons:
+        button.click(
+            partial(events.take_preset, preset),
+            [tab.shown, *tab.fields],
+            [*tab.rows, tab.words.decided],
+            **PRIVATE,
+        ).success(partial(events.judge, settings), typed, judged, **JUDGING)
     change(tab.add.click, events.add_expert)
     change(tab.add_long.click, events.add_long_expert)
     for number, row in enumerate(tab.experts):

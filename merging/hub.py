@@ -77,6 +77,10 @@ class Hub:
         """huggingface_hub's own client in this visitor's name, never in that of the machine's user."""
         return self.requests.api
 
+    def answers(self, seconds: float = 3.0) -> bool:
+        """Whether the Hub is there at all: one small request, whose answer is not read."""
+        return self.requests.answers("/api/models?limit=1", seconds)
+
     def search(self, text: str, limit: int = 12) -> list[Found]:
         """Models whose id holds `text`, the most downloaded first.
 

@@ -69,6 +69,17 @@ class HubRequests:
         with self.explained(what), self.understood(what):
             return json.loads(self.content(f"{self.endpoint}{path}", MOST_JSON, params=params))
 
+    def answers(self, path: str, seconds: float) -> bool:
+        """Whether the API has something at a path, and begins to say so within some seconds; nobody's token is sent."""
+        headers = build_hf_headers(token=False)
+        try:
+            with get_session().stream(
+                "GET", self.endpoint + path, headers=headers, timeout=seconds
+            ) as answer:
+                return bool(answer.status_code == 200)
+        except (OfflineModeIsEnabled, HTTPError):
+            return False
+
     def content(
         self, url: str, most: int, *, first: int = 0, params: Mapping[str, Any] | None = None
     ) -> bytes:

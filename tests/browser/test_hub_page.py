@@ -34,7 +34,8 @@ def test_found_on_the_hub_downloaded_and_inspected(
         page = new_window(390)
         page.goto(url)
         page.get_by_role("button", name="Find models on the Hugging Face Hub").click()
-        assert hub.seen == [], "nothing calls out before somebody asks"
+        expect(page.locator("#presets").get_by_role("button", name="Take SmolLM2 360M")).to_be_visible()
+        assert hub.seen == [("GET", "/api/models", None)], "asked once whether it is there, and nothing else"
         page.get_by_label("Search the Hub by name").fill("tiny")
         page.get_by_role("button", name="Use org/tiny-base as the base").click()
         expect(page.get_by_label("Base", exact=True)).to_have_value("org/tiny-base")
