@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
 
 from components.hub.sources import Opened
 from merging import Checkpoint
@@ -14,9 +12,8 @@ from merging.adapter import Adapted
 from merging.anatomy import blocks, locate
 from merging.header import DTYPE_WORDS
 from merging.heads import head_kind
+from merging.licences import asked_by
 from merging.lineage import in_words, lineage_of_model
-
-_README_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -99,16 +96,15 @@ def card_of(opened: Opened) -> Card:
         trained = opened.pinned[-1].base
         whose = f"Trained on {trained}, as its page says. " if trained else ""
         return Card(name, hub=hub, warnings=(f"{whose}Whether it fits is known once it is downloaded.",))
-    licence = next(
-        (one.pinned.licence for one in reversed(opened.looked) if one.pinned and one.pinned.licence), None
-    )
+    tagged = [one.licence for one in opened.pinned if one.licence]
+    licences = model.licences or tuple(dict.fromkeys(tagged))
     adapter = _adapter_facts(model) if isinstance(model, Adapted) else None
     return Card(
         name,
-        read_facts(model, licence),
+        read_facts(model, licences),
         adapter=adapter,
         hub=hub,
-        warnings=tuple(plain(text, opened) for text in model.remarks),
+        warnings=(*(plain(text, opened) for text in model.remarks), *asked_by(licences)),
     )
 
 
@@ -125,8 +121,8 @@ def plain(sentence: str, model: Opened) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def read_facts(model: Checkpoint, licence: str | None = None) -> Facts:
-    """The facts of a card, from headers, config and the front matter of the README, unless the licence is known."""
+def read_facts(model: Checkpoint, licences: Sequence[str] = ()) -> Facts:
+    """The facts of a card, from headers and config, with the licences that are known of the model."""
     config = {**model.config, **(model.config.get("text_config") or {})}
     embedding = next((t for n, t in model.tensors.items() if locate(n).kind == "embedding"), None)
     width = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
@@ -141,20 +137,7 @@ def read_facts(model: Checkpoint, licence: str | None = None) -> Facts:
         vocabulary=embedding.rows if embedding is not None else None,
         head=head_kind(model),
         silent=why_silent(model.config),
-        licence=licence or _licence(model.folder),
+        licence=", ".join(licences) or None,
         nbytes=model.nbytes,
         lineage=in_words(lineage_of_model(model)),
     )
-
-
-def _licence(folder: Path) -> str | None:
-    try:
-        with (folder / "README.md").open(encoding="utf-8") as file:
-            start = file.read(_README_BYTES)
-        if not start.startswith("---\n"):
-            return None
-        found = yaml.safe_load(start[4:].split("\n---", 1)[0])
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    licence = found.get("license") if isinstance(found, dict) else None
-    return licence[:60] if isinstance(licence, str) else None

@@ -21,7 +21,6 @@ LONG_EXPERT = "math-long"
 MOST_EXPERTS = 8
 LONGEST = 1000
 """Letters of what is typed for one model."""
-_README_BYTES = 64 << 10
 
 
 def demo_rows(settings: Settings) -> tuple[str, list[str]]:

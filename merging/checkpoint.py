@@ -16,6 +16,7 @@ import torch
 from merging.config_check import config_problems
 from merging.errors import CheckpointError
 from merging.header import DTYPE_NAMES, TensorInfo, read_at, read_header
+from merging.licences import licences_in
 from merging.refusals import INDEX, WEIGHTS, refuse, why_not_a_model
 from merging.small_files import config_in, read_json, read_kept, read_text
 from merging.tied import SAID_TO_BE_TIED, copies, embedding_of, head_of, is_buffer, is_tied
@@ -150,6 +151,11 @@ class Checkpoint:
     def tokenizer_folder(self) -> Path:
         """Where tokenizer and chat template are."""
         return self.folder
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """The licences that its cards state."""
+        return tuple(dict.fromkeys(one for folder in self.folders for one in licences_in(folder)))
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -10,12 +10,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merging.checkpoint import Checkpoint, TensorSource
+from merging.licences import OF_THE_PARENTS, Licensed, licence_notes, stated
 from merging.methods import METHODS
-from merging.plan import Plan
+from merging.pinning import names_elsewhere
 from merging.recipe import Recipe
+from merging.references import is_hub_id
+
+if TYPE_CHECKING:
+    from merging.plan import Plan
 
 LINEAGE = "mergescope_lineage"
 """The key of a merge's lineage in the metadata of its weights."""
@@ -23,6 +28,8 @@ MOST_STAGES = 8
 """Generations that are kept."""
 MOST_MODELS = 60
 """Models in one lineage; more, and the oldest generations are left out."""
+MOST_LICENCES = 4
+"""Licences of one model."""
 MOST_LETTERS = 200
 """Letters of a model's name."""
 MOST_TEXT = 100_000
@@ -31,12 +38,14 @@ MOST_TEXT = 100_000
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A model of a lineage: `name` as the merge's recipe had it, `method` empty where it was not merged here."""
+    """A model of a lineage: `name` as the merge's recipe had it, without what tells of a machine; `method` empty where it
+    was not merged here; `licences` as its card stated them when it was merged."""
 
     name: str
     is_base: bool = False
     method: str = ""
     parents: tuple[Ancestor, ...] = ()
+    licences: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -47,16 +56,17 @@ class Ancestor:
 def lineage_of_plan(plan: Plan) -> Ancestor:
     """The lineage of a plan's output, as far as its parents' files tell."""
     named = list(zip(plan.names, plan.experts, strict=True))
-    parents = [lineage_of_model(source, plan.commits.get(name, name)) for name, source in named]
+    parents = [lineage_of_model(source, plan.elsewhere.get(name, name)) for name, source in named]
     if plan.base is not None and all(source is not plan.base for _, source in named):
-        base = lineage_of_model(plan.base, plan.record.base_model or plan.base.label)
+        base = lineage_of_model(plan.base, plan.public.base_model or plan.base.label)
         parents.insert(0, replace(base, is_base=True))
     return _bounded(Ancestor("", method=plan.recipe.merge_method, parents=tuple(parents)))
 
 
 def lineage_of_model(model: TensorSource, name: str = "") -> Ancestor:
     """The lineage that a model's weights carry; a model that was not merged here has no parents."""
-    known = Ancestor(_line(name or model.label))
+    licences = model.origin.licences if isinstance(model, Checkpoint) else ()
+    known = Ancestor(_line(name or model.label), licences=licences[:MOST_LICENCES])
     metadata = model.metadata if isinstance(model, Checkpoint) else {}
     text = metadata.get(LINEAGE, "")
     try:
@@ -94,13 +104,56 @@ def _named(one: Ancestor) -> str:
 
 def short(name: str) -> str:
     """The last part of a path, or a Hub id with the first letters of its commit."""
-    name = re.sub(r"@([0-9a-f]{7})[0-9a-f]{33}\b", r"@\1", name)
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    return name.rstrip("/").rpartition("/")[2] if is_path else name
+    return nameless_path(re.sub(r"@([0-9a-f]{7})[0-9a-f]{33}\b", r"@\1", name))
+
+
+def nameless_path(name: str) -> str:
+    """A model's name without the folders that it lies in."""
+    parts = name.split("+")
+    found = [
+        part.rstrip("/").rpartition("/")[2]
+        if part.startswith(("/", ".", "~")) or part.partition("@")[0].count("/") > 1
+        else part
+        for part in parts
+    ]
+    return "+".join(found)
+
+
+def licensed(one: Ancestor) -> list[Licensed]:
+    """The models that a merge was made of in the end, with their licences; and a merge among them that states another
+    licence than those do."""
+    found = []
+    for parent in one.parents:
+        inner = [Licensed(f"{each.name} in {short(parent.name)}", each.licences) for each in licensed(parent)]
+        known = {OF_THE_PARENTS, *(licence for each in inner for licence in each.licences)}
+        if not inner or set(parent.licences) - known:
+            found.append(Licensed(short(parent.name), parent.licences))
+        found += inner
+    return found
+
+
+def licence_cautions(
+    recipe: Recipe, base: TensorSource | None, experts: Mapping[str, TensorSource]
+) -> list[str]:
+    """What is to be said of the licences of a recipe's models before they are merged; nothing where all are folders of this
+    machine that state none, which only the card of the merge says."""
+    names = names_elsewhere(recipe, {})
+    models = [(names.get(name, name), source) for name, source in experts.items()]
+    if base is not None and all(source is not base for source in experts.values()):
+        models.insert(0, (names.get(recipe.base_model or "", recipe.base_model or base.label), base))
+    parents = licensed(Ancestor("", parents=tuple(lineage_of_model(source, name) for name, source in models)))
+    if not any(one.known or is_hub_id(one.name.partition("@")[0]) for one in parents):
+        return []
+    return licence_notes(parents)
 
 
 def _written(one: Ancestor) -> dict[str, Any]:
-    kept = {"name": one.name, "base": one.is_base, "method": one.method}
+    kept = {
+        "name": nameless_path(one.name),
+        "base": one.is_base,
+        "method": one.method,
+        "licences": [*one.licences],
+    }
     return {key: value for key, value in kept.items() if value} | (
         {"parents": [_written(parent) for parent in one.parents]} if one.parents else {}
     )
@@ -114,6 +167,7 @@ def _read(content: Mapping[str, Any], stages: int) -> Ancestor:
         name=_line(content.get("name")),
         is_base=content.get("base") is True,
         method=_line(content.get("method")),
+        licences=stated({"license": content.get("licences")})[:MOST_LICENCES],
         parents=tuple(
             _read(parent, stages - 1) for parent in parents[:MOST_MODELS] if isinstance(parent, Mapping)
         ),

@@ -47,7 +47,7 @@ def write_merge(
     """
     metadata = {
         "mergescope_version": __version__,
-        "recipe": plan.record.to_yaml(),
+        "recipe": plan.public.to_yaml(),
         SUBJECT: subject_of_plan(plan),
         LINEAGE: to_text(lineage_of_plan(plan)),
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from merging.hub_cache import cached_commit, cached_model
@@ -30,6 +32,39 @@ def commits_here(recipe: Recipe) -> dict[str, str]:
     values = _values(recipe.model_dump(mode="json", exclude_defaults=True))
     named = {text: Reference.parse(text, exists) for text in values if "{" not in text}
     return {text: str(pinned(one)) for text, one in named.items() if pinned(one) != one}
+
+
+def names_elsewhere(recipe: Recipe, commits: Mapping[str, str]) -> dict[str, str]:
+    """What a recipe's models are called where this machine is not known: Hub models by id and commit, those of folders by
+    the folder's name, each by one of its own."""
+    found: dict[str, str] = {}
+    places: dict[str, Path] = {}
+
+    def named(one: Reference) -> Reference:
+        adapter = named(one.adapter) if one.adapter else None
+        if one.revision is not None or (one.looks_like_hub and not path_exists(recipe.locate(one.model))):
+            return replace(one, adapter=adapter)
+        return Reference(own_name(recipe.locate(one.model)), None, adapter)
+
+    def own_name(path: Path) -> str:
+        name = folder_name(path)
+        for number in count(2):
+            if places.setdefault(name, path) == path:
+                return name
+            name = f"{folder_name(path)}-{number}"
+        raise AssertionError("numbers do not end")
+
+    for text in _values(recipe.model_dump(mode="json", exclude_defaults=True)):
+        if "{" not in text:
+            known = commits.get(text, text)
+            found[text] = str(named(Reference.parse(known, lambda one: path_exists(recipe.locate(one)))))
+    return {text: name for text, name in found.items() if text != name}
+
+
+def folder_name(path: Path) -> str:
+    """The last part of a path, of a file of weights that of its folder."""
+    path = path.parent if path.suffix == ".safetensors" else path
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:

@@ -21,9 +21,10 @@ from merging.errors import CheckpointError, MergingError, ParameterError, PlanEr
 from merging.executors import MOST_WORKERS, workers_here
 from merging.header import DTYPES
 from merging.layout import Slot, layout
+from merging.lineage import licence_cautions
 from merging.methods import Method, get_method
 from merging.partitions import Scores
-from merging.pinning import commits_here, renamed
+from merging.pinning import commits_here, names_elsewhere, renamed
 from merging.recipe import ModelEntry, Recipe
 from merging.room import bytes_text, disk_problem, memory_problem, output_problem
 from merging.settings import Settings
@@ -79,6 +80,19 @@ class Plan:
     def record(self) -> Recipe:
         """The recipe as a result keeps it: every Hub model at the commit that was merged."""
         return renamed(self.recipe, self.commits)
+
+    @cached_property
+    def elsewhere(self) -> Mapping[str, str]:
+        """What the recipe's models are called where this machine is not known, by what the recipe calls them."""
+        return names_elsewhere(self.recipe, self.commits)
+
+    @cached_property
+    def public(self) -> Recipe:
+        """The recipe as the weights and the card tell it to anyone: no path of this machine is in it."""
+        recipe = renamed(self.recipe, self.elsewhere)
+        if recipe.importance is None:
+            return recipe
+        return recipe.model_copy(update={"importance": Path(recipe.importance).name})
 
     @cached_property
     def groups(self) -> dict[GroupKey, list[TensorPlan]]:
@@ -235,6 +249,7 @@ def plan_parts(
         raise PlanError(
             problems or ["the recipe names no model that can be opened; list models under 'models'."]
         )
+    warnings += licence_cautions(recipe, base, experts)
     scores = None
     if settings.method.needs_importance and recipe.slices:
         problems.append(

@@ -31,6 +31,11 @@ class RemoteCheckpoint(Checkpoint):
         super().__init__(path, *header)
         self.label = pinned.id
 
+    @property
+    def licences(self) -> tuple[str, ...]:
+        tagged = (self.pinned.licence,) if self.pinned.licence else ()
+        return super().licences or tagged
+
     def _fill(self, tensor: TensorInfo, begin: int, buffer: memoryview) -> None:
         raise CheckpointError(
             f"{self.label}: its weights are not on this machine yet. Download them first: python -m merging download "

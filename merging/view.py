@@ -105,6 +105,10 @@ class View(Checkpoint):
     def tokenizer_folder(self) -> Path:
         return self.model.tokenizer_folder
 
+    @property
+    def licences(self) -> tuple[str, ...]:
+        return self.model.licences
+
     def kept_as(self, name: str) -> str:
         return self.model.kept_as(self._lender.own(name))
 

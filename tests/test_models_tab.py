@@ -55,7 +55,7 @@ def test_facts_come_from_headers_and_the_readme(settings, family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["no front matter", "---\n: [\n---\n", "---\nlicense: [a, b]\n---\n", "---\n- a\n---\n"]
+    "text", ["no front matter", "---\n: [\n---\n", "---\nlicense: {a: b}\n---\n", "---\n- a\n---\n"]
 )
 def test_a_readme_that_names_no_licence_is_no_error(settings, family, tmp_path, text):
     folder = shutil.copytree(family / "one", tmp_path / "odd")

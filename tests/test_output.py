@@ -78,7 +78,7 @@ def test_recipe_and_metadata_travel_with_it(merged, family):
 def test_the_card_tells_what_was_attained(merged):
     card = (merged / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
-    for part in ("TIES", "(base)", "density attained", "0.2000", "rounds back", "merge_method: ties"):
+    for part in ("TIES", "(the base)", "density attained", "0.2000", "rounds back", "merge_method: ties"):
         assert part in card
 
 
