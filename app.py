@@ -28,12 +28,14 @@ from components.models_tab import build_models_tab
 from components.models_wiring import wire_models_tab
 from components.next_stage import wire_next_stage
 from components.presets import presets
-from components.preview_store import shared_previews, warm_up
+from components.preview_store import shared_previews
+from components.reports import shared_reports
 from components.settings import Settings
 from components.shared import build_shared
 from components.strangers import keep_apart, private_paths
 from components.sweeper import start_sweeping
 from components.theme import CSS, HEAD, about, build_header, build_theme
+from components.warm_up import warm_up
 from merging import MergingError
 
 
@@ -119,7 +121,8 @@ def main() -> None:
         sys.exit(str(error))
     keep_apart(settings)
     start_sweeping(settings)
-    threading.Thread(target=warm_up, args=(shared_previews(), settings), daemon=True).start()
+    ready = settings, shared_reports(settings), shared_previews()
+    threading.Thread(target=warm_up, args=ready, daemon=True).start()
     if presets(settings):
         threading.Thread(target=hub_reach().ask, daemon=True).start()
     build_app(settings).launch(

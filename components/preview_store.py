@@ -7,16 +7,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
 from components.family import Family
-from components.merge_recipe import check, default_recipe
+from components.merge_recipe import check
 from components.newest import Newest
 from components.preview_views import Choice
-from components.settings import Settings
-from merging import MergingError, Plan, Progress, Recipe
+from merging import Plan, Progress, Recipe
 from merging.checkpoint import TensorSource
 from merging.reports.report import Preview
 from merging.resident import family_key, source_key
@@ -104,16 +102,6 @@ class Previews(Newest[Preview]):
 def shared_previews() -> Previews:
     """The previews that all pages of this process share."""
     return Previews()
-
-
-def warm_up(previews: Previews, settings: Settings) -> None:
-    """Make the preview of the demo's first recipe: then its models are in memory and the compiled loops are loaded when the
-    first visitor comes. On a new machine compiling them takes some seconds."""
-    family = Family.demo(settings.demo)
-    with suppress(MergingError, OSError):
-        wanted = asked_for(default_recipe(family), family)
-        if wanted is not None:
-            previews.at_once(wanted, casts=True)
 
 
 def shown_key(key: str, preview: Preview) -> str:

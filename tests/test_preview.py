@@ -17,7 +17,7 @@ from components.figures.fate import WORDS
 from components.merge_recipe import at_root, check, default_recipe, to_form, to_recipe
 from components.newest import Newest
 from components.preview_events import AROUND, PICTURE, choice_of, follow, move, pick, place_of
-from components.preview_store import Pages, Previews, asked_for, warm_up
+from components.preview_store import Pages, Previews, asked_for
 from components.preview_views import Choice
 from components.settings import Settings
 from components.tables import csv_text
@@ -608,15 +608,3 @@ def test_tables_forget_what_was_not_asked_for_longest():
     table.keep("c", "C")
     assert [table.get(key) for key in "abc"] == ["A", None, "C"]
     assert table.get(None) is None
-
-
-def test_the_first_visitor_finds_the_preview_of_the_demo(previews, tmp_path):
-    settings = Settings(runs=tmp_path)
-    warm_up(previews, settings)
-    demo = Family.demo(settings.demo)
-    assert previews.get(asked_for(default_recipe(demo), demo).key) is not None
-
-
-def test_without_a_demo_nothing_is_warmed_up(previews, tmp_path):
-    warm_up(previews, Settings(runs=tmp_path, demo=tmp_path / "none"))
-    assert not previews.find(lambda preview: True)

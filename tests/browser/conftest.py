@@ -32,8 +32,9 @@ PATIENCE = 30_000
 
 
 @contextmanager
-def served(folder: Path, script: str = "app.py") -> Iterator[str]:
-    """The address of a page whose script runs in a process of its own, with its runs in `folder`.
+def served(folder: Path, script: str = "app.py", **also: str) -> Iterator[str]:
+    """The address of a page whose script runs in a process of its own, with its runs in `folder`; `also` are variables of
+    its environment.
 
     Asserts in the end that it neither ended by itself nor wrote a traceback.
     """
@@ -49,6 +50,7 @@ def served(folder: Path, script: str = "app.py") -> Iterator[str]:
         "GRADIO_TEMP_DIR": str(folder / "gradio"),
         "GRADIO_SSR_MODE": "False",
         "GRADIO_ANALYTICS_ENABLED": "False",
+        **also,
     }
     log = folder / "app.log"
     with log.open("w") as output:
