@@ -113,11 +113,13 @@ def _use(plan: Plan, config: Mapping[str, Any]) -> list[str]:
         chats = plan.tokens is not None and bool(
             plan.tokens.template or getattr(plan.reference, "chat_template", None)
         )
-        asked = '[{"role": "user", "content": "Hello"}]' if chats else '"Hello"'
+        asked, said = (
+            ('[{"role": "user", "content": "Hello"}]', '[-1]["content"]') if chats else ('"Hello"', "")
+        )
         lines = [
             "from transformers import pipeline",
             f'write = pipeline("{task}", model="{FOLDER}")',
-            f'print(write({asked}, max_new_tokens=64)[0]["generated_text"])',
+            f'print(write({asked}, max_new_tokens=64)[0]["generated_text"]{said})',
         ]
     else:
         listed = config.get("architectures")

@@ -61,6 +61,12 @@ def names_elsewhere(recipe: Recipe, commits: Mapping[str, str]) -> dict[str, str
     return {text: name for text, name in found.items() if text != name}
 
 
+def public_recipe(recipe: Recipe, commits: Mapping[str, str]) -> Recipe:
+    """A recipe with the names that its models have elsewhere, and with no path of this machine."""
+    new = renamed(recipe, names_elsewhere(recipe, commits))
+    return new if new.importance is None else new.model_copy(update={"importance": Path(new.importance).name})
+
+
 def folder_name(path: Path) -> str:
     """The last part of a path, of a file of weights that of its folder."""
     path = path.parent if path.suffix == ".safetensors" else path

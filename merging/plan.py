@@ -24,7 +24,7 @@ from merging.layout import Slot, layout
 from merging.lineage import licence_cautions
 from merging.methods import Method, get_method
 from merging.partitions import Scores
-from merging.pinning import commits_here, names_elsewhere, renamed
+from merging.pinning import commits_here, names_elsewhere, public_recipe, renamed
 from merging.recipe import ModelEntry, Recipe
 from merging.room import bytes_text, disk_problem, memory_problem, output_problem
 from merging.settings import Settings
@@ -89,10 +89,7 @@ class Plan:
     @cached_property
     def public(self) -> Recipe:
         """The recipe as the weights and the card tell it to anyone: no path of this machine is in it."""
-        recipe = renamed(self.recipe, self.elsewhere)
-        if recipe.importance is None:
-            return recipe
-        return recipe.model_copy(update={"importance": Path(recipe.importance).name})
+        return public_recipe(self.recipe, self.commits)
 
     @cached_property
     def groups(self) -> dict[GroupKey, list[TensorPlan]]:

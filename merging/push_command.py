@@ -71,7 +71,7 @@ def _follow(hub: Hub, folder: Path, order: Order) -> Pushed:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     ]
-    events = push(hub, folder, order, over=parcel(folder))
+    events = push(hub, folder, order, over=parcel(folder, name=order.name))
     try:
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:

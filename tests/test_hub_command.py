@@ -71,7 +71,7 @@ def test_merge_downloads_what_is_missing_and_keeps_the_commits(hub, commits, rec
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["path"] == str(tmp_path / "out")
     written = (tmp_path / "out" / "README.md").read_text()
-    assert f"- `org/base@{commits['base']}` (base)" in written
+    assert f"- [org/base](https://huggingface.co/org/base/tree/{commits['base']}) (the base)" in written
     assert f"model: org/expert@{commits['expert']}" in written
     assert f"model: org/base@{commits['base']}+org/adapter@{commits['adapter']}" in written
     checked = command_line("check", recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,6 +12,7 @@ from components.figures.chart import Chart, new_figure, shortened, text
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel
 from merging.fate import TensorFate
+from merging.fate_words import WORDS
 from merging.reports.report import Cell, Grid, Preview, added_up, frame_of, placed
 
 LOWEST_LABELLED = 0.07
@@ -24,36 +25,6 @@ LEAST_BARS = 3
 """Bars for which there is room at least: a flatter figure has none for its legend."""
 PRESENCE, NOBODY = "presence", "nobody"
 
-
-@dataclass(frozen=True)
-class FateWords:
-    """What one fate is called, its colour and hatching in bars, and what it means."""
-
-    label: str
-    colour: str
-    pattern: str
-    meaning: str
-
-
-WORDS = {
-    "kept": FateWords("kept", "#117a4f", "", "points where the merged model really moved"),
-    "dropped": FateWords(
-        "dropped", "#667085", "", "was trimmed, dropped at random, or belongs to an expert of weight 0"
-    ),
-    "outvoted": FateWords(
-        "out-voted", "#2a6fc0", "/", "survived the trimming, but lost the election of a sign"
-    ),
-    "rounded": FateWords(
-        "rounded away",
-        "#7a6a10",
-        ".",
-        "leaves the base's value in the output: too small for the number format, or nothing is left of it",
-    ),
-    "cancelled": FateWords(
-        "cancelled", "#b93a33", "x", "was added, but the sum of all experts went the other way"
-    ),
-}
-"""Every fate, in the order of the bars; colours reach a contrast of 4.5 against white text and 3 on the dark page."""
 
 _ENERGY = (
     "A change counts by its energy, the sum of δ² of its weights, so that large changes weigh more than many tiny ones. Every "

@@ -11,6 +11,7 @@ from components.figures.chart import Chart, decimals, heading, new_figure, short
 from components.figures.metrics import cell_name, panels, worded
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
+from merging.colours import percentile
 from merging.reports.report import Grid
 
 MOST_ACROSS = 4
@@ -152,7 +153,7 @@ def _coloraxis(metric: MapWords, shown: Sequence[Panel]) -> dict[str, Any]:
         "nticks": 7,
     }
     values = sorted(_values(shown))
-    low, high = _percentile(values, 0.02), _percentile(values, 0.98)
+    low, high = percentile(values, 0.02), percentile(values, 0.98)
     digits = max(decimals(values), decimals([high - low]) if metric.scale == "robust" and high > low else 0)
     bar["tickformat"] = "~g" if metric.significant else f".{digits}f"
     if metric.scale == "chance":
@@ -185,7 +186,7 @@ def _around_chance(shown: Sequence[Panel], bar: dict[str, Any]) -> dict[str, Any
         for value, chance in zip(*lines, strict=True)
         if value is not None and chance is not None
     ]
-    limit = max(LEAST_LIMIT, _percentile(sorted(distances), 0.98))
+    limit = max(LEAST_LIMIT, percentile(sorted(distances), 0.98))
     step = 0.9 * limit
     ticks, labels = [-step, 0, step], [f"−{step:.2f}", "chance", f"+{step:.2f}"]
     return {"cmin": -limit, "cmax": limit, "colorbar": {**bar, "tickvals": ticks, "ticktext": labels}}
@@ -193,16 +194,6 @@ def _around_chance(shown: Sequence[Panel], bar: dict[str, Any]) -> dict[str, Any
 
 def _values(shown: Sequence[Panel]) -> list[float]:
     return [value for panel in shown for line in panel.grid.values for value in line if value is not None]
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """Linear interpolation between the values of an ascending list; 0 for an empty one."""
-    if not ordered:
-        return 0.0
-    position = share * (len(ordered) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def _summary(shown: Sequence[Panel]) -> str:

@@ -44,8 +44,22 @@ def full_report(
     Raises:
         MergingError: slices of different models, a recipe without a base, a density outside (0, 1], no such share.
     """
+    yield from report_of(plan, device=device, sample=sample, asked=_trim_of(plan, density, scope))
+
+
+def report_of(
+    plan: Plan,
+    *,
+    device: str = "auto",
+    sample: float | None = None,
+    asked: tuple[float, Scope] | None = None,
+) -> Iterator[Progress | Report]:
+    """`full_report` with the trim that is asked for, or without one, which saves a pass over the models.
+
+    Raises:
+        MergingError: slices of different models, a recipe without a base, no such share.
+    """
     require_one_family(plan)
-    asked = _trim_of(plan, density, scope)
     if sample is not None:
         based = _with_base(plan)
         rows, said = rows_to_read(plan, sample)
