@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +29,8 @@ from merging.heartbeats import Stopped
 from merging.job_records import RECORD, Job, Partial, State, is_name, outcome, read_record, write_record
 
 Work = Callable[[Path], Iterator[Any]]
-"""Given the folder its result belongs in, yields `Progress` and `Partial` events and at the end a `Finished` or a JSON table.
+"""Given the folder its result belongs in, yields `Progress` and `Partial` events, None where there is nothing new, and at the
+end a `Finished` or a JSON table.
 
 It is called and closed on the worker's thread; closing it must leave nothing behind.
 """
@@ -43,10 +45,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Live:
-    """A job of this process that waits or runs."""
+    """A job of this process that waits or runs. It runs in the context that it was started in: who visits is known there."""
 
     job: Job
     work: Work
+    context: Context = field(default_factory=copy_context)
     stop: threading.Event = field(default_factory=threading.Event)
     forget: bool = False
     progress: Progress | None = None
@@ -221,7 +224,7 @@ class JobStore:
                     return
                 live = self._live[self._queue.popleft()]
                 live.job = live.job.model_copy(update={"state": "running", "started": time.time()})
-            self._run(live)
+            live.context.run(self._run, live)
 
     def _run(self, live: _Live) -> None:
         changes: dict[str, Any] = {}
@@ -251,7 +254,7 @@ class JobStore:
                     live.progress = event
                 elif isinstance(event, Partial):
                     self._keep_so_far(live, event.result)
-                else:
+                elif event is not None:
                     changes["result"] = outcome(event) if isinstance(event, Finished) else event
                     break
                 if live.stop.is_set():

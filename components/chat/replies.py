@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 
 from merging import MergingError
@@ -122,7 +123,9 @@ def answer_together(replies: Sequence[Reply], sampling: Sampling, stop: threadin
     """
     loaded = threading.Barrier(max(1, len(replies)))
     threads = {
-        threading.Thread(target=reply.run, args=(sampling, stop, loaded), name="chat", daemon=True): reply
+        threading.Thread(
+            target=copy_context().run, args=(reply.run, sampling, stop, loaded), name="chat", daemon=True
+        ): reply
         for reply in replies
     }
     for thread in threads:
