@@ -13,6 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from gradio.utils import LRUCache
 
+from components import zero_gpu  # noqa: F401  before all that may touch CUDA
 from components.chat.tab import CSS as CHAT_CSS
 from components.chat.tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 from components.hub.desk import HubDesk
+from components.process import kept
 from components.settings import Settings
 from components.visits import Visits
 from merging.history import History
@@ -48,26 +48,26 @@ def _limited(store: JobStore, settings: Settings) -> JobStore:
     return store
 
 
-@cache
+@kept
 def _store(folder: Path) -> JobStore:
     return JobStore(folder)
 
 
-@cache
+@kept
 def _desk(folder: Path, machine_token: bool) -> HubDesk:
     return HubDesk(machine_token)
 
 
-@cache
+@kept
 def _models(folder: Path) -> ModelCache:
     return ModelCache()
 
 
-@cache
+@kept
 def _visits(folder: Path) -> Visits:
     return Visits(folder)
 
 
-@cache
+@kept
 def _history(file: Path) -> History:
     return History(file)

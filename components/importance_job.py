@@ -15,6 +15,7 @@ from components.backend import job_store
 from components.family import Family
 from components.importance_examples import demo_file, read_all, usual_source
 from components.settings import Settings
+from components.zero_gpu import Size, on_gpu
 from merging import Importance, MergingError
 from merging.agreement import Agreement
 from merging.importance import keep_importance
@@ -95,10 +96,13 @@ def cache_of(settings: Settings) -> Path:
 
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
     """The job: progress over all partitions, in the end a table of the files they are kept in."""
-    return lambda out: _measure(settings, request)
+    models = (request.family.base, *request.family.experts)
+    parameters = sum(open_model(model).parameters for model in models)
+    size = Size(parameters, rounds=len(request.measurements) * request.wanted.samples, gradients=True)
+    return on_gpu(size, _measure, settings, request)
 
 
-def _measure(settings: Settings, request: Request) -> Iterator[Any]:
+def _measure(settings: Settings, request: Request, out: Path) -> Iterator[Any]:
     cache, recipe = cache_of(settings), request.family.recipe()
     started, wanted = time.perf_counter(), request.measurements
     files: dict[str, str] = {}

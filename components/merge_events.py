@@ -36,6 +36,7 @@ from components.reports import shared_reports
 from components.runs import recorded
 from components.settings import Settings
 from components.shared import owner_id
+from components.zero_gpu import on_gpu, size_of
 from merging import METHODS, MergingError, Recipe
 from merging.job_records import Job
 
@@ -189,7 +190,7 @@ def start(settings: Settings, recipe: Recipe, family: Family, stored: Any) -> li
         id = store.start(
             owner,
             KIND,
-            lambda out: recorded(settings, owner, recipe, name, out),
+            on_gpu(size_of(checked.plan), recorded, settings, owner, recipe, name),
             title=name,
             recipe=recipe.to_yaml(),
         )

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
 from components.family import Family
 from components.merge_recipe import check
 from components.newest import Newest
 from components.preview_views import Choice
+from components.process import kept
 from merging import Plan, Progress, Recipe
 from merging.checkpoint import TensorSource
 from merging.reports.report import Preview
@@ -98,7 +98,7 @@ class Previews(Newest[Preview]):
             yield event
 
 
-@cache
+@kept
 def shared_previews() -> Previews:
     """The previews that all pages of this process share."""
     return Previews()
@@ -189,7 +189,7 @@ class Pages:
         return last is not None and last.key != key and time.monotonic() - last.at < rest
 
 
-@cache
+@kept
 def shared_pages() -> Pages:
     """The open pages of this process."""
     return Pages()

@@ -7,6 +7,7 @@ pinned memory, which torch keeps and gives out again when the copy is over.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,18 @@ VRAM = 2_000_000_000
 GPU_WORKERS = 4
 """Workers of a GPU: one copies in, one computes, one copies out, one reads the next piece's file."""
 _mine = threading.local()
+_elsewhere = False
+"""Whether only workers that this process forks may use its GPU."""
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`; the CPU while the GPU is kept for others.
 
     Raises:
         MergingError: no such device here.
     """
+    if _elsewhere:
+        return torch.device("cpu")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,6 +46,26 @@ def resolve_device(device: str) -> torch.device:
     if chosen.type not in {"cpu", "cuda"}:
         raise MergingError(f"device '{device}': not supported. Use auto, cpu or cuda.")
     return chosen
+
+
+def keep_off_the_gpu() -> None:
+    """From now on this process works on the CPU, and only forks of it that are lent the GPU use that."""
+    global _elsewhere
+    _elsewhere = True
+
+
+@contextmanager
+def with_the_gpu() -> Iterator[None]:
+    """In such a fork: the GPU may be used until the end, when what nobody holds is taken off it."""
+    global _elsewhere
+    before, _elsewhere = _elsewhere, False
+    try:
+        yield
+    finally:
+        _elsewhere = before
+        if torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def device_with_room(device: str, needed: int) -> tuple[torch.device, tuple[str, ...]]:

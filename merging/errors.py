@@ -46,6 +46,9 @@ class PlanError(MergingError):
         noun = "problem" if len(self.problems) == 1 else "problems"
         super().__init__(f"This recipe cannot run, {len(self.problems)} {noun}:\n{lines}")
 
+    def __reduce__(self) -> tuple[type[PlanError], tuple[list[str]]]:
+        return type(self), (self.problems,)
+
 
 class OutputError(MergingError):
     """The result cannot be written where it was asked for."""

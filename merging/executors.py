@@ -188,6 +188,16 @@ def _threads(count: int, name: str) -> ThreadPoolExecutor:
     return pool
 
 
+def forget_threads() -> None:
+    """In a fork: its parent's threads are not there, and work given to them would wait for ever."""
+    global _starting
+    _starting = Lock()
+    _threads.cache_clear()
+
+
 def _one_thread() -> None:
     torch.get_num_threads()  # the first call of a thread takes everybody's number, even after `set_num_threads`
     torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=forget_threads)

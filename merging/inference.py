@@ -41,7 +41,7 @@ would not be asked alike."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken", "*.model")
 
-_LOADING = threading.Lock()
+LOADING = threading.Lock()
 """transformers' lazy imports and its loading change global state, so one thread loads at a time."""
 
 Ending = Literal["end", "length", "context", "stopped"]
@@ -123,7 +123,7 @@ class LoadedModel:
             raise CheckpointError(f"The model in {words} has no tokenizer: add its tokenizer.json.")
         require_sound_tokenizer(words)
         try:
-            with _LOADING:
+            with LOADING:
                 from transformers import AutoTokenizer
                 from transformers.utils import logging
 

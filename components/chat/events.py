@@ -15,11 +15,12 @@ import gradio as gr
 
 from components.chat import views
 from components.chat.export import forget_chat, zip_chat
+from components.chat.lent import answer, size_of
 from components.chat.loading import Asked, Turns, asked_models, take_turns
 from components.chat.log import Log, Turn, before_last
 from components.chat.models import COLUMNS, NOBODY, Visit, examples
 from components.chat.recipe import page_merges
-from components.chat.replies import Reply, answer_in_rounds
+from components.chat.replies import Reply
 from components.chat.sampling import sampling_of, system_of
 from components.chat.views import Talk
 from components.merge_events import toast
@@ -135,7 +136,7 @@ def ask(
             *views.buttons(running=True),
         ]
         rounds = [[replies[column] for column in columns] for columns in turns.rounds]
-        for _ in answer_in_rounds(rounds, sampling, asking.halt):
+        for _ in answer(rounds, sampling, asking.halt, size_of(models, sampling)):
             shown = [views.answered(said, replies.get(column)) for column, said in enumerate(asked)]
             kept = _kept(talk, shown, replies)
             told = _told(shown, keys, views.notes(replies), kept, asking)

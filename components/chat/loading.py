@@ -22,7 +22,8 @@ GONE = "This model is no longer there. Choose another."
 
 @dataclass(frozen=True)
 class Asked:
-    """The model of a column: how to get it, the bytes it will take, and what the page and a record call it.
+    """The model of a column: how to get it, here or in a worker, the bytes it will take, and what the page and a record call
+    it.
 
     `recipe` is what it was merged by, as YAML; `about` says which model it is where its column does not.
     """
@@ -55,25 +56,28 @@ def asked_models(visit: Visit, keys: Sequence[str]) -> dict[int, Asked]:
         folder = locate(store, visit.owner, visit.family, key)
         job = store.get(visit.owner, key.partition(":")[2]) if key.startswith("job:") else None
         recipe = (job.recipe if job is not None else None) or ""
-        load = partial(_load, visit, folder, device)
+        load = partial(_load, visit, folder)
         return Asked(load, key, _bytes_of(folder, device), names.get(key, "a model that is gone"), recipe)
 
     return {column: model(key) for column, key in enumerate(keys) if key != NOBODY}
 
 
 def _recipe(visit: Visit, device: str) -> Asked:
-    merges = page_merges(visit.settings)
-    merges.enter(visit.session)
+    page_merges(visit.settings).enter(visit.session)
     about = summary(visit.recipe, visit.family)
-    load = partial(merges.model, visit.session, visit.recipe, device)
     size = recipe_bytes(visit.recipe, device)
-    return Asked(load, RECIPE, size, f"{about} (not saved)", visit.recipe.to_yaml(), about)
+    return Asked(partial(_merge, visit), RECIPE, size, f"{about} (not saved)", visit.recipe.to_yaml(), about)
 
 
-def _load(visit: Visit, folder: Path | None, device: str) -> LoadedModel:
+def _load(visit: Visit, folder: Path | None) -> LoadedModel:
     if folder is None:
         raise MergingError(GONE)
-    return model_cache(visit.settings).get(folder, device)
+    return model_cache(visit.settings).get(folder, str(resolve_device(visit.settings.device)))
+
+
+def _merge(visit: Visit) -> LoadedModel:
+    device = str(resolve_device(visit.settings.device))
+    return page_merges(visit.settings).model(visit.session, visit.recipe, device)
 
 
 def _bytes_of(folder: Path | None, device: str) -> int:

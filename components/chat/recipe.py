@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
-from functools import cache, partial
+from functools import partial
 
 from components.backend import model_cache
 from components.family import Family
 from components.forms import default_of
 from components.merge_recipe import at_root, check, title
 from components.preview_store import preview_key, shared_previews
+from components.process import kept
 from components.settings import Settings
 from merging import METHODS, Checkpoint, MergingError, Plan, Recipe
 from merging.abilities import why_silent
@@ -114,7 +115,7 @@ def page_merges(settings: Settings) -> PageMerges:
     return _of(model_cache(settings))
 
 
-@cache
+@kept
 def _of(models: ModelCache) -> PageMerges:
     return PageMerges(models, shared_previews().residents)
 

@@ -14,9 +14,11 @@ from components.figures.grid import GridCell
 from components.merge_recipe import at_root
 from components.preview_store import shared_previews
 from components.settings import Settings
+from components.zero_gpu import on_gpu, size_of
 from merging import MergingError, Recipe
 from merging.grid import Axis, Cell, axis_values, grid
 from merging.job_records import Job
+from merging.plan import make_plan
 from merging.search_space import Dimension, dimension, with_values
 from merging.suites import Suite
 from merging.trials import Trials
@@ -52,7 +54,14 @@ class Request:
 
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
     """The job: progress, the map so far whenever a cell is done, in the end the whole map."""
-    return lambda out: follow(_Grid(request.suites, settings=settings, request=request, scratch=out.parent))
+    columns, rows = request.values
+    merges = len(columns) * len(rows)
+    size = size_of(make_plan(at_root(request.recipe)), merges, merges * sum(map(len, request.suites)))
+    return on_gpu(size, _follow, settings, request)
+
+
+def _follow(settings: Settings, request: Request, out: Path) -> Iterator[Any]:
+    return follow(_Grid(request.suites, settings=settings, request=request, scratch=out.parent))
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 from components.backend import run_history
 from components.compare.suites import Ruler, Text
 from components.settings import Settings
+from components.zero_gpu import Size, on_gpu
 from merging import MergingError, Progress
 from merging.evaluation import SuiteResult, evaluate, perplexity
 from merging.executors import wanted_until
@@ -36,6 +37,7 @@ class Subject:
     name: str
     load: Load
     record: Callable[[], object] | None = None
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,14 @@ def missing(settings: Settings, request: Request) -> dict[str, tuple[Suite | Tex
 
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
     """The job: progress, in the end how much was measured and what is to be said of it."""
-    return lambda out: _follow(_Measuring(settings, request, out.parent / SCRATCH))
+    subjects, ruler = request.subjects, request.ruler
+    answers = len(subjects) * sum(map(len, ruler.suites))
+    parameters = sum(subject.parameters for subject in subjects)
+    return on_gpu(Size(parameters, answers=answers), _follow, settings, request)
 
 
-def _follow(measuring: _Measuring) -> Iterator[Any]:
+def _follow(settings: Settings, request: Request, out: Path) -> Iterator[Any]:
+    measuring = _Measuring(settings, request, out.parent / SCRATCH)
     with closing(heartbeats(measuring.steps(), measuring.stop)) as beats:
         for _ in beats:
             yield measuring.progress()

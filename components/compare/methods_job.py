@@ -17,10 +17,12 @@ from components.importance_job import cache_of, demo_examples
 from components.merge_recipe import at_root, reference
 from components.preview_store import shared_previews
 from components.settings import Settings
+from components.zero_gpu import on_gpu, size_of
 from merging import METHODS, MergingError, Recipe
 from merging.evaluation import SuiteResult
 from merging.every_method import Attempt, Scored, try_every_method, with_importance
 from merging.history import Draft
+from merging.plan import make_plan
 from merging.suites import Suite
 from merging.trials import Trials
 
@@ -40,7 +42,14 @@ class Request:
 
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
     """The job: progress, the table so far whenever a row is done, in the end the whole table."""
-    return lambda out: follow(_Every(request.suites, settings=settings, request=request, scratch=out.parent))
+    merges = len(METHODS)
+    plan = make_plan(at_root(request.recipe))
+    size = size_of(plan, merges, merges * sum(map(len, request.suites)))
+    return on_gpu(replace(size, gradients=True), _follow, settings, request)
+
+
+def _follow(settings: Settings, request: Request, out: Path) -> Iterator[Any]:
+    return follow(_Every(request.suites, settings=settings, request=request, scratch=out.parent))
 
 
 @dataclass(kw_only=True)

@@ -15,6 +15,7 @@ from components.figures.tuning import TrialPoint
 from components.merge_recipe import at_root, check
 from components.preview_store import shared_previews
 from components.settings import Settings
+from components.zero_gpu import MOST_SECONDS, on_gpu, size_of
 from merging import MergingError, Progress, Recipe
 from merging.evaluation import SuiteResult
 from merging.history import subject_of_plan
@@ -43,7 +44,13 @@ class Request:
 
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
     """The job: progress, every trial as it is done, in the end all of them with the best recipe."""
-    return lambda out: follow(_Tuning(request.suites, settings=settings, request=request, scratch=out.parent))
+    trials = request.trials or MOST_SECONDS  # so many that all that may be asked for is
+    size = size_of(make_plan(at_root(request.recipe)), trials, trials * sum(map(len, request.suites)))
+    return on_gpu(size, _search, settings, request)
+
+
+def _search(settings: Settings, request: Request, out: Path) -> Iterator[Any]:
+    return follow(_Tuning(request.suites, settings=settings, request=request, scratch=out.parent))
 
 
 @dataclass(kw_only=True)
@@ -114,7 +121,15 @@ def final_work(
     Args:
         tuned: the search's `job`, and the YAML of both recipes as `before` and `after`.
     """
-    return lambda out: follow(_Final(suites, settings=settings, owner=owner, tuned=tuned, scratch=out.parent))
+    plan = make_plan(at_root(Recipe.from_yaml(tuned["after"])))
+    size = size_of(plan, 2, 2 * sum(map(len, suites)))
+    return on_gpu(size, _ask_both, settings, owner, tuned, suites)
+
+
+def _ask_both(
+    settings: Settings, owner: str, tuned: Mapping[str, str], suites: tuple[Suite, ...], out: Path
+) -> Iterator[Any]:
+    return follow(_Final(suites, settings=settings, owner=owner, tuned=tuned, scratch=out.parent))
 
 
 @dataclass(kw_only=True)

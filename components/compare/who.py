@@ -19,11 +19,13 @@ from components.merge_cards import fits
 from components.merge_recipe import at_root, check
 from components.preview_store import shared_previews
 from components.settings import Settings
-from merging import MergingError, Plan, Recipe
+from components.zero_gpu import size_of
+from merging import MergingError, Recipe
 from merging.devices import resolve_device
 from merging.history import Draft, Run, subject_of_model, subject_of_plan
 from merging.inference import LoadedModel
 from merging.job_records import Job
+from merging.plan import make_plan
 from merging.sources import open_model
 from merging.unsaved import load_unsaved
 
@@ -69,10 +71,13 @@ def parents(settings: Settings, family: Family) -> list[Subject]:
     if reason := unable(family.base):
         raise MergingError(reason)
     named = ((family.base_name, family.base), *zip(family.names, family.experts, strict=True))
-    return [
-        Subject(subject_of_model(open_model(str(folder))), name, partial(_saved, settings, Path(folder)))
-        for name, folder in named
-    ]
+    return [_parent(settings, name, folder) for name, folder in named]
+
+
+def _parent(settings: Settings, name: str, model: str) -> Subject:
+    opened = open_model(model)
+    load = partial(_saved, settings, Path(model))
+    return Subject(subject_of_model(opened), name, load, parameters=opened.parameters)
 
 
 def wanted(settings: Settings, owner: str, family: Family, recipe: Recipe, keys: Any) -> list[Subject]:
@@ -94,40 +99,44 @@ def _recipe(settings: Settings, owner: str, family: Family, recipe: Recipe) -> S
     if checked.plan is None:
         raise MergingError(f"The recipe under Merge cannot run: {' '.join(checked.problems)}")
     plan = checked.plan
-    key, name = subject_of_plan(plan), summary(recipe, family)
+    name = summary(recipe, family)
+    record = partial(_record, settings, owner, Draft.of(plan, title=name))
+    parameters = size_of(plan).parameters
+    return Subject(subject_of_plan(plan), name, partial(_unsaved, settings, recipe), record, parameters)
 
-    def record() -> Run | None:
-        history = run_history(settings)
-        if any(run.subject == key for run in history.list(owner)):
-            return None
-        return history.add(owner, Draft.of(plan, title=name))
 
-    return Subject(key, name, partial(_unsaved, settings, plan), record)
+def _record(settings: Settings, owner: str, draft: Draft) -> Run | None:
+    """Make a merge a run, unless it is one."""
+    history = run_history(settings)
+    if any(run.subject == draft.subject for run in history.list(owner)):
+        return None
+    return history.add(owner, draft)
 
 
 def _merge(settings: Settings, owner: str, job: Job) -> Subject:
     """A finished merge; one that is no run yet becomes one when it is measured."""
-    store, history = job_store(settings), run_history(settings)
-    folder = store.model(owner, job.id)
+    folder = job_store(settings).model(owner, job.id)
     if folder is None:
         raise MergingError(f"{job.title}: the merged model is no longer there. Merge again.")
-    key = subject_of_model(open_model(str(folder)))
+    model = open_model(str(folder))
+    key = subject_of_model(model)
+    record = partial(_record_merge, settings, owner, job, key)
+    return Subject(key, job.title, partial(_saved, settings, folder), record, model.parameters)
 
-    def record() -> Run | None:
-        plan = check(at_root(Recipe.from_yaml(job.recipe or ""))).plan
-        if plan is None or any(run.subject == key for run in history.list(owner)):
-            return None
-        draft = Draft(
-            recipe=plan.recipe.to_yaml(),
-            models=Draft.of(plan).models,
-            subject=key,
-            title=job.title,
-            seconds=(job.result or {}).get("seconds"),
-            job=job.id,
-        )
-        return history.add(owner, draft)
 
-    return Subject(key, job.title, partial(_saved, settings, folder), record)
+def _record_merge(settings: Settings, owner: str, job: Job, key: str) -> Run | None:
+    plan = check(at_root(Recipe.from_yaml(job.recipe or ""))).plan
+    if plan is None:
+        return None
+    draft = Draft(
+        recipe=plan.recipe.to_yaml(),
+        models=Draft.of(plan).models,
+        subject=key,
+        title=job.title,
+        seconds=(job.result or {}).get("seconds"),
+        job=job.id,
+    )
+    return _record(settings, owner, draft)
 
 
 def _saved(settings: Settings, folder: Path, scratch: Path) -> LoadedModel:
@@ -135,8 +144,9 @@ def _saved(settings: Settings, folder: Path, scratch: Path) -> LoadedModel:
     return model_cache(settings).get(folder, str(resolve_device(settings.device)))
 
 
-def _unsaved(settings: Settings, plan: Plan, scratch: Path) -> LoadedModel:
+def _unsaved(settings: Settings, recipe: Recipe, scratch: Path) -> LoadedModel:
     """The merge of a recipe: in memory where its models fit, else by way of a folder that is given up afterwards."""
+    plan = make_plan(at_root(recipe))
     device, residents = str(resolve_device(settings.device)), shared_previews().residents
     if residents.fits(plan):
         return load_unsaved(plan, residents, device)
