@@ -19,6 +19,8 @@ from components.chat.tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD
 from components.compare.tab import CSS as COMPARE_CSS
 from components.compare.tab import build_compare_tab, wire_compare_tab
+from components.export.tab import CSS as EXPORT_CSS
+from components.export.tab import build_export_tab, wire_export_tab
 from components.hub.reach import hub_reach
 from components.importance_merge import wire_importance_notice
 from components.importance_tab import CSS as IMPORTANCE_CSS
@@ -56,6 +58,8 @@ def build_app(settings: Settings) -> gr.Blocks:
                 chat = build_chat_tab(settings)
             with gr.Tab("5 Compare", id="compare"):
                 compare = build_compare_tab(settings)
+            with gr.Tab("6 Export", id="export") as export_page:
+                export = build_export_tab(settings)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         shared.family.change(partial(about, settings), shared.family, header, **quiet)
@@ -65,6 +69,7 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_importance_notice(merge.importance, merge, inspect.importance, settings, shared)
         wire_chat_tab(app, chat, settings, shared, merge, chat_page.select)
         wire_compare_tab(compare, settings, shared, merge, tabs)
+        wire_export_tab(export, settings, shared, export_page.select, models.hub.token, tabs)
         wire_next_stage(merge, models, settings, shared, tabs)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
@@ -130,7 +135,7 @@ def main() -> None:
         server_name=settings.host,
         server_port=settings.port,
         theme=build_theme(),
-        css=CSS + IMPORTANCE_CSS + MERGE_CSS + CHAT_CSS + COMPARE_CSS,
+        css=CSS + IMPORTANCE_CSS + MERGE_CSS + CHAT_CSS + COMPARE_CSS + EXPORT_CSS,
         head=HEAD + CHART_HEAD,
         footer_links=[],
         show_error=False,

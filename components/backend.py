@@ -23,6 +23,11 @@ def download_store(settings: Settings) -> JobStore:
     return _limited(_store(settings.downloads.resolve()), settings)
 
 
+def push_store(settings: Settings) -> JobStore:
+    """The pushes to the Hub: nobody's upload waits for another's download."""
+    return _limited(_store(settings.pushes.resolve()), settings)
+
+
 def hub_desk(settings: Settings) -> HubDesk:
     """What was looked up on the Hub, and the visitors' tokens."""
     return _desk(settings.runs.resolve(), settings.single_owner)

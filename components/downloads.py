@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
@@ -18,10 +20,13 @@ ZIPS = "mergescope-"
 """What the names of the folders of our files begin with."""
 
 
-def zip_model(store: JobStore, owner: str, id: str) -> Path:
-    """The zip of a job's model, in the folder the server may send files from; made once.
+def zip_model(store: JobStore, owner: str, id: str, over: Mapping[str, bytes] | None = None) -> Path:
+    """The zip of a job's model, in the folder the server may send files from; made once for what lies over it.
 
     The path is built from the job's own record, never from what the browser sent.
+
+    Args:
+        over: files that go in place of the folder's own or beside them, by name.
 
     Raises:
         MergingError: this owner has no such model, or there is no room for the zip.
@@ -30,16 +35,20 @@ def zip_model(store: JobStore, owner: str, id: str) -> Path:
     if folder is None or job is None:
         raise MergingError("This model is no longer there. Merge again.")
     name = re.sub(r"[^a-z0-9]+", "-", job.title.lower()).strip("-") or "merge"
-    target = zip_folder(job.id) / f"{name[:60]}.zip"
+    own = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.is_symlink()]
+    target = zip_folder(job.id) / _digest(over or {}) / f"{name[:60]}.zip"
     if target.is_file():
         return target
     draft = target.with_name(f".{secrets.token_hex(4)}.partial")
     try:
+        shutil.rmtree(zip_folder(job.id), ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted(folder.iterdir()):
-                if file.is_file() and not file.is_symlink():
+            for file in own:
+                if file.name not in (over or {}):
                     archive.write(file, f"{target.stem}/{file.name}")
+            for path, content in (over or {}).items():
+                archive.writestr(f"{target.stem}/{path}", content)
         os.replace(draft, target)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -61,3 +70,11 @@ def model_bytes(store: JobStore, owner: str, id: str) -> int:
 def zip_folder(id: str) -> Path:
     """Where the zip of a job lies."""
     return Path(get_upload_folder()) / f"{ZIPS}{id}"
+
+
+def _digest(over: Mapping[str, bytes]) -> str:
+    """What tells one overlay from another."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name, content in sorted(over.items()):
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest()

@@ -43,7 +43,7 @@ def card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
     """Shown job, card, its buttons, and the list of merges."""
     has_model = job is not None and job.state == "done"
     weight = size(model_bytes(job_store(settings), owner, job.id)) if job is not None and has_model else ""
-    choices = [(_line(one), one.id) for one in merges(settings, owner) if not one.active][:SHOWN_JOBS]
+    choices = [(line(one), one.id) for one in merges(settings, owner) if not one.active][:SHOWN_JOBS]
     listed = job is not None and job.id in {id for _, id in choices}
     return [
         job.id if job is not None else "",
@@ -60,7 +60,7 @@ def card(settings: Settings, owner: str, job: Job | None) -> list[Any]:
     ]
 
 
-def _line(job: Job) -> str:
+def line(job: Job) -> str:
     """A job in the list: name, when, how it ended."""
     when = time.strftime("%d %b %H:%M:%S", time.localtime(job.created))
     return f"{job.title}\n{when} · {job.state}"

@@ -14,7 +14,8 @@ import gradio as gr
 
 from components.backend import job_store
 from components.brush import settled
-from components.downloads import forget_zip, zip_model
+from components.downloads import forget_zip
+from components.export.parcels import zip_merge
 from components.family import Family
 from components.forms import read_numbers, shown
 from components.kept_bytes import require_room
@@ -269,7 +270,7 @@ def reuse(form: MergeForm, settings: Settings, shown: str, stored: Any, *state: 
 def download(settings: Settings, shown: str, stored: Any) -> dict[str, Any]:
     """Make the zip of the model on the card."""
     try:
-        path = zip_model(job_store(settings), owner_id(settings, stored), shown)
+        path = zip_merge(settings, owner_id(settings, stored), shown)
     except MergingError as error:
         raise toast(str(error), "The download was not made") from None
     return gr.update(value=str(path))

@@ -90,7 +90,6 @@ def wire_models_tab(tab: ModelsTab, settings: Settings, shared: Shared) -> None:
 
 def _wire_token(own: TokenField, settings: Settings, shared: Shared) -> list[Any]:
     """The events after which the Hub sees another visitor."""
-    take, forget = partial(token.take, settings), partial(token.forget, settings)
     if settings.sign_in:
 
         def come(stored: Any, signed: gr.OAuthToken | None) -> list[Any]:
@@ -100,14 +99,7 @@ def _wire_token(own: TokenField, settings: Settings, shared: Shared) -> list[Any
     else:
         shared.opened.change(partial(token.shown, settings), shared.owner, own.outputs, **PRIVATE)
         came = []
-    return [
-        *came,
-        *(
-            trigger(take, [own.field, shared.owner], own.outputs, **PRIVATE)
-            for trigger in (own.use.click, own.field.submit)
-        ),
-        own.forget.click(forget, shared.owner, own.outputs, **PRIVATE),
-    ]
+    return [*came, *token.wire_token(own, settings, shared)]
 
 
 def _wire_hub(tab: ModelsTab, settings: Settings, shared: Shared) -> None:

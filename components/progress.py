@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from components.numbers import clock
+from components.numbers import clock, size
 from merging.engine import Progress
 from merging.job_records import Job
 
@@ -47,6 +47,14 @@ def left(progress: Progress, after: float = 0.0) -> list[str]:
     """The time left, where it is known and more than `after` seconds were spent."""
     known = progress.seconds_left is not None and progress.seconds > after
     return [f"{clock(progress.seconds_left)} left"] if known else []
+
+
+def told_in_bytes(progress: Progress) -> Iterator[str]:
+    """Stage, bytes, speed and the time left, of what goes over the network."""
+    yield f"{progress.stage} · {size(progress.bytes_done)} of {size(progress.bytes_done / max(progress.share, 1e-9))}"
+    if progress.seconds > 1 and progress.bytes_done:
+        yield f"{size(progress.bytes_per_second)}/s"
+        yield from left(progress)
 
 
 def ending_html(job: Job | None, endings: Mapping[str, str]) -> str:

@@ -189,6 +189,11 @@ class Settings:
         return self.runs / ".downloads"
 
     @property
+    def pushes(self) -> Path:
+        """Where the records of pushes to the Hub are kept, by owner."""
+        return self.runs / ".pushes"
+
+    @property
     def kept(self) -> Path:
         """Where what can be measured or downloaded anew is kept."""
         return self.cache or self.runs.resolve().parent / "cache"

@@ -10,7 +10,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from components.backend import download_store, hub_desk, job_store, model_cache, run_history, visits
+from components.backend import (
+    download_store,
+    hub_desk,
+    job_store,
+    model_cache,
+    push_store,
+    run_history,
+    visits,
+)
 from components.downloads import ZIPS, forget_zip, zip_folder
 from components.importance_job import cache_of
 from components.settings import Settings
@@ -18,6 +26,7 @@ from components.shared import LOCAL_OWNER
 from components.stages import LINKS
 from merging import MergingError
 from merging.hub_cache import cache_folder
+from merging.jobs import JobStore
 
 IDLE = 1800
 """Seconds after which a model that nobody asked leaves the memory."""
@@ -63,7 +72,8 @@ def sweep(settings: Settings, now: float | None = None) -> list[str]:
 
 def owners(settings: Settings) -> set[str]:
     """Every visitor of whom something is kept; not who used this folder alone, before it was shared."""
-    found = {*job_store(settings).owners(), *download_store(settings).owners(), *hub_desk(settings).owners()}
+    stores = _stores(settings)
+    found = {owner for store in stores for owner in store.owners()} | set(hub_desk(settings).owners())
     with suppress(MergingError):  # the history is held by another program: next time
         found |= run_history(settings).owners()
     return found - {LOCAL_OWNER}
@@ -71,11 +81,11 @@ def owners(settings: Settings) -> set[str]:
 
 def forget(settings: Settings, owner: str) -> bool:
     """Forget all that is kept of an owner: jobs, models, zips, history, token; False while a job of theirs is active."""
-    store, downloads = job_store(settings), download_store(settings)
-    if store.busy(owner) or downloads.busy(owner):
+    stores = _stores(settings)
+    if any(store.busy(owner) for store in stores):
         return False
-    zips = [job.id for job in store.list(owner)]
-    if not (store.forget(owner) and downloads.forget(owner)):
+    zips = [job.id for job in job_store(settings).list(owner)]
+    if not all(store.forget(owner) for store in stores):
         return False
     for id in zips:
         forget_zip(id)
@@ -83,6 +93,10 @@ def forget(settings: Settings, owner: str) -> bool:
     with suppress(MergingError):
         run_history(settings).forget(owner)
     return True
+
+
+def _stores(settings: Settings) -> tuple[JobStore, ...]:
+    return job_store(settings), download_store(settings), push_store(settings)
 
 
 def _sweep_files(settings: Settings, now: float, oldest: float) -> None:

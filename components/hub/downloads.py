@@ -14,8 +14,7 @@ from components.compare.runner import Work
 from components.family import Family
 from components.kept_bytes import require_room
 from components.models import choose
-from components.numbers import size
-from components.progress import job_bar, left
+from components.progress import job_bar, told_in_bytes
 from components.settings import Settings
 from merging import MergingError, Progress
 from merging.executors import unwanted
@@ -77,14 +76,7 @@ def start(settings: Settings, owner: str, family: Family, *typed: Any) -> str:
 
 def progress_html(job: Job | None) -> str:
     """How far a download is, in bytes; empty where none waits or runs."""
-    return job_bar(job, "downloading", "starting", _told)
-
-
-def _told(progress: Progress) -> Iterator[str]:
-    yield f"{progress.stage} · {size(progress.bytes_done)} of {size(progress.bytes_done / max(progress.share, 1e-9))}"
-    if progress.seconds > 1 and progress.bytes_done:
-        yield f"{size(progress.bytes_per_second)}/s"
-        yield from left(progress)
+    return job_bar(job, "downloading", "starting", told_in_bytes)
 
 
 def work(settings: Settings, inputs: Sequence[Any], ended: Any) -> Work:
@@ -103,7 +95,7 @@ def work(settings: Settings, inputs: Sequence[Any], ended: Any) -> Work:
         ready=_always,
         endings=ENDINGS,
         failure="The download was not started",
-        mine=_of_now,
+        mine=is_news,
         store=download_store,
         progress=progress_html,
     )
@@ -113,6 +105,6 @@ def _always(owner: str, family: Family, job: Job | None) -> bool:
     return True
 
 
-def _of_now(job: Job, family: Family) -> bool:
+def is_news(job: Job, family: Family) -> bool:
     """Downloads belong to whoever started them: while one runs there may be no family yet. Old ones are no news."""
     return job.active or time.time() - (job.ended or 0) < NEWS

@@ -1,0 +1,1 @@
+"""Going home with a merge: download and push to the Hub."""

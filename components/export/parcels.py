@@ -1,0 +1,49 @@
+"""A merge as it goes home: its folder, and over it the model card and pictures of what is known by now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.backend import job_store
+from components.downloads import model_bytes, zip_folder, zip_model
+from components.kept_bytes import require_room
+from components.merge_cards import KIND
+from components.settings import Settings
+from merging import MergingError
+from merging.parcel import parcel
+
+GONE = "This model is no longer there. Merge again."
+
+
+def merge_folder(settings: Settings, owner: str, id: str) -> Path:
+    """The folder of this owner's finished merge; `id` may come from the browser.
+
+    Raises:
+        MergingError: this owner has none of that id.
+    """
+    store = job_store(settings)
+    folder, job = store.model(owner, id), store.get(owner, id)
+    if folder is None or job is None or job.kind != KIND:
+        raise MergingError(GONE)
+    return folder
+
+
+def going_home(settings: Settings, owner: str, id: str) -> dict[str, bytes]:
+    """What lies over the folder of this owner's merge when it leaves, by name.
+
+    Raises:
+        MergingError: this owner has no such merge.
+    """
+    return parcel(merge_folder(settings, owner, id))
+
+
+def zip_merge(settings: Settings, owner: str, id: str) -> Path:
+    """The zip of this owner's merge with what goes home over it.
+
+    Raises:
+        MergingError: this owner has no such merge, or there is no room for the zip.
+    """
+    over, store = going_home(settings, owner, id), job_store(settings)
+    if not zip_folder(id).is_dir():
+        require_room(settings, model_bytes(store, owner, id), "The zip", owner)
+    return zip_model(store, owner, id, over)
