@@ -36,7 +36,7 @@ BEAT = 0.1
 SILENCE = 60.0
 """Seconds after which an upload that moves no byte is given up; writing the commit may take longer."""
 LONGEST_COMMIT = 300.0
-PATIENCE = 0.4
+PATIENCE = 0.3
 """Seconds that a cancelled push waits for its upload to end, and as many for its repository to be removed."""
 MADE_BY_THE_HUB = frozenset({".gitattributes"})
 """The files of a repository that nobody put anything into."""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import merging
 from components import merge_events as events
 from components.backend import job_store
-from components.downloads import zip_model
+from components.export.parcels import zip_merge
 from components.family import Family
 from components.late_choice import LateCheckboxGroup, LateDropdown, LateRadio
 from components.merge_fields import at_field
@@ -451,7 +451,7 @@ def test_the_download_is_the_whole_folder(settings, models, tmp_path):
     path = Path(events.download(settings, id, ADA)["value"])
     assert path.name == "task-arithmetic-lambda-0-8-one-two-three.zip"
     assert path.is_relative_to(get_upload_folder())
-    assert zip_model(job_store(settings), ADA, id) == path
+    assert zip_merge(settings, ADA, id) == path
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "unpacked")
     folder = tmp_path / "unpacked" / "task-arithmetic-lambda-0-8-one-two-three"

@@ -213,7 +213,8 @@ def test_cancel_within_a_second_leaves_nothing(hub, folder, how):
     assert hub.models == {}
 
 
-def test_a_commit_that_was_made_before_it_could_be_stopped_is_named(hub, folder):
+def test_a_commit_that_was_made_before_it_could_be_stopped_is_named(hub, folder, monkeypatch):
+    monkeypatch.setattr(push, "PATIENCE", 20)
     hub.fail("*/commit/*", pause=0.1)
     events = push.push(Hub(TOKEN), folder, Order(NAME), over={})
     for step in events:

@@ -77,11 +77,20 @@ class Work:
         return self.store(self.settings)
 
 
-def build_runner(label: str, name: str, *, width: int = 150, visible: bool = True) -> Runner:
-    """The buttons in a row with the progress below; `name` begins the ids of all of them."""
+def build_runner(
+    label: str, name: str, *, width: int = 150, visible: bool = True, ready: bool = True
+) -> Runner:
+    """The buttons in a row with the progress below; `name` begins the ids of all of them, `ready` says whether it can start
+    as the page opens."""
     with gr.Row(elem_classes="actions cm-actions"):
         run = gr.Button(
-            label, variant="primary", scale=0, min_width=width, visible=visible, elem_id=f"{name}-run"
+            label,
+            variant="primary",
+            scale=0,
+            min_width=width,
+            visible=visible,
+            interactive=ready,
+            elem_id=f"{name}-run",
         )
         cancel = gr.Button(
             "Cancel", scale=0, min_width=110, visible=False, interactive=False, elem_id=f"{name}-cancel"

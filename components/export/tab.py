@@ -119,7 +119,7 @@ def _build_push(settings: Settings) -> PushPart:
             False, label="If the repository is mine and there already, add a commit", min_width=280
         )
     token = build_token_field(settings, TO_PUSH, "sign-in-to-push")
-    runner = build_runner("Push", "export-push")
+    runner = build_runner("Push", "export-push", ready=False)
     result = gr.HTML(elem_classes="status", elem_id="export-pushed")
     return PushPart(name, problem, public, add, message, token, runner, result)
 
