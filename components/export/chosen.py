@@ -19,8 +19,8 @@ from components.numbers import size
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
+from merging.front_matter import README
 from merging.job_records import Job
-from merging.parcel import CARD
 
 EMPTY = (
     '<div class="ex-empty"><strong>Nothing to take home yet</strong> Merge first; every finished merge of yours is '
@@ -100,7 +100,7 @@ def read_card(settings: Settings, shown: str, stored: Any) -> str:
         parts = going_home(settings, owner_id(settings, stored), shown)
     except MergingError as error:
         return html.escape(str(error))
-    text = FRONT_MATTER.sub("", parts.get(CARD, b"").decode("utf-8", errors="replace"))
+    text = FRONT_MATTER.sub("", parts.get(README, b"").decode("utf-8", errors="replace"))
 
     def inside(found: re.Match[str]) -> str:
         picture = parts.get(found[2])
