@@ -35,6 +35,8 @@ LEAST_LIMIT = 0.02
 LEAST_TOLD = 0.005
 """A smaller share is not spoken of."""
 MOST_NAME = 30
+NOT_LATIN = 0x250
+"""The first letter that Pillow's own font lacks for sure."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _change(report: Report, names: Sequence[str]) -> Picture | None:
         alt=" ".join([f"{title}.", *(_told(name, grid) for name, grid in zip(names, grids, strict=True))]),
         png=_maps(
             title,
-            [panel(name, grid) for name, grid in zip(names, grids, strict=True)],
+            [panel(name, grid) for name, grid in zip(_drawable(names), grids, strict=True)],
             CIVIDIS,
             [f"{low:.3g} or less", f"{(low + high) / 2:.3g}", f"{high:.3g} or more"],
         ),
@@ -148,7 +150,7 @@ def _fate(preview: Preview, names: Sequence[str]) -> Picture | None:
         + ", ".join(f"{label} {100 * share:.0f} %" for label, _, share in row if abs(share) >= LEAST_TOLD)
         for name, row in zip(names, shares, strict=True)
     )
-    return Picture("fate.png", title, note, f"{title}: {told}.", _bars(title, names, shares))
+    return Picture("fate.png", title, note, f"{title}: {told}.", _bars(title, _drawable(names), shares))
 
 
 def _maps(title: str, panels: Sequence[_Panel], stops: Sequence[str], ticks: Sequence[str]) -> bytes:
@@ -167,7 +169,7 @@ def _maps(title: str, panels: Sequence[_Panel], stops: Sequence[str], ticks: Seq
     for number, panel in enumerate(panels):
         x = EDGE + left + (number % across) * (room + GAP)
         y = top + (number // across) * step
-        draw.text((x, y), _short(panel.name), fill=INK, font=_font(TEXT))
+        draw.text((x, y + TEXT), panel.name, fill=INK, font=_font(TEXT), anchor="ls")
         _cells(draw, panel, (x, y + TEXT + 16), cell, stops)
         _columns(image, grid, (x, y + TEXT + 16 + cell[1] * len(grid.rows) + 8), cell[0], turned)
         if number % across == 0:
@@ -199,7 +201,7 @@ def _cells(
 
 def _rows(draw: ImageDraw.ImageDraw, grid: Grid, corner: tuple[int, int], height: int) -> None:
     """Names of the blocks, as many as have room, and above them what they are."""
-    draw.text((corner[0], corner[1] - 8), "block", fill=QUIET, font=_font(SMALL), anchor="rs")
+    draw.text((corner[0], corner[1] - 16), "block", fill=QUIET, font=_font(SMALL), anchor="rs")
     every = next(step for step in (1, 2, 4, 5, 10, 20, 50) if step * height >= SMALL + 4 or step == 50)
     for number, row in enumerate(grid.rows):
         if number % every == 0:
@@ -232,12 +234,12 @@ def _bars(title: str, names: Sequence[str], rows: Sequence[Sequence[tuple[str, C
     step, thick = 74, 50
     top = EDGE + TITLE + 30
     image, draw = _canvas(top + step * len(rows) + SMALL + 30 + EDGE // 2, title)
-    left = EDGE + max(_wide(_short(name), TEXT) for name in names) + 22
+    left = EDGE + max(_wide(name, TEXT) for name in names) + 22
     most = max(1.0, *(sum(max(0.0, share) for _, _, share in row) for row in rows))
     room = (WIDTH - EDGE - left) / most
     for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         y, x = top + number * step, float(left)
-        draw.text((left - 16, y + thick / 2), _short(name), fill=INK, font=_font(TEXT), anchor="rm")
+        draw.text((left - 16, y + thick / 2), name, fill=INK, font=_font(TEXT), anchor="rm")
         draw.rectangle((left, y, left + room, y + thick), outline=(205, 211, 222))
         for label, colour, share in row:
             end = x + max(0.0, share) * room
@@ -282,8 +284,16 @@ def _wide(text: str, size: int) -> int:
     return math.ceil(_font(size).getlength(text))
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 1]}…"
+def _drawable(names: Sequence[str]) -> list[str]:
+    """Names as the letters that come with Pillow can write them; one in another script is told by its number."""
+    return [
+        f"expert {number}"
+        if any(ord(letter) >= NOT_LATIN for letter in name)
+        else name
+        if len(name) <= MOST_NAME
+        else f"{name[: MOST_NAME - 1]}…"
+        for number, name in enumerate(names, 1)
+    ]
 
 
 def _row(block: int | str | None) -> str:
