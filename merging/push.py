@@ -1,7 +1,7 @@
 """Pushing a merged folder to the Hub: one commit, private unless asked otherwise, and nothing left of a push that fails.
 
 ```python
-for step in push(Hub(token), folder, Order("me/my-merge"), over=parcel(folder)): ...   # the last one is `Pushed`
+for step in push(Hub(token), folder, Order("me/my-merge"), packing(folder)): ...   # the last one is `Pushed`
 ```
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -98,8 +98,8 @@ def push(
     hub: Hub,
     folder: Path,
     order: Order,
+    packing: Iterable[Progress | Mapping[str, bytes]],
     *,
-    over: Mapping[str, bytes],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress | Pushed]:
     """Upload a folder and commit it at once; the last event says where it is.
@@ -107,7 +107,8 @@ def push(
     A repository that was made for it and is still empty is removed when the push fails, is cancelled or is closed.
 
     Args:
-        over: files that go in place of the folder's own or beside them, by name.
+        packing: makes what goes in place of the folder's own files or beside them, by name, and tells how far it is; it
+            is begun once the Hub has said who pushes.
 
     Raises:
         HubError: a wrong name, no token or one that may not write, a repository that is there, no room, a limit, a
@@ -117,6 +118,14 @@ def push(
     order = _checked(order)
     account = _account(hub)
     there = _there(hub, order, account)
+    over: Mapping[str, bytes] = {}
+    for event in packing:
+        if isinstance(event, Progress):
+            yield replace(event, stage="drawing the maps of the model card", bytes_done=0)
+            if cancelled():
+                raise Stopped
+        else:
+            over = event
     with ExitStack() as files:
         meter = Meter()
         upload = _Upload(hub, order, there, open_files(folder, over, meter, files), meter, account)

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from merging.errors import MergingError
 from merging.hub import Hub
-from merging.parcel import parcel
+from merging.parcel import packing
 from merging.push import LONGEST_MESSAGE, MESSAGE, Order, Pushed, push
 from merging.room import bytes_text
 from merging.writer import MARKER
@@ -71,7 +71,7 @@ def _follow(hub: Hub, folder: Path, order: Order) -> Pushed:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     ]
-    events = push(hub, folder, order, over=parcel(folder, name=order.name))
+    events = push(hub, folder, order, packing(folder, name=order.name))
     try:
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -79,7 +79,7 @@ def _follow(hub: Hub, folder: Path, order: Order) -> Pushed:
             for event in events:
                 if isinstance(event, Pushed):
                     return event
-                total = event.bytes_done / event.share if event.share else None
+                total = event.bytes_done / event.share if event.bytes_done and event.share else None
                 bar.update(task, completed=event.bytes_done, total=total, description=event.stage)
     except KeyboardInterrupt:
         events.close()  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ def _no_waiting(monkeypatch):
 
 
 def pushed(folder, order, *, token=TOKEN, over=None, **options) -> Pushed:
-    *_, last = push.push(Hub(token), folder, order, over=over or {}, **options)
+    *_, last = push.push(Hub(token), folder, order, [over or {}], **options)
     assert isinstance(last, Pushed)
     return last
 
@@ -51,7 +51,7 @@ def files(hub, name=NAME) -> dict[str, bytes]:
 
 def test_a_folder_becomes_one_private_commit(hub, folder):
     card = {"README.md": b"---\nlicense: mit\n---\n# What goes home\n", "pictures/change.png": b"\x89PNG\0\0"}
-    *steps, last = push.push(Hub(TOKEN), folder, Order(f" {NAME} "), over=card)
+    *steps, last = push.push(Hub(TOKEN), folder, Order(f" {NAME} "), [card])
     assert (last.id, last.url, last.private, last.new) == (NAME, f"{hub.url}/{NAME}", True, True)
     assert last.commit == hub.models[NAME].branches["main"]
     assert (hub.models[NAME].private, hub.models[NAME].messages) == (True, [MESSAGE])
@@ -194,7 +194,7 @@ def test_a_broken_connection_is_made_anew(hub, folder):
 def test_cancel_within_a_second_leaves_nothing(hub, folder, how):
     hub.fail("/upload/*", pause=0.05)
     wanted = [True]
-    events = push.push(Hub(TOKEN), folder, Order(NAME), over={}, cancelled=lambda: not wanted[0])
+    events = push.push(Hub(TOKEN), folder, Order(NAME), [{}], cancelled=lambda: not wanted[0])
     for step in events:
         if step.stage == "uploading" and step.bytes_done:
             break
@@ -216,9 +216,9 @@ def test_cancel_within_a_second_leaves_nothing(hub, folder, how):
 def test_a_commit_that_was_made_before_it_could_be_stopped_is_named(hub, folder, monkeypatch):
     monkeypatch.setattr(push, "PATIENCE", 20)
     hub.fail("*/commit/*", pause=0.1)
-    events = push.push(Hub(TOKEN), folder, Order(NAME), over={})
-    for step in events:
-        if step.stage == "writing the commit":
+    events = push.push(Hub(TOKEN), folder, Order(NAME), [{}])
+    for _ in events:
+        if any("/commit/" in path for _, path, _ in hub.seen):
             break
     with pytest.raises(HubError, match=f"made before it could be stopped; it is at {hub.url}/{NAME}"):
         events.close()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from components.backend import job_store
+from components.backend import job_store, run_history
 from components.downloads import model_bytes, zip_folder, zip_model
 from components.kept_bytes import require_room
 from components.merge_cards import KIND
-from components.settings import Settings
-from merging import MergingError
-from merging.parcel import parcel
+from components.newest import Newest
+from components.settings import ROOT, Settings
+from merging import MergingError, Progress
+from merging.card_scores import CardScore, card_scores
+from merging.parcel import packing
 
 GONE = "This model is no longer there. Merge again."
+
+_packed: Newest[dict[str, bytes]] = Newest(8)
+"""What was packed last: drawing the maps takes a look at all parents."""
 
 
 def merge_folder(settings: Settings, owner: str, id: str) -> Path:
@@ -28,13 +34,32 @@ def merge_folder(settings: Settings, owner: str, id: str) -> Path:
     return folder
 
 
-def going_home(settings: Settings, owner: str, id: str) -> dict[str, bytes]:
-    """What lies over the folder of this owner's merge when it leaves, by name.
+def pack(settings: Settings, owner: str, id: str, name: str = "") -> Iterator[Progress | dict[str, bytes]]:
+    """Progress, then what lies over the folder of this owner's merge when it leaves, by name: `org/name` where it goes.
 
     Raises:
         MergingError: this owner has no such merge.
     """
-    return parcel(merge_folder(settings, owner, id))
+    folder = merge_folder(settings, owner, id)
+    scores = _scores(settings, owner, folder)
+    key = f"{folder} {name} {scores}"
+    if (known := _packed.get(key)) is not None:
+        yield known
+        return
+    for event in packing(folder, scores=scores, name=name, beside=ROOT):
+        if not isinstance(event, Progress):
+            _packed.keep(key, event)
+        yield event
+
+
+def going_home(settings: Settings, owner: str, id: str) -> dict[str, bytes]:
+    """What `pack` comes to.
+
+    Raises:
+        MergingError: this owner has no such merge.
+    """
+    *_, files = pack(settings, owner, id)
+    return files if isinstance(files, dict) else {}
 
 
 def zip_merge(settings: Settings, owner: str, id: str) -> Path:
@@ -47,3 +72,11 @@ def zip_merge(settings: Settings, owner: str, id: str) -> Path:
     if not zip_folder(id).is_dir():
         require_room(settings, model_bytes(store, owner, id), "The zip", owner)
     return zip_model(store, owner, id, over)
+
+
+def _scores(settings: Settings, owner: str, folder: Path) -> list[CardScore]:
+    """What is known of it; nothing where the history cannot be read, which is no reason to keep a merge here."""
+    try:
+        return card_scores(run_history(settings), owner, folder)
+    except MergingError:
+        return []

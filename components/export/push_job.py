@@ -13,7 +13,7 @@ from typing import Any
 from components.backend import hub_desk, push_store
 from components.compare.runner import Work
 from components.export.chosen import may_push
-from components.export.parcels import going_home, merge_folder
+from components.export.parcels import merge_folder, pack
 from components.family import Family
 from components.hub.downloads import is_news
 from components.progress import job_bar, told_in_bytes
@@ -64,10 +64,8 @@ def start(settings: Settings, owner: str, family: Family, *asked: Any) -> str:
 
 def pushing(settings: Settings, owner: str, id: str, hub: Hub, order: Order, out: Path) -> Iterator[Any]:
     """The work of a job: progress in bytes, in the end where the merge is. Nothing is written into `out`."""
-    folder = merge_folder(settings, owner, id)
-    yield Progress("writing the model card", 0, 1, 0, 0.0, 0.0)
-    over = going_home(settings, owner, id)
-    with closing(push(hub, folder, order, over=over, cancelled=unwanted)) as events:  # type: ignore[type-var]
+    folder, packing = merge_folder(settings, owner, id), pack(settings, owner, id, order.name)
+    with closing(push(hub, folder, order, packing, cancelled=unwanted)) as events:  # type: ignore[type-var]
         for event in events:
             yield asdict(event) if isinstance(event, Pushed) else event
 
