@@ -12,6 +12,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from gradio.utils import LRUCache
+from starlette.middleware import Middleware
 
 from components import zero_gpu  # noqa: F401  before all that may touch CUDA
 from components.chat.tab import CSS as CHAT_CSS
@@ -35,7 +36,7 @@ from components.preview_store import shared_previews
 from components.reports import shared_reports
 from components.settings import Settings
 from components.shared import build_shared
-from components.strangers import keep_apart, private_paths
+from components.strangers import Bounded, check_values, keep_apart, private_paths
 from components.sweeper import start_sweeping
 from components.theme import CSS, HEAD, about, build_header, build_theme
 from components.warm_up import warm_up
@@ -78,6 +79,7 @@ def build_app(settings: Settings) -> gr.Blocks:
     keep_states_outside(app)
     app.queue(max_size=settings.events, default_concurrency_limit=4)
     let_pages_leave(app)
+    check_values(app)
     return app
 
 
@@ -131,7 +133,12 @@ def main() -> None:
     threading.Thread(target=warm_up, args=ready, daemon=True).start()
     if presets(settings):
         threading.Thread(target=hub_reach().ask, daemon=True).start()
-    build_app(settings).launch(
+    serve(build_app(settings), settings)
+
+
+def serve(app: gr.Blocks, settings: Settings, **options: Any) -> None:
+    """Start the server of a page; `options` go to `launch` as well."""
+    app.launch(
         server_name=settings.host,
         server_port=settings.port,
         theme=build_theme(),
@@ -143,6 +150,8 @@ def main() -> None:
         run_history=False,
         enable_monitoring=False,
         blocked_paths=private_paths(settings),
+        app_kwargs={"middleware": [Middleware(Bounded)]},
+        **options,
     )
 
 

@@ -50,7 +50,7 @@ HEADER = """
   expressions and word games: they know nothing else and cannot hold a conversation.</p>
   <p class="purpose">See where fine-tuned experts changed their base and where they fight, merge them, and talk to the
   result.</p>
-</header>
+{kept}</header>
 """
 HEADER_SCRIPT = """
 const first = element.querySelector('.first');
@@ -159,7 +159,22 @@ COLOURS = {
 def build_header(settings: Settings) -> gr.HTML:
     """What the page is and, while its value is `about(…)` of the demo, what the demo's models cannot do."""
     value = about(settings, Family.demo(settings.demo))
-    return gr.HTML(value, html_template=HEADER, js_on_load=HEADER_SCRIPT)
+    words = f'  <p class="kept">{kept_words(settings.ttl)}</p>\n' if not settings.single_owner else ""
+    return gr.HTML(value, html_template=HEADER.replace("{kept}", words), js_on_load=HEADER_SCRIPT)
+
+
+def kept_words(ttl: int | None) -> str:
+    """What visitors of a shared server should know of how long their things stay, and that nobody else sees them."""
+    if ttl is None:
+        return "Others use this server too; nobody sees what you make, and it stays here until you delete it."
+    named = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+    unit, word = next(
+        (length, word) for length, word in named if (ttl % length == 0 and ttl > length) or length == 1
+    )
+    return (
+        f"Others use this server too; nobody sees what you make, and it is deleted {ttl // unit} {word}s after your last visit. Download what "
+        "you want to keep."
+    )
 
 
 def about(settings: Settings, family: Family) -> str:
