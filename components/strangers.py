@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def check_values(app: gr.Blocks) -> None:
 
     async def careful(block_fn: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
         try:
-            if any(isinstance(path, str) and "://" in path for path in _paths(inputs)):
+            if not is_plain(inputs):
                 raise gr.Error(FORGED)
             return await read(block_fn, inputs, *rest, **named)
         except Exception as error:
@@ -57,16 +57,20 @@ def check_values(app: gr.Blocks) -> None:
     app.preprocess_data = careful  # type: ignore[method-assign]
 
 
-def _paths(value: Any) -> Iterator[Any]:
-    """Where files lie that a value names, however deep."""
+def is_plain(value: Any) -> bool:
+    """Whether a value has no half characters, which cannot be sent back, and names no file of another server."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            yield from (one[key] for key in ("path", "url") if key in one)
-            waiting += one.values()
+            if any("://" in str(one.get(key, "")) for key in ("path", "url")):
+                return False
+            waiting += [*one, *one.values()]
         elif isinstance(one, list):
             waiting += one
+        elif isinstance(one, str) and not one.isascii() and one.encode(errors="ignore").decode() != one:
+            return False
+    return True
 
 
 Scope = MutableMapping[str, Any]
