@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 from merging.card_pictures import FOLDER as PICTURES
 from merging.card_pictures import Picture, card_pictures
@@ -27,12 +29,17 @@ from merging.writer import MARKER
 
 MOST_ELEMENTS = 400_000_000
 """Weights of parents that the pictures look at; of more, a sample of about so many."""
+MOST_KEPT = 16
+"""Merges whose pictures are kept, a third of a megabyte each: the card is read, then downloaded, then pushed."""
 SETTINGS = "tokenizer_config.json"
 OWN_PLACE = "name_or_path"
 """Where a tokenizer's settings say it was loaded from."""
 GONE = "There are no maps here: the parents are no longer where the merge was made, so nothing could be measured."
 CHANGED = "There are no maps here: the parents have changed since they were merged, so they would show another merge."
 NO_BASE = "There are no maps here: they show changes from a base, and this merge has none that all of its parts share."
+
+_pictures: dict[tuple[str, tuple[str, ...]], list[Picture]] = {}
+_drawing = Lock()
 
 
 def parcel(
@@ -70,7 +77,7 @@ def packing(
         yield {}
         return
     recipe._folder = Path(beside) if beside is not None else folder
-    plan = _planned(recipe)
+    plan, subject = _planned(recipe), _subject(folder)
     files = {MARKER: _recipe(folder, plan, recipe), **_settings(folder)}
     card = _text(folder / README)
     if not card:
@@ -80,9 +87,9 @@ def packing(
     said = GONE
     if plan is not None:
         said = CHANGED
-        if _is_of(folder, plan):
+        if subject == subject_of_plan(plan):
             said = NO_BASE
-            for step in _drawn(plan):
+            for step in _drawn(plan, subject):
                 if isinstance(step, Progress):
                     yield step
                 else:
@@ -99,26 +106,38 @@ def _planned(recipe: Recipe) -> Plan | None:
         return None
 
 
-def _is_of(folder: Path, plan: Plan) -> bool:
-    """Whether a plan would make the merge that lies in the folder."""
+def _subject(folder: Path) -> str:
+    """What decides a merge's weights, as they say it themselves."""
     try:
-        return Checkpoint.open(folder).metadata.get(SUBJECT) == subject_of_plan(plan)
+        return Checkpoint.open(folder).metadata.get(SUBJECT, "")
     except MergingError:
-        return False
+        return ""
 
 
-def _drawn(plan: Plan) -> Iterator[Progress | list[Picture]]:
-    """Progress, then the pictures; none of a merge whose changes cannot be measured."""
+def _drawn(plan: Plan, subject: str) -> Iterator[Progress | list[Picture]]:
+    """Progress, then the pictures, from those that were drawn before; none of a merge whose changes cannot be measured."""
+    names = tuple(plan.elsewhere.get(one, one) for one in plan.names)
+    with _drawing:
+        kept = _pictures.get((subject, names))
+    if kept is not None:
+        yield kept
+        return
     elements = sum(map(_inputs, plan.tensors))
     sample = MOST_ELEMENTS / elements if elements > MOST_ELEMENTS else None
+    made: list[Picture] = []
     try:
         for event in report_of(plan, device="cpu", sample=sample):
             if isinstance(event, Report):
-                yield card_pictures(event, [plan.elsewhere.get(one, one) for one in plan.names])
+                made = card_pictures(event, names)
             else:
-                yield event
+                yield replace(event, stage="measuring the parents for the card's maps")
     except MergingError:
-        yield []
+        made = []
+    with _drawing:
+        _pictures[subject, names] = made
+        while len(_pictures) > MOST_KEPT:
+            del _pictures[next(iter(_pictures))]
+    yield made
 
 
 def _inputs(tensor: TensorPlan) -> int:

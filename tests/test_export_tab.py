@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 
 from components import merge_events
-from components.backend import hub_desk, job_store, push_store
+from components.backend import hub_desk, job_store, push_store, run_history
 from components.compare import runner
 from components.export import chosen, push_job
 from components.export.about import about_html
@@ -19,7 +19,10 @@ from components.family import Family
 from components.hub import token
 from components.merge_recipe import default_recipe
 from components.settings import Settings
-from merging import MergingError
+from merging import MergingError, check
+from merging.evaluation import ItemResult, SuiteResult
+from merging.history import Draft
+from merging.suites import Item, Suite
 from tests.hub_server import TOKEN
 
 ADA, BOB = "a" * 32, "b" * 32
@@ -111,6 +114,21 @@ def test_the_zip_holds_what_goes_home(settings, merges):
             assert archive.read(f"{path.stem}/{name}") == content
             assert names.count(f"{path.stem}/{name}") == 1
     assert zip_merge(settings, ADA, merges[0]) == path
+
+
+def test_the_card_that_goes_home_has_the_scores_of_its_owner(settings, merges):
+    folder = job_store(settings).model(ADA, merges[1])
+    history, plan = run_history(settings), check(folder / "mergescope.yaml")
+    suite = Suite("sums", (Item("1 + 1", "2"),))
+    for owner, name in ((ADA, "sums"), (BOB, "bob's own")):
+        run = history.add(owner, Draft.of(plan))
+        history.put_score(
+            owner, run.subject, SuiteResult(name, (ItemResult("1 + 1", "2", "2", True),)), suite
+        )
+    card = chosen.read_card(settings, merges[1], ADA)
+    assert "| `this merge` | 100.0 %" in card
+    assert "bob" not in card
+    assert card.count("data:image/png;base64,") == 3
 
 
 @pytest.mark.parametrize("id", FORGED, ids=lambda id: repr(id)[:12])
