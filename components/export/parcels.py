@@ -9,16 +9,12 @@ from components.backend import job_store, run_history
 from components.downloads import model_bytes, zip_folder, zip_model
 from components.kept_bytes import require_room
 from components.merge_cards import KIND
-from components.newest import Newest
 from components.settings import ROOT, Settings
 from merging import MergingError, Progress
 from merging.card_scores import CardScore, card_scores
 from merging.parcel import packing
 
 GONE = "This model is no longer there. Merge again."
-
-_packed: Newest[dict[str, bytes]] = Newest(8)
-"""What was packed last: drawing the maps takes a look at all parents."""
 
 
 def merge_folder(settings: Settings, owner: str, id: str) -> Path:
@@ -41,15 +37,7 @@ def pack(settings: Settings, owner: str, id: str, name: str = "") -> Iterator[Pr
         MergingError: this owner has no such merge.
     """
     folder = merge_folder(settings, owner, id)
-    scores = _scores(settings, owner, folder)
-    key = f"{folder} {name} {scores}"
-    if (known := _packed.get(key)) is not None:
-        yield known
-        return
-    for event in packing(folder, scores=scores, name=name, beside=ROOT):
-        if not isinstance(event, Progress):
-            _packed.keep(key, event)
-        yield event
+    yield from packing(folder, scores=_scores(settings, owner, folder), name=name, beside=ROOT)
 
 
 def going_home(settings: Settings, owner: str, id: str) -> dict[str, bytes]:
