@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help run test check format bench oracle clean
+.PHONY: help run test check format bench space oracle clean
 
 help:
 	@echo "make run     install into $(VENV) and start the app with the demo family"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   formatting, lint, types, import arrows, generated docs"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make bench   speed and memory, as ratios in one run"
+	@echo "make space   upload this to a Space of Hugging Face: make space SPACE=org/name"
 	@echo "make oracle  install mergekit beside it, so that make test compares with it"
 
 $(VENV)/.ready: requirements.txt constraints.txt
@@ -45,6 +46,9 @@ format: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.run
+
+space: $(VENV)/.ready
+	SPACE="$(SPACE)" PUBLIC="$(PUBLIC)" $(BIN)/python scripts/space.py
 
 ORACLE := .venv-mergekit
 ORACLE_PIP := $(ORACLE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
