@@ -36,8 +36,8 @@ PARAMETERS_PER_SECOND = 100_000_000
 """Read, merged and written, by a careful guess."""
 ANSWERS_PER_SECOND = 20
 TAKEN_BACK = (
-    "The GPU was taken back before this was done: it took longer than the GPU was lent for, or its worker ended. Nothing "
-    "was written; try again, or with less to do at once."
+    "The GPU was taken back before this was done: it took longer than the GPU was lent for, or its worker ended. Try "
+    "again, or with less to do at once."
 )
 
 

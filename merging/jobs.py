@@ -240,6 +240,8 @@ class JobStore:
             _log.exception("job %s (%s) failed", live.job.id, live.job.kind)
             short = isinstance(error, MemoryError | torch.OutOfMemoryError)
             state, changes["error"] = "failed", NO_MEMORY if short else UNEXPECTED
+        if state != "done":
+            _tidy(self._folder_of(live.job))
         with self._changed:
             if state == "cancelled" and self._closed:
                 state = "interrupted"
@@ -309,8 +311,13 @@ class JobStore:
         for record in self.folder.glob(f"*/*/{RECORD}"):
             job = read_record(record.parent)
             if job is not None and job.active:
-                for leftover in record.parent.glob(".*.partial"):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                _tidy(record.parent)
                 with suppress(MergingError):  # then it only looks so, see `_at_rest`
                     self._keep(job.model_copy(update={"state": "interrupted"}))
         return lock
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a process half wrote that was ended before it could do so itself."""
+    for leftover in folder.glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)

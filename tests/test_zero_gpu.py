@@ -179,14 +179,17 @@ def test_a_gpu_that_is_not_lent_is_one_sentence(lender, store, monkeypatch):
     )
 
 
-def die(*_):
+def die(out):
+    out.with_name(".model.partial").mkdir()
     yield Progress("going on", 1, 2, 0, 0.5, 0.1)
     os.kill(os.getpid(), signal.SIGKILL)
     yield
 
 
 def test_a_lost_worker_is_one_sentence_and_the_next_work_has_another(lender, store):
-    assert ended(store, LARGE, die).error == TAKEN_BACK
+    lost = ended(store, LARGE, die)
+    assert lost.error == TAKEN_BACK
+    assert [file.name for file in (store.folder / ADA / lost.id).iterdir()] == ["job.json"]
     assert ended(store, LARGE, where).state == "done"
     reply = Reply(die_loading, [{"role": "user", "content": "ab"}])
     list(answer([[reply]], Sampling(), threading.Event(), LARGE))
