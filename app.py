@@ -74,8 +74,10 @@ def build_app(settings: Settings) -> gr.Blocks:
         wire_next_stage(merge, models, settings, shared, tabs)
         steps = ((models.next, "inspect"), (inspect.next, "merge"), (merge.next, "chat"))
         for button, tab in steps:
-            button.click(partial(gr.Tabs, selected=tab), None, tabs, api_visibility="private")
-    tell_hidden_progress(app, header)
+            button.click(
+                partial(gr.Tabs, selected=tab), None, tabs, show_progress="hidden", api_visibility="private"
+            )
+    tell_hidden_progress(app, shared.opened)
     keep_states_outside(app)
     app.queue(max_size=settings.events, default_concurrency_limit=4)
     let_pages_leave(app)

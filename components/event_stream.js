@@ -2,10 +2,13 @@
 // answer. An event sent in the instant of that end was answered into no stream: the page believed that it still had one.
 // Here the page's stream goes on with the server's next one as long as an event has no answer. And a stream that the server
 // ends is read to its end, because the server drops the events of a page that hangs up first.
+// Two events sent at nearly the same time may overtake each other on their way. Those of one kind, as quick clicks on a map,
+// are sent one after another, so that the last one is answered last.
 (() => {
   const send = window.fetch.bind(window);
   const unanswered = new Set();
   const answeredEarly = new Set();
+  const onTheWay = new Map();
   let sending = 0;
   window.awaitedAnswers = () => sending + unanswered.size;
 
@@ -17,9 +20,13 @@
   };
 
   async function join(input, options) {
+    const kind = JSON.parse(options.body).fn_index;
+    const before = onTheWay.get(kind);
     sending += 1;
+    const sent = Promise.resolve(before).catch(() => {}).then(() => send(input, options));
+    onTheWay.set(kind, sent);
     try {
-      const response = await send(input, options);
+      const response = await sent;
       if (response.ok) {
         const { event_id: event } = await response.clone().json().catch(() => ({}));
         if (event && !answeredEarly.delete(event)) unanswered.add(event);

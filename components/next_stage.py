@@ -29,7 +29,9 @@ def wire_next_stage(
             models.rows,
             **PRIVATE,
         )
-        taken.success(partial(gr.Tabs, selected="models"), None, tabs, api_visibility="private")
+        taken.success(
+            partial(gr.Tabs, selected="models"), None, tabs, show_progress="hidden", api_visibility="private"
+        )
         taken.success(partial(judge, settings), models.typed(shared), models.judged(shared), **JUDGING)
 
 

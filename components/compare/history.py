@@ -152,4 +152,6 @@ def wire_history(
         merge.filled,
         **PRIVATE,
         **IN_TURN,
-    ).success(partial(gr.Tabs, selected="merge"), None, tabs, api_visibility="private")
+    ).success(
+        partial(gr.Tabs, selected="merge"), None, tabs, show_progress="hidden", api_visibility="private"
+    )

@@ -37,7 +37,13 @@ class Loader:
         state = [self.merge.recipe, self.shared.family, self.merge.watched, self.shared.owner]
         button.click(
             partial(self.load, find), [*state, *inputs], self.merge.filled, **PRIVATE, **IN_TURN
-        ).success(partial(gr.Tabs, selected="merge"), None, self.tabs, api_visibility="private")
+        ).success(
+            partial(gr.Tabs, selected="merge"),
+            None,
+            self.tabs,
+            show_progress="hidden",
+            api_visibility="private",
+        )
 
     def load(
         self,

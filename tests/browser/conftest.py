@@ -213,24 +213,19 @@ def brush_corner(page) -> None:
     page.mouse.up()
 
 
-@pytest.fixture(scope="module")
-def merge_page(browser, app_url):
-    """One page at Merge for all tests of a file, and the recipe that it opened with; ask for `at_merge`."""
+@contextmanager
+def long_page(browser, app_url: str) -> Iterator[Any]:
+    """A page that tests share: one takes seconds to load."""
     page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page.set_default_timeout(PATIENCE)
     page.goto(app_url)
-    page.get_by_role("tab", name="3 Merge").click()
-    page.locator("#merge-default-button:enabled").wait_for()
-    page.locator("#recipe-yaml .cm-content", has_text="merge_method").wait_for()
-    stand_still(page)
-    yield page, page.evaluate(WRITTEN)
+    yield page
     page.close()
 
 
-@pytest.fixture
-def at_merge(merge_page, requests_seen, console_errors):
-    """The Merge tab as it opens, in a page that tests before may have used: a page takes seconds to load."""
-    page, opened = merge_page
+@contextmanager
+def heard(page, requests_seen: list[str], console_errors: list[str]) -> Iterator[None]:
+    """What a shared page asks for and complains of is told to one test."""
     listeners = {
         "request": lambda request: requests_seen.append(request.url),
         "pageerror": lambda error: console_errors.append(str(error)),
@@ -238,14 +233,57 @@ def at_merge(merge_page, requests_seen, console_errors):
     }
     for event, listener in listeners.items():
         page.on(event, listener)
-    stand_still(page)
-    if page.evaluate(WRITTEN) != opened:
-        write_recipe(page, opened)
-        page.wait_for_function(f"opened => {WRITTEN} === opened", arg=opened)
-    page.locator("#merge-button:enabled").wait_for()
-    yield page
+    yield
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
+
+
+@pytest.fixture(scope="module")
+def merge_page(browser, app_url):
+    """One page at Merge for all tests of a file, and the recipe that it opened with; ask for `at_merge`."""
+    with long_page(browser, app_url) as page:
+        page.get_by_role("tab", name="3 Merge").click()
+        page.locator("#merge-default-button:enabled").wait_for()
+        page.locator("#recipe-yaml .cm-content", has_text="merge_method").wait_for()
+        stand_still(page)
+        yield page, page.evaluate(WRITTEN)
+
+
+@pytest.fixture
+def at_merge(merge_page, requests_seen, console_errors):
+    """The Merge tab as it opens, in a page that tests before may have used."""
+    page, opened = merge_page
+    with heard(page, requests_seen, console_errors):
+        stand_still(page)
+        page.get_by_role("tab", name="3 Merge").click()
+        if page.evaluate(WRITTEN) != opened:
+            write_recipe(page, opened)
+            page.wait_for_function(f"opened => {WRITTEN} === opened", arg=opened)
+        page.locator("#merge-button:enabled").wait_for()
+        yield page
+
+
+@pytest.fixture(scope="module")
+def inspect_page(browser, app_url):
+    """One page at Inspect for all tests of a file; ask for `at_inspect`."""
+    with long_page(browser, app_url) as page:
+        yield page
+
+
+@pytest.fixture
+def at_inspect(inspect_page, requests_seen, console_errors):
+    """The Inspect tab with the map of changes and a cell's story, in a page that tests before may have used."""
+    page = inspect_page
+    with heard(page, requests_seen, console_errors):
+        page.get_by_role("tab", name="2 Inspect").click()
+        page.get_by_label("Norms and embeddings").uncheck()
+        page.get_by_label("Change", exact=True).check()
+        page.locator("#map .heatmaplayer").first.wait_for()
+        page.locator("#map .chart-title", has_text="How far each expert moved").wait_for()
+        # what comes after the report is there too, so that nothing moves or is drawn anew under a click
+        page.locator("#histogram .chart-note", has_text="left by a density of").wait_for()
+        stand_still(page)
+        yield page
 
 
 def stand_still(page) -> None:

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from components.shared import MODELS_KEY
-from tests.browser.conftest import ROOT, unanswered
+from tests.browser.conftest import ROOT, stand_still, unanswered
 
 pytestmark = pytest.mark.browser
 
@@ -63,12 +63,6 @@ def outside(requests: list[str], app_url: str) -> list[str]:
     ]
 
 
-def test_the_page_says_first_what_the_demo_models_cannot_do(page):
-    text = page.locator("main").inner_text()
-    assert text.index("The demo models are tiny") < text.index("1 Models")
-    assert "know nothing else" in text
-
-
 def test_what_is_typed_before_the_page_has_its_answers_stays(new_window, app_url, tmp_path, console_errors):
     mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
     page, early = new_window(), []
@@ -96,25 +90,12 @@ def test_what_is_typed_before_the_page_has_its_answers_stays(new_window, app_url
     assert console_errors == []
 
 
-def test_it_says_so_only_while_they_are_chosen(page, reload, tmp_path, quiet, console_errors):
-    mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
-    about = page.get_by_text("The demo models are tiny")
-    page.get_by_label("Expert 3").fill(str(mine))
-    page.get_by_label("Expert 3").press("Enter")
-    expect(about).to_be_hidden()
-    expect(page.get_by_text("See where fine-tuned experts changed their base")).to_be_visible()
-    quiet(page)
-    reload(page)
-    page.locator(".card-name", has_text="mine").wait_for()
-    expect(about).to_be_hidden()
-    page.get_by_role("button", name="Demo family").click()
-    expect(about).to_be_visible()
-    page.get_by_role("button", name="Switch between light and dark").click()
-    assert page.evaluate("document.body.classList.contains('dark')")
-    assert console_errors == []
-
-
 def test_models_inspect_merge_chat(page, app_url, requests_seen, console_errors):
+    """By somebody who reads the first tab for long, and finds every chart of the others all the same."""
+    text = page.locator("main").inner_text()
+    assert text.index("The demo models are tiny") < text.index("1 Models")
+    assert "know nothing else" in text
+    page.wait_for_timeout(5000)
     for name in ("math", "code", "words"):
         card = page.locator(".card").filter(has=page.get_by_text(name, exact=True))
         assert "Fits the base" in card.inner_text()
@@ -141,13 +122,17 @@ def look_at_a_cell(page) -> None:
     page.locator("#histogram .scatterlayer").wait_for()
     assert page.locator("#agreement .barlayer .point").count() == 3
     assert page.locator("#cell-figures tbody tr").count() == 3
+    page.locator("#detail-rows .scatterlayer").first.wait_for()
+    expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
 
 
 def merge_with_one_click(page) -> None:
     top = page.locator("#merge-default-button").bounding_box()["y"]
     assert top < page.locator("#merge-method").bounding_box()["y"], "no parameter before the one click"
+    page.locator("#preview-map .heatmaplayer").first.wait_for()
+    expect(page.get_by_text("Error rendering")).to_have_count(0)
     page.locator("#merge-default-button").click()
-    page.get_by_role("button", name="Chat with it").wait_for(timeout=90_000)
+    page.locator("#merge-next:visible").wait_for(timeout=90_000)
     page.locator("#merge-result h3", has_text="Task arithmetic").wait_for()
     expect(page.locator("#merge-result")).to_contain_text("2.00 MB", timeout=30_000)
 
@@ -168,21 +153,8 @@ def ask_all_columns(page, question: str) -> None:
         expect(column.locator(".message.bot, .bot .message").first).not_to_be_empty(timeout=30_000)
 
 
-def test_who_reads_the_first_tab_for_long_finds_every_chart_of_the_others(page, console_errors):
-    page.wait_for_timeout(5000)
-    open_tab(page, "2 Inspect")
-    page.locator("#map .heatmaplayer").first.wait_for()
-    page.locator("#detail-rows .scatterlayer").first.wait_for()
-    expect(page.locator("#detail-spectra .chart-empty")).to_contain_text("Spectrum")
-    open_tab(page, "3 Merge")
-    page.locator("#preview-map .heatmaplayer").first.wait_for()
-    expect(page.get_by_text("Error rendering")).to_have_count(0)
-    assert console_errors == []
-
-
-def test_the_keyboard_reaches_what_a_click_reaches(page):
-    open_tab(page, "2 Inspect")
-    page.locator("#story h2").filter(has_text="Block").wait_for()
+def test_the_keyboard_reaches_what_a_click_reaches(at_inspect):
+    page = at_inspect
     block, module = (page.get_by_role("combobox", name=name) for name in ("Block", "Module"))
     for field in (block, module):
         before = field.input_value()
@@ -199,8 +171,8 @@ def test_the_keyboard_reaches_what_a_click_reaches(page):
     assert len(shapes(page)) == 1
 
 
-def test_conflict_table_and_downloads(page, tmp_path):
-    open_tab(page, "2 Inspect")
+def test_conflict_table_and_downloads(at_inspect, tmp_path):
+    page = at_inspect
     page.get_by_label("Conflict", exact=True).check()
     page.wait_for_function("document.querySelector('#map .chart-title')?.innerText.includes('opposite')")
     assert "0.5 = what unrelated experts would show" in page.locator("#map .chart-note").inner_text()
@@ -219,8 +191,8 @@ def test_conflict_table_and_downloads(page, tmp_path):
     assert (tmp_path / "map.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_conflict_before_and_after_trimming(page, console_errors):
-    open_tab(page, "2 Inspect")
+def test_conflict_before_and_after_trimming(at_inspect, console_errors):
+    page = at_inspect
     page.get_by_label("Conflict", exact=True).check()
     page.locator("#maps-conflict").get_by_label("Not unanimous").check()
     page.locator("#map-trimmed").get_by_label("before and after trimming").check()
@@ -249,11 +221,8 @@ def test_conflict_before_and_after_trimming(page, console_errors):
     assert console_errors == []
 
 
-def test_inside_a_cell_are_heads_rows_and_spectra(page, console_errors):
-    open_tab(page, "2 Inspect")
-    page.locator("#map .heatmaplayer").first.wait_for()
-    page.locator("#story h2").filter(has_text="Block").wait_for()
-    wait_for_trim(page)
+def test_inside_a_cell_are_heads_rows_and_spectra(at_inspect, console_errors):
+    page = at_inspect
     page.mouse.click(*cell_centre(page, panel=0, row=1, column=0))
     wait_for_story(page, "Block 1, q")
     expect(page.locator("#detail-heads .barlayer .point")).to_have_count(12)
@@ -277,27 +246,37 @@ def click_row(page, row: int) -> None:
     page.mouse.click(*place)
 
 
-def test_the_last_of_some_quick_clicks_is_shown(page, quiet, console_errors):
-    open_tab(page, "2 Inspect")
-    page.locator("#map .heatmaplayer").first.wait_for()
-    page.locator("#story h2").filter(has_text="Block").wait_for()
-    wait_for_trim(page)
+def test_the_last_of_some_quick_clicks_is_shown(at_inspect, console_errors):
+    """Whatever the network delays: here the way of the second click to the server, and all answers."""
+    page, second = at_inspect, []
+
+    def delay(event) -> None:
+        if '"index":[4,' in event.request.post_data:
+            second.append(event)
+        else:
+            event.continue_()
+
+    page.route("**/queue/join*", delay)
     with unanswered(page) as answer:
         with page.expect_response("**/queue/join*"):
             click_row(page, 1)
         click_row(page, 4)
         click_row(page, 3)
         assert shapes(page) == {(3, 0)}
+        page.wait_for_timeout(500)
+        for event in second:
+            event.continue_()
         answer()
+    page.unroute("**/queue/join*")
     wait_for_story(page, "Block 3, q")
-    quiet(page)
-    wait_for_story(page, "Block 3, q")
+    stand_still(page)
+    assert page.locator("#story h2").inner_text() == "Block 3, q"
+    assert len(second) == 1
     assert console_errors == []
 
 
-def test_the_tokens_of_the_embedding_are_listed(page):
-    open_tab(page, "2 Inspect")
-    page.locator("#story h2").filter(has_text="Block").wait_for()
+def test_the_tokens_of_the_embedding_are_listed(at_inspect):
+    page = at_inspect
     page.get_by_label("Norms and embeddings").check()
     expect(page.locator("#map .xtick").filter(has_text="embedding").first).to_be_attached()
     steps = (("Block", "outside", "Final norm"), ("Module", "embedding", "Embedding"))
@@ -312,7 +291,9 @@ def test_the_tokens_of_the_embedding_are_listed(page):
     )
 
 
-def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):
+def test_a_wrong_folder_is_explained_and_nothing_is_lost(at_inspect, console_errors):
+    page = at_inspect
+    open_tab(page, "1 Models")
     page.get_by_role("button", name="Add an expert").click()
     field = page.get_by_label("Expert 4")
     field.fill("/no/such/model")
@@ -329,12 +310,16 @@ def test_a_wrong_folder_is_explained_and_nothing_is_lost(page, console_errors):
 
 
 def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
+    """And only the demo models are said to be tiny."""
+    about = page.get_by_text("The demo models are tiny")
     mine = shutil.copytree(ROOT / "examples" / "demo" / "words", tmp_path / "mine")
     page.get_by_role("button", name="Remove expert 3").click()
     page.get_by_text("base + 2 experts").wait_for()
     page.get_by_label("Expert 2").fill(str(mine))
     page.get_by_label("Expert 2").press("Enter")
     page.locator(".card-name", has_text="mine").wait_for()
+    expect(about).to_be_hidden()
+    expect(page.get_by_text("See where fine-tuned experts changed their base")).to_be_visible()
     page.add_init_script(
         """window.seen = [];
         new MutationObserver(() => document.querySelectorAll('#map .annotation-text')
@@ -343,6 +328,7 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
     quiet(page)
     reload(page)
     page.locator(".card-name", has_text="mine").wait_for()
+    expect(about).to_be_hidden()
     assert page.get_by_label("Expert 1").input_value() == "demo:math"
     assert page.get_by_label("Expert 2").input_value() == str(mine)
     expect(page.get_by_label("Expert 3")).to_have_count(0)
@@ -361,6 +347,9 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
     open_tab(page, "1 Models")
     page.get_by_text("there is no such folder").wait_for()
     page.get_by_text("base + 1 of 2 experts").wait_for()
+    page.get_by_role("button", name="Demo family").click()
+    page.get_by_text("base + 3 experts").wait_for()
+    expect(about).to_be_visible()
     page.evaluate(f"localStorage.setItem('{MODELS_KEY}', 'odd')")
     quiet(page)
     page.reload()
@@ -368,9 +357,8 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
     expect(page.get_by_label("Expert 2")).to_have_value("demo:code")
 
 
-def test_charts_follow_the_theme_at_once(page):
-    open_tab(page, "2 Inspect")
-    page.locator("#map .heatmaplayer").first.wait_for()
+def test_charts_follow_the_theme_at_once(at_inspect):
+    page = at_inspect
     ink = "document.querySelector('#map .chart-plot').layout.font.color"
     before = page.evaluate(ink)
     page.get_by_role("button", name="Switch between light and dark").click()
