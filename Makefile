@@ -28,9 +28,14 @@ $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
 run: $(VENV)/.ready
 	$(BIN)/python app.py
 
+# these compile every loop once, before workers, apps and commands would compile them side by side
+COMPILING := tests/test_kernels.py tests/test_fate.py
+
+# a file at a time, those in the browser first: they are long, and their tests share a page
 test: $(VENV)/.ready-dev
 	@scripts/install-browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COMPILING)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(COMPILING:%=--ignore=%)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

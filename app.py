@@ -85,8 +85,8 @@ def build_app(settings: Settings) -> gr.Blocks:
     return app
 
 
-def tell_hidden_progress(app: gr.Blocks, where: gr.HTML) -> None:
-    """Have progress that nobody sees told to one component.
+def tell_hidden_progress(app: gr.Blocks, where: gr.State) -> None:
+    """Have progress that nobody sees told to a state, which the page draws nowhere.
 
     The page tells how every event goes to every output that any event had so far, and searches its whole tree for each:
     half of the time that it takes to load.

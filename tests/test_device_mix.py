@@ -94,7 +94,7 @@ def test_no_method_mixes_devices(method, start_gpu):
 )
 def test_streams_wait_for_each_other(method, kept, bf16_family, write_recipe, monkeypatch, start_gpu):
     """Files, small pieces, several workers, every scope."""
-    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 12_000)
+    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 30_000)
     monkeypatch.setattr("merging.cuts.SMALL_SCOPE", 0)
     monkeypatch.setattr("merging.reading.KEEP_BYTES", kept)
     monkeypatch.setattr("merging.engine.KEEP_BYTES", kept)
@@ -126,7 +126,7 @@ def assert_alike(plan, found, wanted):
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp"])
 def test_looking_at_a_merge(method, bf16_family, write_recipe, monkeypatch, start_gpu):
-    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 12_000)
+    monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 30_000)
     experts = ("one", "two", "three")[: number_of_experts(method)]
     plan = merging.check(write_recipe(bf16_family, method, experts, profile="paper"))
     looks = [

@@ -53,10 +53,9 @@ print(max(max(found[15:]) - found[15] for found in sizes.values()))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says of memory")
-@pytest.mark.parametrize("method", ["ties", "dppa", "pcb"])
-def test_scans_do_not_scatter_their_results_over_the_pieces_memory(method):
-    """150 pieces of 2 MB: without the shelf their scans grew by 88, 199 and 311 MB."""
-    command = [sys.executable, "-c", SCANS, method]
+def test_scans_do_not_scatter_their_results_over_the_pieces_memory():
+    """150 pieces of 2 MB: without the shelf the two scans of PCB grew by 311 MB, those of other methods by less."""
+    command = [sys.executable, "-c", SCANS, "pcb"]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert float(found) < 45
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -27,6 +28,13 @@ ARGUMENTS = [
 ]
 START_SECONDS = 120
 WRITTEN = "document.querySelector('#recipe-yaml .cm-content').innerText.trim()"
+QUIZ = [
+    ("2 + 3", "5"),
+    ("7 - 4", "3"),
+    ("nine plus one", "ten"),
+    ("plural of cat", "cats"),
+    ("sorted([2,1])", "[1, 2]"),
+]
 PATIENCE = 30_000
 """Milliseconds that a page may take on a busy machine; a test fails by what is shown, not by how fast."""
 
@@ -120,14 +128,14 @@ def console_errors() -> list[str]:
 
 @pytest.fixture
 def quiet(requests_seen):
-    """`quiet(page)` waits until the page asks for nothing for a second and no event has an answer to come. A page that goes
+    """`quiet(page)` waits until the page asks for nothing for half a second and no event has an answer to come. A page that goes
     before leaves an error in its log, and what comes last is only known then."""
 
     def wait(page) -> None:
         before = -1
         while before != len(requests_seen) or page.evaluate("awaitedAnswers()"):
             before = len(requests_seen)
-            page.wait_for_timeout(1000)
+            page.wait_for_timeout(500)
 
     return wait
 
@@ -214,9 +222,13 @@ def brush_corner(page) -> None:
 
 
 @contextmanager
-def long_page(browser, app_url: str) -> Iterator[Any]:
+def long_page(browser, app_url: str, width: int = 1280, *, dark: bool = False) -> Iterator[Any]:
     """A page that tests share: one takes seconds to load."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page = browser.new_page(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if dark else "light",
+        reduced_motion="reduce",
+    )
     page.set_default_timeout(PATIENCE)
     page.goto(app_url)
     yield page
@@ -316,3 +328,11 @@ def reload(console_errors):
         console_errors.clear()
 
     return again
+
+
+@pytest.fixture
+def quiz(tmp_path):
+    """A suite of five items as a file."""
+    file = tmp_path / "five.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in QUIZ))
+    return file

@@ -199,9 +199,8 @@ def test_another_method_offers_its_own_parameters(open_map):
     ]
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_scrolls_down_only_and_taps_names(open_map, dark, console_errors):
-    page = open_map(390, dark=dark, touch=True)
+def test_a_phone_scrolls_down_only_and_taps_names(open_map, console_errors):
+    page = open_map(390, dark=True, touch=True)
     page.touchscreen.tap(*cell(page, 0, 2, 1))
     expect(page.get_by_label("Clicked cell")).to_have_value("(2, 1)")
     place = page.evaluate(AXES, [0, 3, 0])

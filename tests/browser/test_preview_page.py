@@ -186,27 +186,6 @@ OUTLINES = """() => document.querySelector('#preview-map .chart-plot').layout.sh
   .map(shape => [shape.y0, shape.x0])"""
 
 
-def test_a_cell_s_bars_by_keyboard_alone(page, console_errors):
-    """The two dropdowns name a cell, which gets bars, numbers and outline as by a click."""
-    at_preview(page)
-    named(page, "blocks", "2")
-    expect(page.locator("#preview-brush-line")).to_contain_text("block 2 × all modules")
-    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
-    named(page, "kinds", "gate")
-    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
-    assert page.evaluate(OUTLINES) == [[1.5, 3.5]] * 3, "one for each expert's map"
-    page.locator("#preview-whole").focus()
-    page.keyboard.press("Enter")
-    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
-    page.wait_for_function(f"() => ({OUTLINES})().length === 0")
-    page.locator("#preview-brush-kinds input").focus()
-    page.keyboard.press("Backspace")
-    named(page, "kinds", "gate")
-    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
-    assert page.evaluate(OUTLINES) == [[1.5, 3.5]] * 3, "the same cell again is outlined again"
-    assert console_errors == []
-
-
 def test_a_moved_slider_moves_the_bars_of_the_chosen_cell(preview, quiet, console_errors):
     page = preview
     click_cell(page, 2, 4)
@@ -308,8 +287,29 @@ def test_a_recipe_written_as_the_page_writes_it_is_followed(preview, merge_page,
     assert console_errors == []
 
 
-def test_brushed_cells_change_recipe_and_map(page, console_errors):
-    at_preview(page)
+def test_a_cell_s_bars_by_keyboard_alone(preview, console_errors):
+    """The two dropdowns name a cell, which gets bars, numbers and outline as by a click."""
+    page = preview
+    named(page, "blocks", "2")
+    expect(page.locator("#preview-brush-line")).to_contain_text("block 2 × all modules")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
+    named(page, "kinds", "gate")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
+    assert page.evaluate(OUTLINES) == [[1.5, 3.5]] * 3, "one for each expert's map"
+    page.locator("#preview-whole").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: whole model")
+    page.wait_for_function(f"() => ({OUTLINES})().length === 0")
+    page.locator("#preview-brush-kinds input").focus()
+    page.keyboard.press("Backspace")
+    named(page, "kinds", "gate")
+    expect(page.locator("#preview-bars .chart-title")).to_have_text("Each expert's change: block 2, gate")
+    assert page.evaluate(OUTLINES) == [[1.5, 3.5]] * 3, "the same cell again is outlined again"
+    assert console_errors == []
+
+
+def test_brushed_cells_change_recipe_and_map(preview, console_errors):
+    page = preview
     before = values(page)
     brush_corner(page)
     expect(page.locator("#preview-brush-line")).to_contain_text("6 cells chosen")

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from components.shared import MODELS_KEY
 from tests.browser.conftest import ROOT, stand_still, unanswered
 
 pytestmark = pytest.mark.browser
@@ -350,11 +349,6 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
     page.get_by_role("button", name="Demo family").click()
     page.get_by_text("base + 3 experts").wait_for()
     expect(about).to_be_visible()
-    page.evaluate(f"localStorage.setItem('{MODELS_KEY}', 'odd')")
-    quiet(page)
-    page.reload()
-    page.get_by_text("base + 3 experts").wait_for()
-    expect(page.get_by_label("Expert 2")).to_have_value("demo:code")
 
 
 def test_charts_follow_the_theme_at_once(at_inspect):
