@@ -85,7 +85,7 @@ def build_inspect_tab() -> InspectTab:
     with gr.Row(elem_classes="section-head"):
         gr.HTML(
             "<h2>Where did the experts change, and where do they fight?</h2>"
-            "<p>Every weight of base and experts is read once. Nothing is merged yet.</p>"
+            "<p>Every square is one weight matrix, in one block of the model: click it for its story. Nothing is merged yet.</p>"
         )
         parts["measure"] = gr.Button("Measure now", variant="primary", scale=0, min_width=140, visible=False)
         parts["stop"] = gr.Button("Stop", scale=0, min_width=100, visible=False)

@@ -119,18 +119,13 @@ def build_models_tab(settings: Settings) -> ModelsTab:
     choice = choose(settings, typed_base, typed)
     with gr.Row(elem_classes="section-head"):
         gr.HTML(
-            "<h2>Which models?</h2><p>One base, and experts that were fine-tuned from it. Only their headers are read "
-            "here.</p>",
+            "<h2>Which models?</h2><p>A base, and experts: copies of it trained further, each for something "
+            "else. The demo family is ready.</p>",
         )
-        demo = gr.Button("Demo family", size="sm", min_width=120, scale=0)
-        add_long = gr.Button(
-            f"Add {LONG_EXPERT}: tuned long at a high rate",
-            size="sm",
-            scale=0,
-            min_width=290,
-            visible=has_long_expert(settings),
-        )
+        demo = gr.Button("Demo family", size="md", min_width=140, scale=0)
+        onwards = gr.Button(variant="primary", size="md", scale=0, min_width=220, **following(choice))
     offered = _build_presets(settings)
+    download = build_runner("Download", "models-download", width=220, visible=False)
     hint = PLACEHOLDER.format(hub=ON_HUB if settings.hub else "")
     base = _build_row("Base", typed_base, card_html(choice.base, is_base=True), hint, visible=True)
     experts = []
@@ -141,6 +136,13 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         experts.append(_build_row(label, value, card, hint, visible=shown, removable=True))
     with gr.Row(elem_classes="actions"):
         add = gr.Button("Add an expert", size="sm", scale=0, min_width=140)
+        add_long = gr.Button(
+            f"Add {LONG_EXPERT}: tuned long at a high rate",
+            size="sm",
+            scale=0,
+            min_width=290,
+            visible=has_long_expert(settings),
+        )
     with gr.Accordion(
         "Find models on the Hugging Face Hub", open=False, visible=settings.hub, elem_classes="explain"
     ):
@@ -148,9 +150,6 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         token = build_token_field(settings)
     words = _build_words()
     costs = gr.HTML(estimate(choice), elem_classes="estimate")
-    download = build_runner("Download", "models-download", width=220, visible=False)
-    with gr.Row(elem_classes="actions"):
-        onwards = gr.Button(variant="primary", size="md", scale=0, min_width=220, **following(choice))
     hub = HubPart(search, token, download, gr.State(None), gr.State(""), gr.State(""))
     return ModelsTab(
         base, tuple(experts), gr.State(len(typed)), demo, add_long, offered, add, costs, onwards, hub, words

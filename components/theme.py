@@ -46,10 +46,10 @@ HEADER = """
     <h1>Mergescope</h1>
     <button type="button" aria-label="Switch between light and dark"></button>
   </div>
+  <p class="purpose">Models that were fine-tuned from one base can be merged into a single model. See where they changed
+  it and where they fight, merge them, and talk to the result.</p>
   <p class="first">The demo models are tiny, about a million parameters each, trained by us on sums, list and string
   expressions and word games: they know nothing else and cannot hold a conversation.</p>
-  <p class="purpose">See where fine-tuned experts changed their base and where they fight, merge them, and talk to the
-  result.</p>
 {kept}</header>
 """
 HEADER_SCRIPT = """

@@ -139,13 +139,13 @@ def to_front(chosen: Sequence[str], key: str) -> list[str]:
 
 @lru_cache(maxsize=4)
 def examples(demo: Path) -> tuple[Example, ...]:
-    """Some short questions of every task the demo family knows; none where the family is not there.
+    """Some short questions of every task the demo family knows, its experts' own first; none where the family is not there.
 
     Those come first which the task's expert answered right and the other models of the family wrong.
     """
     replies = _recorded_replies(demo)
     found = []
-    for file in sorted(demo.glob("data/*/test.jsonl")):
+    for file in sorted(demo.glob("data/*/test.jsonl"), key=_place):
         task = file.parent.name
         asked = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         telling = [_telling(item["answer"], number, task, replies) for number, item in enumerate(asked)]
@@ -156,6 +156,11 @@ def examples(demo: Path) -> tuple[Example, ...]:
                 kinds.setdefault(item["prompt"][:2], Example(item["prompt"], item["answer"]))
         found += list(kinds.values())[:EXAMPLES_PER_TASK]
     return tuple(found)
+
+
+def _place(file: Path) -> tuple[int, str]:
+    task = file.parent.name
+    return DEMO_EXPERTS.index(task) if task in DEMO_EXPERTS else len(DEMO_EXPERTS), task
 
 
 def _recorded_replies(demo: Path) -> dict[str, dict[str, list[str]]]:

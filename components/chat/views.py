@@ -15,7 +15,7 @@ from components.settings import Settings
 
 LIMITS = (
     "The demo models answer sums, list and string expressions and word games in a few letters. "
-    "Anything else they answer with noise."
+    "Anything else they answer with noise. Press a question below, or type one."
 )
 MERGE_FIRST = "No merge of yours yet: make one under Merge and it appears in the first column. The parents answer already."
 RECIPE_TOO = "So does the recipe under Merge as it stands: choose it in a column."
