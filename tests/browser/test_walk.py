@@ -318,7 +318,7 @@ def test_chosen_models_outlive_a_reload(page, reload, tmp_path, quiet):
     page.get_by_label("Expert 2").press("Enter")
     page.locator(".card-name", has_text="mine").wait_for()
     expect(about).to_be_hidden()
-    expect(page.get_by_text("See where fine-tuned experts changed their base")).to_be_visible()
+    expect(page.get_by_text("Models that were fine-tuned from one base can be merged")).to_be_visible()
     page.add_init_script(
         """window.seen = [];
         new MutationObserver(() => document.querySelectorAll('#map .annotation-text')
