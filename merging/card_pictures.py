@@ -244,7 +244,7 @@ def _bars(title: str, names: Sequence[str], rows: Sequence[Sequence[tuple[str, C
         for label, colour, share in row:
             end = x + max(0.0, share) * room
             if end - x >= 1:
-                draw.rectangle((x, y, end - 2, y + thick), fill=colour)
+                draw.rectangle((x, y, max(x, end - 2), y + thick), fill=colour)
             words = (f"{label} {100 * share:.0f} %", f"{100 * share:.0f} %")
             if word := next((one for one in words if _wide(one, SMALL) <= end - x - 12), ""):
                 draw.text(((x + end) / 2, y + thick / 2), word, fill=WHITE, font=_font(SMALL), anchor="mm")

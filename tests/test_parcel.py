@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 import merging
-from merging import Recipe
+from merging import Recipe, card_pictures
 from merging.card_scores import card_scores
 from merging.evaluation import ItemResult, Perplexity, SuiteResult
 from merging.history import Draft, History
@@ -218,3 +218,9 @@ def test_names_elsewhere_are_short_and_differ(tmp_path):
         str(places[2]): "c",
         f"{places[0]}+org/lora": "model+org/lora",
     }
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0005, 0.0015, 0.0025, 1.0])
+def test_a_share_too_thin_for_a_gap_is_drawn_all_the_same(share):
+    rows = [[("kept", (0, 0, 0), share), ("trimmed", (90, 90, 90), 1 - share)]]
+    assert card_pictures._bars("Fate", ["one"], rows).startswith(b"\x89PNG")
