@@ -259,8 +259,12 @@ class _Upload:
             raise HubError(left[0])
 
     def _tidy(self, why: str, left: list[str]) -> None:
-        """Once the upload has ended: undo it, and say in `left` what could not be undone."""
-        self.thread.join(LONGEST_COMMIT)
+        """Undo the upload, once it can make no repository and no commit any more; say in `left` what could not be undone.
+
+        One that only sends files is not waited for: it looks at the meter before its commit, which is never begun then.
+        """
+        if not self.made or self.committing:
+            self.thread.join(LONGEST_COMMIT)
         url = f"{self.hub.endpoint}/{self.order.name}"
         if self.done is not None:
             left.append(f"{self.order.name}: the commit was made before it could be stopped; it is at {url}.")
@@ -303,8 +307,8 @@ class _Upload:
         self.began, self.stage = time.monotonic(), "uploading"
         self.meter.beat()
         self._api.preupload_lfs_files(name, additions)
-        self.meter.beat()
         self.stage, self.committing = "writing the commit", True
+        self.meter.beat()
         names = {file.name for file in self.files}
         stale = sorted(file for file in there.files - names if is_model_file(file)) if there else []
         commit = self._api.create_commit(

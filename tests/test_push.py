@@ -192,7 +192,7 @@ def test_a_broken_connection_is_made_anew(hub, folder):
 
 @pytest.mark.parametrize("how", ["closed", "asked"])
 def test_cancel_within_a_second_leaves_nothing(hub, folder, how):
-    hub.fail("/upload/*", pause=0.05)
+    hub.fail("/upload/*", pause=0.1)
     wanted = [True]
     events = push.push(Hub(TOKEN), folder, Order(NAME), [{}], cancelled=lambda: not wanted[0])
     for step in events:
@@ -207,10 +207,7 @@ def test_cancel_within_a_second_leaves_nothing(hub, folder, how):
         with pytest.raises(Stopped):
             list(events)
     assert time.monotonic() - began < 1
-    until = time.monotonic() + 5
-    while NAME in hub.models and time.monotonic() < until:
-        time.sleep(0.02)
-    assert hub.models == {}
+    assert hub.models == {}, "though the storage has not answered yet"
 
 
 def test_a_commit_that_was_made_before_it_could_be_stopped_is_named(hub, folder, monkeypatch):
