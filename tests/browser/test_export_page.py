@@ -49,7 +49,7 @@ def test_a_merge_is_taken_home(hub, new_window, tmp_path, requests_seen, console
         tab.get_by_label("Access token").fill(TOKEN)
         tab.get_by_role("button", name="Use token").click()
         expect(page.locator("#export-push-run")).to_be_enabled()
-        name = tab.get_by_label("Repository")
+        name = tab.get_by_role("textbox", name="Repository")
         name.fill("mira/a--b")
         expect(page.get_by_text("is no name of a repository")).to_be_visible()
         name.fill(NAME)
@@ -61,7 +61,7 @@ def test_a_merge_is_taken_home(hub, new_window, tmp_path, requests_seen, console
         expect(page.get_by_text("Cancelled. Nothing of it is left on the Hub.")).to_be_visible()
         assert hub.models == {}
         slow.pause = 0
-        tab.get_by_label("Repository").fill(NAME)
+        tab.get_by_role("textbox", name="Repository").fill(NAME)
         page.locator("#export-push-run:enabled").click()
         expect(page.locator("#export-pushed a")).to_have_attribute("href", f"{hub.url}/{NAME}")
         assert hub.models[NAME].private
