@@ -54,7 +54,7 @@ def test_a_merge_is_an_expert_of_the_next_under_a_name_that_tells_no_owner(setti
     assert second.result["lineage"] == f"Task arithmetic of three and linear-{first[:6]} ({parent}) over base"
     assert f"Lineage: {second.result['lineage']}." in result_html(second)
     card = (job_store(settings).model(ADA, second.id) / "README.md").read_text()
-    assert f"linear-{first[:6]}`, a merge by `Linear (model soup)` of" in card
+    assert f"linear-{first[:6]}`; a merge by `Linear (model soup)` of" in card
     assert ADA not in card
     assert family.experts[1] in second.recipe
     again, problems = from_yaml(second.recipe, family)
