@@ -280,16 +280,16 @@ def test_a_choice_beyond_the_context_or_without_logits_is_wrong() -> None:
 
 
 def test_an_evaluation_ends_within_a_second() -> None:
-    model, begun = demo(), time.monotonic()
+    model = demo()
     suite = Suite("s", (Item("spell " + "cat" * 30, "x" * 100),) * 600)
     for ask in (
         lambda stop: evaluate(model, suite, stopped=stop),
         lambda stop: perplexity(model, "ab" * 90_000, stopped=stop),
     ):
-        begun = time.monotonic()
+        begun, worked = time.monotonic(), time.process_time()
         with pytest.raises(Stopped):
             ask(lambda begun=begun: time.monotonic() > begun + 0.1)
-        assert time.monotonic() - begun < 1
+        assert time.process_time() - worked < 1, "of this process's own time, whatever else the machine does"
     assert not any(part._forward_pre_hooks for part in model.model.modules())
 
 

@@ -54,6 +54,9 @@ def save_qwen(folder: Path, *, end: str) -> None:
     ).save_pretrained(folder)
 
 
+LICENCE = ("license:apache-2.0",)
+
+
 @pytest.fixture
 def qwen(hub, tmp_path, monkeypatch):
     """The models of the example, under their names."""
@@ -69,9 +72,9 @@ def qwen(hub, tmp_path, monkeypatch):
     (chat / "chat_template.jinja").write_text("<|im_start|>You are Qwen" + CHATML)
     edit_config(chat, eos_token_id=2)
     (chat / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0], "pad_token_id": 0}))
-    hub.add("Qwen/Qwen2.5-0.5B", base)
-    hub.add("Qwen/Qwen2.5-0.5B-Instruct", chat)
-    hub.add("Qwen/Qwen2.5-Coder-0.5B", code)
+    hub.add("Qwen/Qwen2.5-0.5B", base, tags=LICENCE)
+    hub.add("Qwen/Qwen2.5-0.5B-Instruct", chat, tags=LICENCE)
+    hub.add("Qwen/Qwen2.5-Coder-0.5B", code, tags=LICENCE)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.test_axe import violations
 from tests.browser.test_walk import open_tab
 
 pytestmark = pytest.mark.browser
+
+QUIZ = [
+    ("2 + 3", "5"),
+    ("7 - 4", "3"),
+    ("nine plus one", "ten"),
+    ("plural of cat", "cats"),
+    ("sorted([2,1])", "[1, 2]"),
+]
+
+
+@pytest.fixture
+def quiz(tmp_path):
+    """A suite of five items as a file."""
+    file = tmp_path / "five.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in QUIZ))
+    return file
 
 
 def open_part(page, name: str) -> None:
@@ -64,3 +83,17 @@ def test_measuring_fills_the_table_and_a_run_can_be_loaded_again(page, quiz, rel
     expect(page.locator(".cm-board thead")).to_contain_text("five")
     quiet(page)
     assert console_errors == []
+
+
+def test_the_tab_in_use_is_accessible_and_fits(open_page, quiz):
+    page = open_page(390, dark=True)
+    measure(page, quiz)
+    page.locator("#compare-pairs").scroll_into_view_if_needed()
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.get_by_role("tab", name="History", exact=True).click()
+    expect(page.locator("#history-card")).to_be_visible()
+    page.locator("#history-delete").click()
+    expect(page.locator("#history-really")).to_be_visible()
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from components.forms import for_each_expert, is_rare, merge_wide
 from merging import METHODS
-from tests.browser.conftest import heard, long_page, stand_still, unanswered, write_recipe
+from tests.browser.conftest import unanswered, write_recipe
 
 pytestmark = pytest.mark.browser
 
@@ -28,36 +28,12 @@ STOP_AT_FIRST_WORDS = """() => {
 """A reply takes less time than the way of a click through a busy machine, so the page itself presses Stop."""
 
 
-@pytest.fixture(scope="module")
-def chat_page(browser, app_url):
-    with long_page(browser, app_url) as page:
-        yield page
-
-
 @pytest.fixture
-def at_chat(chat_page, requests_seen, console_errors):
-    """The Chat tab before anything is said, in a page that tests before may have used."""
-    page = chat_page
-    with heard(page, requests_seen, console_errors):
-        page.get_by_role("tab", name="4 Chat").click()
-        page.locator("#chat-column-3").wait_for()
-        stand_still(page)
-        yield page
-        page.locator("#chat-stop:disabled").wait_for(state="attached")
-        if page.locator("#chat-clear").is_enabled():
-            page.locator("#chat-clear").click()
-        page.locator("#chat-clear:disabled").wait_for(state="attached")
-
-
-def set_drawing(page, **typed: str) -> None:
-    """Type how replies are drawn: `set_drawing(page, temperature="2")`."""
-    drawing = page.locator("#chat-max-new-tokens")
-    if not drawing.is_visible():
-        page.get_by_role("button", name="How replies are drawn").click()
-    for field, value in typed.items():
-        number = page.locator(f"#chat-{field.replace('_', '-')} input[type=number]")
-        number.fill(value)
-        number.press("Tab")
+def fresh_merge(page):
+    """A page of the test's own at Merge."""
+    page.get_by_role("tab", name="3 Merge").click()
+    page.locator("#merge-default-button:enabled").wait_for()
+    return page
 
 
 def recipe(page) -> str:
@@ -92,11 +68,14 @@ def wait_for_result(page, method: str) -> None:
     page.locator("#merge-button:enabled").wait_for()
 
 
-def test_a_reply_can_be_stopped_and_the_chat_cleared(at_chat):
-    page = at_chat
+def test_a_reply_can_be_stopped_and_the_chat_cleared(page):
+    page.get_by_role("tab", name="4 Chat").click()
     assert page.locator("#chat-send").is_disabled()
     assert page.locator("#chat-clear").is_disabled()
-    set_drawing(page, max_new_tokens="512")
+    page.get_by_role("button", name="How replies are drawn").click()
+    length = page.locator("#chat-max-new-tokens input[type=number]")
+    length.fill("512")
+    length.press("Tab")
     page.locator("#chat-input textarea").fill(ENDLESS)
     page.evaluate(STOP_AT_FIRST_WORDS)
     page.locator("#chat-send").click()
@@ -109,47 +88,16 @@ def test_a_reply_can_be_stopped_and_the_chat_cleared(at_chat):
     page.locator("#chat-clear").click()
     page.wait_for_function("!document.querySelector('#chat-column-1').innerText.includes('aaa')")
     page.locator("#chat-clear:disabled").wait_for(state="attached")
-    set_drawing(page, max_new_tokens="64")
 
 
-def wait_for_columns(page, *names: str) -> None:
-    page.wait_for_function(
-        "names => names.every((name, n) => document.querySelector(`#chat-model-${n} input`)?.value.startsWith(name))",
-        arg=list(names),
-    )
-
-
-def test_other_models_take_the_columns_and_hear_nothing_old(at_chat, console_errors):
-    page = at_chat
-    wait_for_columns(page, "", "math", "code", "words")
-    page.locator("#chat-example-0").click()
-    page.wait_for_function("document.querySelectorAll('[id^=chat-column-] .ch-note .badge').length === 4")
-    page.get_by_role("tab", name="1 Models").click()
-    for label, model in (("Base", "nowhere"), ("Expert 1", "demo:math-long"), ("Base", "demo:base")):
-        field = page.get_by_role("textbox", name=label, exact=True)
-        field.fill(model)
-        field.press("Enter")
+def test_another_try_and_the_record_of_both(page, tmp_path, console_errors):
     page.get_by_role("tab", name="4 Chat").click()
-    wait_for_columns(page, "", "math-long", "code", "words")
-    page.locator("#chat-column-1 .message").wait_for(state="detached")
-    assert page.locator(".toast-wrap .toast-body").count() == 0
-    assert console_errors == []
-
-
-def test_what_is_typed_is_shown_not_run(at_chat):
-    page = at_chat
-    page.locator("#chat-input textarea").fill("<img src=x onerror=window.ran=1><b>2*3*4</b>")
-    page.locator("#chat-input textarea").press("Enter")
-    page.wait_for_function("document.querySelector('#chat-column-0').innerText.includes('tokens/s')")
-    assert "<b>2*3*4</b>" in page.locator("#chat-column-0").inner_text()
-    assert page.locator("#chat-column-0 .message img, #chat-column-0 .message b").count() == 0
-    assert page.evaluate("window.ran") is None
-
-
-def test_another_try_and_the_record_of_both(at_chat, tmp_path, console_errors):
-    page = at_chat
-    set_drawing(page, temperature="2", max_new_tokens="9")
+    page.get_by_role("button", name="How replies are drawn").click()
     page.locator("#chat-system textarea").fill("Answer in one word.")
+    for field, typed in (("temperature", "2"), ("max-new-tokens", "9")):
+        number = page.locator(f"#chat-{field} input[type=number]")
+        number.fill(typed)
+        number.press("Tab")
     assert page.locator("#chat-retry, #chat-clear, #chat-export").evaluate_all(
         "all => all.every(b => b.disabled)"
     )
@@ -176,6 +124,40 @@ def test_another_try_and_the_record_of_both(at_chat, tmp_path, console_errors):
         4,
     )
     assert console_errors == []
+
+
+def wait_for_columns(page, *names: str) -> None:
+    page.wait_for_function(
+        "names => names.every((name, n) => document.querySelector(`#chat-model-${n} input`)?.value.startsWith(name))",
+        arg=list(names),
+    )
+
+
+def test_other_models_take_the_columns_and_hear_nothing_old(page, console_errors):
+    page.get_by_role("tab", name="4 Chat").click()
+    wait_for_columns(page, "", "math", "code", "words")
+    page.locator("#chat-example-0").click()
+    page.wait_for_function("document.querySelectorAll('[id^=chat-column-] .ch-note .badge').length === 4")
+    page.get_by_role("tab", name="1 Models").click()
+    for label, model in (("Base", "nowhere"), ("Expert 1", "demo:math-long"), ("Base", "demo:base")):
+        field = page.get_by_role("textbox", name=label, exact=True)
+        field.fill(model)
+        field.press("Enter")
+    page.get_by_role("tab", name="4 Chat").click()
+    wait_for_columns(page, "", "math-long", "code", "words")
+    page.locator("#chat-column-1 .message").wait_for(state="detached")
+    assert page.locator(".toast-wrap .toast-body").count() == 0
+    assert console_errors == []
+
+
+def test_what_is_typed_is_shown_not_run(page):
+    page.get_by_role("tab", name="4 Chat").click()
+    page.locator("#chat-input textarea").fill("<img src=x onerror=window.ran=1><b>2*3*4</b>")
+    page.locator("#chat-input textarea").press("Enter")
+    page.wait_for_function("document.querySelector('#chat-column-0').innerText.includes('tokens/s')")
+    assert "<b>2*3*4</b>" in page.locator("#chat-column-0").inner_text()
+    assert page.locator("#chat-column-0 .message img, #chat-column-0 .message b").count() == 0
+    assert page.evaluate("window.ran") is None
 
 
 def test_form_and_yaml_follow_each_other(at_merge, console_errors):
@@ -220,8 +202,8 @@ def test_a_wrong_recipe_names_its_mistakes_and_cannot_be_merged(at_merge):
     page.locator("#merge-button:enabled").wait_for()
 
 
-def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp_path, reload):
-    page = at_merge
+def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(fresh_merge, tmp_path, reload):
+    page = fresh_merge
     choose(page, "task_arithmetic")
     merge(page, "#merge-button", "Task arithmetic")
     reload(page)
@@ -241,17 +223,16 @@ def test_a_reload_keeps_the_merges_and_they_can_be_had_and_deleted(at_merge, tmp
     )
 
 
-def test_a_merge_becomes_an_expert_and_one_of_other_models_leaves_the_form_its_place(
-    at_merge, console_errors
-):
-    page = at_merge
+def test_a_merge_of_other_models_leaves_the_form_its_place(fresh_merge, console_errors):
+    page = fresh_merge
     merge(page, "#merge-default-button", "Task arithmetic")
     page.locator("#merge-next").wait_for()
-    page.locator("#merge-as-expert:visible").click()
-    last = page.locator(".model:visible").last
-    expect(last).to_contain_text("A merge: Task arithmetic of math, code and words over base.")
-    expect(last).to_contain_text("Fits the base")
+    page.get_by_role("tab", name="1 Models").click()
+    field = page.get_by_role("textbox", name="Expert 1", exact=True)
+    field.fill("demo:math-long")
+    field.press("Enter")
     page.get_by_role("tab", name="3 Merge").click()
+    wait_for_recipe(page, "math-long")
     expect(page.locator("#merge-result")).to_contain_text("No merge of these models yet")
     expect(page.locator("#merge-next")).to_be_hidden()
     page.wait_for_function("document.querySelector('#merge-result').getBoundingClientRect().height < 60")
@@ -259,13 +240,10 @@ def test_a_merge_becomes_an_expert_and_one_of_other_models_leaves_the_form_its_p
     page.locator("#merge-history label", has_text="Task arithmetic").first.click()
     wait_for_result(page, "Task arithmetic")
     page.locator("#merge-next").wait_for()
-    page.get_by_role("tab", name="1 Models").click()
-    page.get_by_role("button", name="Demo family").click()
-    page.get_by_text("base + 3 experts").wait_for()
     assert console_errors == []
 
 
-@pytest.mark.parametrize("method", ["nuslerp", "della", "dppa"])
+@pytest.mark.parametrize("method", ["linear", "nuslerp", "ties", "della", "dppa"])
 def test_a_method_shows_its_form(at_merge, console_errors, method):
     page = at_merge
     choose(page, method)
@@ -276,6 +254,16 @@ def test_a_method_shows_its_form(at_merge, console_errors, method):
     for text in page.locator(".mg-fields .mg-field:visible .info-text").all_inner_texts():
         assert "preset" in text or "mergekit" in text
     page.locator("#merge-button:enabled").wait_for()
+    assert console_errors == []
+
+
+@pytest.mark.parametrize("method", ["slerp", "pcb"])
+def test_methods_of_every_kind_merge(at_merge, console_errors, method):
+    page = at_merge
+    choose(page, method)
+    page.locator("#merge-button:enabled").click()
+    wait_for_result(page, METHODS[method].title)
+    expect(page.locator("#merge-result")).to_contain_text("998 k parameters")
     assert console_errors == []
 
 
@@ -295,7 +283,6 @@ def test_the_card_never_offers_what_does_not_exist_yet(at_merge):
         choose(page, method)
         page.locator("#merge-button:enabled").click()
         wait_for_result(page, METHODS[method].title)
-    expect(page.locator("#merge-result")).to_contain_text("998 k parameters")
     assert page.evaluate("window.wrong") == 0
 
 

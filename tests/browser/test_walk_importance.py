@@ -1,5 +1,4 @@
-"""Importance in the page: measured on the demo's examples, looked at, found again, and used by an APL merge; then every
-method in one click: rows come while it runs, and a reload finds it again."""
+"""Importance in the page: measured on the demo's examples, looked at, found again, and used by an APL merge."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import heard, long_page, served
+from tests.browser.conftest import served
 
 pytestmark = pytest.mark.browser
 
@@ -23,19 +22,6 @@ def app_url(tmp_path_factory) -> Iterator[str]:
     """An app of these tests alone: what is measured is found by every later page."""
     with served(tmp_path_factory.mktemp("importance")) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def own_page(browser, app_url):
-    with long_page(browser, app_url) as page:
-        yield page
-
-
-@pytest.fixture
-def page(own_page, requests_seen, console_errors):
-    """The one page of these tests."""
-    with heard(own_page, requests_seen, console_errors):
-        yield own_page
 
 
 def open_section(page) -> None:
@@ -98,28 +84,3 @@ def test_measured_once_then_found_and_merged_with(page, app_url, requests_seen, 
     expect(page.locator("#merge-result h3")).to_have_text(re.compile("^APL"), timeout=SLOW)
     assert console_errors == []
     assert {urlsplit(url).netloc for url in requests_seen} <= {urlsplit(app_url).netloc, ""}
-
-
-def open_methods(page) -> None:
-    page.get_by_role("tab", name="5 Compare").click()
-    page.get_by_role("tab", name="Every method").click()
-
-
-def test_one_click_begins_the_table_and_a_reload_finds_it(page, reload, quiet, console_errors):
-    open_methods(page)
-    for task in ("code", "words", "compare"):
-        page.locator("#methods-what").get_by_label(task, exact=True).uncheck()
-    page.locator("#methods-items").get_by_label("first 20").check()
-    page.locator("#methods-run:enabled").click()
-    page.locator("#methods-board tr.cm-expert").first.wait_for(timeout=SLOW)
-    reload(page)
-    open_methods(page)
-    page.locator("#methods-board tr.cm-run").first.wait_for(timeout=SLOW)
-    expect(page.locator("#methods-board thead")).to_contain_text("n 20")
-    page.locator("#methods-cancel").click()
-    page.locator("#methods-run:enabled").wait_for()
-    page.locator("#methods-bars .barlayer").first.wait_for()
-    page.locator("#methods-load").click()
-    expect(page.get_by_role("tab", name="3 Merge")).to_have_attribute("aria-selected", "true")
-    quiet(page)
-    assert console_errors == []
