@@ -63,7 +63,9 @@ def is_plain(value: Any) -> bool:
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            if "://" in str(one.get("path", "")):  # a page tells the url of what it uploaded too, and nobody reads it
+            if "://" in str(
+                one.get("path", "")
+            ):  # a page tells the url of what it uploaded too, and nobody reads it
                 return False
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
