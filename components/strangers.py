@@ -86,9 +86,8 @@ def is_plain(value: Any) -> bool:
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            if "://" in str(
-                one.get("path", "")
-            ):  # the url of what it uploaded a page tells too, and nobody reads it
+            # a page tells the url of what it uploaded as well, and nobody reads that
+            if "://" in str(one.get("path", "")):
                 return False
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
