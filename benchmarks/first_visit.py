@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import machine_name
 from tests.browser.conftest import ARGUMENTS, BROWSERS, served
 
 USABLE, ANSWERED, CLICKS = 15.0, 60.0, 6
@@ -100,10 +99,10 @@ def space() -> Iterator[str]:
 
 
 def visits(count: int, pictures: Path | None = None) -> list[Visit]:
-    """So many strangers one after another; with pictures, a last one comes by phone."""
+    """So many strangers one after another; two more, one of them by phone, have their pictures taken and no clock."""
     from playwright.sync_api import sync_playwright
 
-    sizes = [DESK] * count + [PHONE] * (pictures is not None)
+    sizes = [DESK] * count + ([DESK, PHONE] if pictures is not None else [])
     found = []
     with sync_playwright() as playwright:
         chromium = next(filter(None, map(shutil.which, BROWSERS)))
@@ -112,7 +111,7 @@ def visits(count: int, pictures: Path | None = None) -> list[Visit]:
             for number, size in enumerate(sizes):
                 page = browser.new_page(viewport=size, reduced_motion="reduce")
                 page.set_default_timeout(120_000)
-                found.append(walk(page, url, pictures if number >= count - 1 else None))
+                found.append(walk(page, url, pictures if number >= count else None))
                 page.close()
         browser.close()
     return found[:count]
@@ -131,20 +130,26 @@ def print_visits(found: Sequence[Visit]) -> None:
     print(f"{clicks} clicks ({'within' if clicks <= CLICKS else 'ABOVE'} the target of {CLICKS})")
 
 
+def measured_visits(count: int = 3, pictures: Path | None = None) -> list[Visit]:
+    """Visits, and what they came to in print; a word and none where there is no browser."""
+    if next(filter(None, map(shutil.which, BROWSERS)), None) is None:
+        print("first visit: no Chromium here, not measured")
+        return []
+    found = visits(count, pictures)
+    print_visits(found)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visits", type=int, default=3)
     parser.add_argument("--save", help="write benchmarks/results/NAME.json")
-    parser.add_argument(
-        "--pictures", type=Path, help="a folder for pictures of the last visit, and of one by phone"
-    )
+    parser.add_argument("--pictures", type=Path, help="a folder for pictures, of two more visits")
     options = parser.parse_args()
-    if next(filter(None, map(shutil.which, BROWSERS)), None) is None:
-        print("first visit: no Chromium here, not measured")
-        return
-    found = visits(options.visits, options.pictures)
-    print_visits(found)
-    if options.save:
+    found = measured_visits(options.visits, options.pictures)
+    if options.save and found:
+        from benchmarks.run import machine_name  # which prints these visits, too
+
         content = {"machine": machine_name("cpu"), "visits": [asdict(visit) for visit in found]}
         file = Path(__file__).with_name("results") / f"{options.save}.json"
         file.write_text(json.dumps(content, indent=1) + "\n")

@@ -25,6 +25,7 @@ import yaml
 
 import merging
 from benchmarks.family import cached_family, cached_importance
+from benchmarks.first_visit import measured_visits
 from benchmarks.memory import PeakMemory
 from benchmarks.slider import print_latency
 from benchmarks.what_if import previews
@@ -179,6 +180,7 @@ def main() -> None:
         print_ratios(results)
         previews(family, options.repeat)
         print_latency()
+        measured_visits()
 
 
 def report(options: argparse.Namespace, parameters: int, results: dict[str, dict[str, float]]) -> None:

@@ -100,6 +100,9 @@ class _Opening:
     def open(self, typed: str, base: Opened | None = None) -> tuple[Card, Opened | None]:
         if not typed:
             return Card(""), None
+        if len(typed) > LONGEST:
+            said = f"This has {len(typed):,} letters, and a name has at most {LONGEST:,}. Type a shorter one."
+            return Card(typed[:40] + "…", problems=(said,)), None
         name = name_of(typed)
         try:
             opened = open_typed(self.settings, self.owner, typed, base.reference if base is not None else "")

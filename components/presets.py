@@ -113,14 +113,17 @@ def read_presets(file: Path) -> tuple[Preset, ...]:
 
 def presets(settings: Settings) -> tuple[Preset, ...]:
     """The families that this server may download; a malformed file is said where the server was started, and offers none."""
-    most = settings.largest_download
     if not settings.hub:
         return ()
-    return tuple(
-        preset
-        for preset in _told(settings.demo.parent / FILE)
-        if most is None or all(model.bytes <= most for model in (preset.base, *preset.experts))
-    )
+    return tuple(one for one in _told(settings.demo.parent / FILE) if _allowed(one, settings))
+
+
+def _allowed(preset: Preset, settings: Settings) -> bool:
+    most = settings.largest_model
+    if most is not None and preset.parameters > most:
+        return False
+    most = settings.largest_download
+    return most is None or all(model.bytes <= most for model in (preset.base, *preset.experts))
 
 
 @cache

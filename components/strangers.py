@@ -14,6 +14,8 @@ from components.settings import Settings
 from merging.hub_cache import cache_folder
 
 FORGED = "The page sent a value that this field cannot have. Reload the page, and try again."
+LARGEST = 2**63 - 1
+"""The largest whole number that an answer can hold."""
 MOST_BODY = 8_000_000
 """Bytes of a request that is no upload: the longest text that a field takes, several times."""
 UPLOAD = "/gradio_api/upload"
@@ -39,37 +41,60 @@ def private_paths(settings: Settings) -> list[str]:
 
 
 def check_values(app: gr.Blocks) -> None:
-    """Have values that no page of ours sends answered by a sentence: Gradio's own parts fail on them with a traceback, and
-    fetch a file from wherever a value says."""
-    read = app.preprocess_data
+    """Have events and values that no page of ours sends answered by a sentence: Gradio's own parts and its answers fail on them with a
+    traceback, and a file is fetched from wherever a value says. What an event tells of itself is a table, or nothing."""
+    read, process, push = app.preprocess_data, app.process_api, app._queue.push
 
     async def careful(block_fn: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
         try:
-            if not is_plain(inputs):
+            if not (is_plain(inputs) and all(map(fits, block_fn.inputs, inputs))):
                 raise gr.Error(FORGED)
             return await read(block_fn, inputs, *rest, **named)
         except Exception as error:
-            said = (
-                error.message if isinstance(error, gr.Error) and "not in the list" in str(error) else FORGED
-            )
+            said = error.message if type(error) is gr.Error else FORGED  # such as a number beyond its limits
             raise gr.Error(said, print_exception=False) from None
 
+    async def known(body: Any, *rest: Any, **named: Any) -> Any:
+        if body.fn_index is not None and body.fn_index not in app.fns:
+            return False, FORGED, "error"
+        return await push(body, *rest, **named)
+
+    async def told(*values: Any, event_data: Any = None, **named: Any) -> Any:
+        if event_data is not None and not (isinstance(event_data._data, dict) and is_plain(event_data._data)):
+            event_data._data = {}
+        return await process(*values, event_data=event_data, **named)
+
     app.preprocess_data = careful  # type: ignore[method-assign]
+    app.process_api = told  # type: ignore[method-assign]
+    app._queue.push = known  # type: ignore[method-assign]
+
+
+def fits(block: Any, value: Any) -> bool:
+    """Whether a component of the page can hold a value; choices are looked at by Gradio, and by those who use them."""
+    if value is None:
+        return True
+    if isinstance(block, (gr.Number, gr.Slider)):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(block, (gr.Textbox, gr.Code, gr.Button)):
+        return isinstance(value, str)
+    return isinstance(value, bool) if isinstance(block, gr.Checkbox) else True
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value has no half characters, which cannot be sent back, and names no file of another server."""
+    """Whether a value can be sent back, without half characters and endless numbers, and names no file of another server."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            # a page tells the url of what it uploaded too, and nobody reads that
+            # a page tells the url of what it uploaded as well, and nobody reads that
             if "://" in str(one.get("path", "")):
                 return False
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
             waiting += one
-        elif isinstance(one, str) and not one.isascii() and one.encode(errors="ignore").decode() != one:
+        elif (isinstance(one, int) and abs(one) > LARGEST) or (
+            isinstance(one, str) and not one.isascii() and one.encode(errors="ignore").decode() != one
+        ):
             return False
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import gradio as gr
 import pytest
@@ -15,7 +16,7 @@ from components.compare import runner as compare_runner
 from components.compare import tune_events as compare_tune
 from components.compare import tune_job as compare_tune_job
 from components.compare.axes import axis, ends, find, labels
-from components.compare.methods_job import Request, _Every, board_of
+from components.compare.methods_job import Request, _Every, board_of, work
 from components.compare.questions import ITEMS, first, suites_of
 from components.compare.runner import Work
 from components.compare.suites import Ruler
@@ -322,4 +323,8 @@ def test_the_demo_measures_importance_so_that_apl_takes_part(tmp_path):
     with closing(every.steps()) as steps:
         next(one for one in steps if "models" in every.doing)
     assert "APL" not in [title for title, _ in every.unfit]
-    assert list((settings.runs / ".importance").glob("*.safetensors"))
+    [kept] = (settings.runs / ".importance").glob("*.safetensors")
+    measured = request.recipe.model_copy(update={"importance": str(kept)})
+    assert work(settings, replace(request, recipe=measured)), (
+        "what was measured before is no reason to refuse"
+    )

@@ -156,7 +156,8 @@ def test_what_the_search_finds_becomes_a_row(hub, family, settings):
     found = search.search(settings, {"ask": "org"}, None)["found"]
     assert {one["id"] for one in found} == {"org/base", "org/one", "org/two"}
     assert "1.23 k downloads · 5 likes · mit · updated 2025" in found[0]["about"]
-    assert search.search(settings, {"ask": "x" * 500}, None) == search.search(settings, 3, None)
+    assert search.search(settings, 3, None) == {"found": [], "note": ""}
+    assert "At most 100 letters" in search.search(settings, {"ask": "x" * 500}, None)["note"]
     hub.fail("/api/models", status=500)
     assert search.search(settings, {"ask": "org"}, None)["again"]
     event = gr.EventData(None, {"id": "org/one", "role": "expert"})

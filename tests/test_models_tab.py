@@ -73,7 +73,7 @@ def test_a_readme_that_names_no_licence_is_no_error(settings, family, tmp_path, 
         ("demo:../base", "There is no demo model"),
         ("a\0b", "there is no such folder"),
         ("~nobody-of-that-name/x", "no such user"),
-        ("x" * 5000, "cannot be read"),
+        ("x" * 5000, "5,000 letters, and a name has at most 1,000"),
     ],
 )
 def test_a_bad_path_is_one_sentence_at_its_card(settings, typed, words):

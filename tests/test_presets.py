@@ -77,6 +77,7 @@ def test_what_a_server_may_not_download_is_not_offered(tmp_path):
     assert presets(dataclasses.replace(settings, largest_download=2000))
     assert presets(dataclasses.replace(settings, largest_download=1999)) == ()
     assert presets(dataclasses.replace(settings, largest_download=0)) == ()
+    assert presets(dataclasses.replace(settings, largest_model=4999)) == ()
     assert presets(Settings(demo=tmp_path / "elsewhere" / "demo")) == (), "without a file there is none"
 
 

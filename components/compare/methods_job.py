@@ -43,7 +43,10 @@ class Request:
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
     """The job: progress, the table so far whenever a row is done, in the end the whole table."""
     merges = len(METHODS)
-    plan = make_plan(at_root(request.recipe))
+    plain = request.recipe.model_copy(
+        update={"importance": None}
+    )  # which is for the methods that use it alone
+    plan = make_plan(at_root(plain))
     size = size_of(plan, merges, merges * sum(map(len, request.suites)))
     return on_gpu(replace(size, gradients=True), _follow, settings, request)
 

@@ -58,7 +58,11 @@ def begin(settings: Settings, owner: str, family: Family, *values: Any) -> str:
     checked = check(recipe)
     if checked.plan is None:
         raise MergingError(f"The recipe under Merge cannot run: {' '.join(checked.problems)}")
-    space_of(str(strategy), recipe)
+    if strategy not in (known := [key for _, key in strategies_for(recipe)]):
+        raise MergingError(
+            f"This method is not searched by that strategy. Choose one of: {', '.join(known)}."
+        )
+    space_of(strategy, recipe)
     most = MOST_MINUTES if unit == "minutes" else MOST_TRIALS
     if not isinstance(budget, int | float) or isinstance(budget, bool) or not 1 <= budget <= most:
         raise MergingError(f"budget: give a number from 1 to {most} {unit}.")

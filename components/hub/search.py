@@ -38,8 +38,10 @@ def build_hub_search() -> gr.HTML:
 def search(settings: Settings, value: Any, stored: Any) -> dict[str, Any]:
     """What the Hub finds for what was typed, as the field's value; trouble is a quiet line."""
     text = value.get("ask") if isinstance(value, dict) else None
-    if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_QUERY:
+    if not isinstance(text, str) or not text.strip():
         return {"found": [], "note": ""}
+    if len(text) > LONGEST_QUERY:
+        return {"found": [], "note": f"At most {LONGEST_QUERY} letters are searched for. Type fewer."}
     try:
         found = hub_desk(settings).search(owner_id(settings, stored), text.strip())
     except MergingError as error:
