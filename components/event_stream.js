@@ -3,12 +3,13 @@
 // Here the page's stream goes on with the server's next one as long as an event has no answer. And a stream that the server
 // ends is read to its end, because the server drops the events of a page that hangs up first.
 // Two events sent at nearly the same time may overtake each other on their way. Those of one kind, as quick clicks on a map,
-// are sent one after another, so that the last one is answered last.
+// are sent one after another, so that the last one is answered last. The page keeps an answer that comes before the receipt
+// of its event, and then puts it before answers that came earlier: here an answer waits until the page has read the receipt.
 (() => {
   const send = window.fetch.bind(window);
   const unanswered = new Set();
-  const answeredEarly = new Set();
   const onTheWay = new Map();
+  const receipts = new EventTarget();
   let sending = 0;
   window.awaitedAnswers = () => sending + unanswered.size;
 
@@ -25,15 +26,32 @@
     sending += 1;
     const sent = Promise.resolve(before).catch(() => {}).then(() => send(input, options));
     onTheWay.set(kind, sent);
+    let event;
     try {
       const response = await sent;
-      if (response.ok) {
-        const { event_id: event } = await response.clone().json().catch(() => ({}));
-        if (event && !answeredEarly.delete(event)) unanswered.add(event);
-      }
+      const receipt = response.json();
+      response.json = () => receipt;
+      ({ event_id: event } = await receipt.catch(() => ({})));
       return response;
     } finally {
-      sending -= 1;
+      whenRead(() => {
+        if (event) unanswered.add(event);
+        sending -= 1;
+        receipts.dispatchEvent(new Event("read"));
+      });
+    }
+  }
+
+  // Once the page has done all that it does at once with what it was just given.
+  function whenRead(act) {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = act;
+    port2.postMessage(null);
+  }
+
+  async function receipted(event) {
+    while (event && sending && !unanswered.has(event)) {
+      await new Promise((read) => receipts.addEventListener("read", read, { once: true }));
     }
   }
 
@@ -76,7 +94,8 @@
       rest = messages.pop();
       for (const message of messages) {
         const { msg, event_id: event } = JSON.parse(message.slice("data:".length));
-        if (msg === "process_completed" && !unanswered.delete(event)) answeredEarly.add(event);
+        await receipted(event);
+        if (msg === "process_completed") unanswered.delete(event);
         if (msg === "unexpected_error") unanswered.clear();
         const line = encoder.encode(`${message}\n\n`);
         if (msg === "close_stream") end = line;

@@ -281,6 +281,42 @@ def test_the_last_of_some_quick_clicks_is_shown(at_inspect, console_errors):
     assert console_errors == []
 
 
+def test_an_answer_that_comes_before_its_receipt_waits_for_its_turn(at_inspect, console_errors):
+    """The receipt of a second click is late, its answer is not, and the page has not yet shown the first click's."""
+    page, late = at_inspect, []
+
+    def delay(event) -> None:
+        if '"index":[3,' in event.request.post_data:
+            late.append((event, event.fetch()))
+        else:
+            event.continue_()
+
+    page.evaluate(
+        """() => {
+          const [real, held] = [window.setTimeout.bind(window), []];
+          window.setTimeout = (act, wait, ...given) =>
+            wait ? real(act, wait, ...given) : held.push(() => act(...given));
+          window.letTimersGo = () => {
+            window.setTimeout = real;
+            for (const act of held) act();
+          };
+        }"""
+    )
+    page.route("**/queue/join*", delay)
+    click_row(page, 4)
+    click_row(page, 3)
+    page.wait_for_timeout(1000)
+    for event, receipt in late:
+        event.fulfill(response=receipt)
+    page.unroute("**/queue/join*")
+    page.wait_for_timeout(500)
+    page.evaluate("letTimersGo()")
+    stand_still(page)
+    assert page.locator("#story h2").inner_text() == "Block 3, q"
+    assert len(late) == 1
+    assert console_errors == []
+
+
 def test_the_tokens_of_the_embedding_are_listed(at_inspect):
     page = at_inspect
     page.get_by_label("Norms and embeddings").check()
