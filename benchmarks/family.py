@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from merging.artefact import Description, ExpertFacts, Importance, Parent, head_settings
-from merging.attribution import carried
 from merging.checkpoint import Checkpoint
+from merging.importances.artefact import Description, ExpertFacts, Importance, Parent, head_settings
+from merging.importances.attribution import carried
 from merging.partitions import make_partitions
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 import merging
-from merging.agreement import CHANGE, Agreement
-from merging.importance_command import advice, interval
-from merging.measuring import SAMPLE, STATES
+from merging.commands.importance import advice, interval
+from merging.importances.agreement import CHANGE, Agreement
+from merging.importances.measuring import SAMPLE, STATES
 from merging.recipe import ModelEntry, Recipe
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"

@@ -20,10 +20,10 @@ import torch
 
 import merging
 from merging import METHODS, MergingError, Method, Recipe
-from merging.artefact import Importance
 from merging.evaluation import evaluate
+from merging.importances.artefact import Importance
 from merging.inference import LoadedModel
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo"
 RESULT = Path(__file__).resolve().parent / "results" / "methods-demo.json"

@@ -31,7 +31,7 @@ from benchmarks.slider import print_latency
 from benchmarks.what_if import previews
 from merging import METHODS, noise
 from merging.checkpoint import Checkpoint
-from merging.header import TensorInfo
+from merging.folders.header import TensorInfo
 from merging.inspection import inspect_plan, inspect_recipe
 from merging.writer import CheckpointWriter
 

@@ -24,13 +24,13 @@ import torch
 
 from merging import Recipe
 from merging.evaluation import SuiteResult
-from merging.every_method import Scored, try_every_method
-from merging.intervals import mcnemar, paired_bootstrap
+from merging.judging.every_method import Scored, try_every_method
+from merging.judging.intervals import mcnemar, paired_bootstrap
+from merging.judging.suites import Suite
+from merging.judging.trials import Trials, mean_score
+from merging.memory.whatif import Residents
 from merging.recipe import ModelEntry
-from merging.suites import Suite
-from merging.trials import Trials, mean_score
 from merging.tuning import Trial, Tuned, tune
-from merging.whatif import Residents
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path("examples/demo")

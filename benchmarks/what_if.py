@@ -14,11 +14,12 @@ from pathlib import Path
 
 import merging
 from benchmarks.family import make_family
-from merging import Plan, whatif
+from merging import Plan
+from merging.inspecting.sampling import samplable
+from merging.inspecting.sums import total
 from merging.inspection import preview_plan
+from merging.memory import whatif
 from merging.reports.report import Preview
-from merging.sampling import samplable
-from merging.sums import total
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo"
 METHODS = ("task_arithmetic", "ties", "magnitude", "dare_linear", "dare_ties", "della", "pcb", "dppa")

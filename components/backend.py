@@ -8,9 +8,9 @@ from components.hub.desk import HubDesk
 from components.process import kept
 from components.settings import Settings
 from components.visits import Visits
-from merging.history import History
+from merging.answering.model_cache import ModelCache
 from merging.jobs import JobStore
-from merging.model_cache import ModelCache
+from merging.judging.history import History
 
 
 def job_store(settings: Settings) -> JobStore:

@@ -25,7 +25,7 @@ from components.tables import html_table
 from merging import MergingError, Progress, Recipe
 from merging.checkpoint import Checkpoint
 from merging.extraction import extract
-from merging.extraction_report import TABLE, Extracted
+from merging.inspecting.extraction_report import TABLE, Extracted
 from merging.job_records import Job
 from merging.sources import open_model
 

@@ -30,9 +30,9 @@ from components.progress import ending_html
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
+from merging.folders.room import memory_problem
+from merging.importances.measuring import Measurement
 from merging.job_records import Job
-from merging.measuring import Measurement
-from merging.room import memory_problem
 from merging.sources import open_model
 
 ROWS = 8

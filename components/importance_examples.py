@@ -11,7 +11,7 @@ from typing import Any
 from components.family import Family
 from components.settings import Settings
 from merging import MergingError
-from merging.suites import Item, Suite
+from merging.judging.suites import Item, Suite
 
 MOST_EXAMPLES = 64
 MOST_BYTES = 200_000

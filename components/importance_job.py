@@ -17,12 +17,12 @@ from components.importance_examples import demo_file, read_all, usual_source
 from components.settings import Settings
 from components.zero_gpu import Size, on_gpu
 from merging import Importance, MergingError
-from merging.agreement import Agreement
 from merging.importance import keep_importance
+from merging.importances.agreement import Agreement
+from merging.importances.measuring import Measurement
 from merging.job_records import Job
-from merging.measuring import Measurement
+from merging.judging.suites import Suite
 from merging.sources import open_model
-from merging.suites import Suite
 
 KIND = "importance"
 MAPPED = "module"

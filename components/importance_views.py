@@ -25,8 +25,8 @@ from components.importance_job import MAPPED, Found
 from components.progress import job_bar, left
 from components.tables import Table, html_table, panels_table
 from merging import Importance, Report
-from merging.agreement import CHANGE, SHUFFLED, SIZE, Agreement, Correlation
 from merging.engine import Progress
+from merging.importances.agreement import CHANGE, SHUFFLED, SIZE, Agreement, Correlation
 from merging.job_records import Job
 
 NOT_MEASURED = (

@@ -32,12 +32,12 @@ from components.shared import Shared
 from components.tables import html_table
 from merging import Checkpoint, MergingError, Plan
 from merging.anatomy import locate
-from merging.detail import tensor_detail
 from merging.heartbeats import heartbeats
-from merging.one_tensor import find_tensor
-from merging.spectra import Spectrum, spectrum
-from merging.tokens import token_changes
-from merging.vocabulary import plan_vocabulary
+from merging.inspecting.detail import tensor_detail
+from merging.inspecting.one_tensor import find_tensor
+from merging.inspecting.spectra import Spectrum, spectrum
+from merging.inspecting.tokens import token_changes
+from merging.tokenizing.vocabulary import plan_vocabulary
 
 MOST_UNASKED = 1 << 25
 """Bytes of one tensor in base and experts that are read without being asked to."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from components.figures.detail_tables import head_rows, row_rows, token_rows, written
 from components.tables import Table, csv_link, html_table
-from merging.detail import TensorDetail
-from merging.tokens import TokenChanges, TokenRows
+from merging.inspecting.detail import TensorDetail
+from merging.inspecting.tokens import TokenChanges, TokenRows
 
 MOST_TOKENS = 12
 """Tokens of a list on the page; the CSV holds all that were ranked."""

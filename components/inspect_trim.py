@@ -17,9 +17,9 @@ from components.newest import Newest
 from components.reports import Reports, Stops, report_key
 from components.settings import Settings
 from merging import MergingError, Plan, Progress, Report
+from merging.memory.whatif import Residents, trim_steps
 from merging.methods import Scope
 from merging.reports.report import Trim
-from merging.whatif import Residents, trim_steps
 
 FIRST_DENSITY = 0.2
 SCOPES = [("each tensor", "tensor"), ("each block", "layer"), ("the whole model", "model")]

@@ -33,9 +33,9 @@ from components.progress import bar_html, left
 from components.tables import csv_link, full_table, html_table, map_table
 from merging import Progress, Report
 from merging.anatomy import block_name
-from merging.changes import Conflict, TensorStatistics
+from merging.inspecting.changes import Conflict, TensorStatistics
+from merging.inspecting.sums import total
 from merging.reports.report import Cell, Trimmed
-from merging.sums import total
 
 NO_MAP = "Nothing measured yet. Once the Models tab holds a base and an expert that fits it, their map appears here."
 NO_PAIRS = "This map compares experts with each other. Add a second expert on the Models tab."

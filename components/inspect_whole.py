@@ -9,10 +9,10 @@ from components.figures.metrics import MOST_PAIRS, expert_names, pair_names, per
 from components.numbers import count
 from components.tables import html_table
 from merging import Plan, Report
-from merging.advice import Advice, advice, kinship
-from merging.advice_facts import some_names
-from merging.changes import Conflict, TensorStatistics
-from merging.sums import total
+from merging.inspecting.advice import Advice, advice, kinship
+from merging.inspecting.advice_facts import some_names
+from merging.inspecting.changes import Conflict, TensorStatistics
+from merging.inspecting.sums import total
 
 MOST_ROWS = 28
 

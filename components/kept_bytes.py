@@ -11,7 +11,7 @@ from components.downloads import zip_folder
 from components.numbers import size
 from components.settings import Settings
 from merging import MergingError
-from merging.hub_cache import cache_folder
+from merging.hub.cache import cache_folder
 
 
 def require_room(settings: Settings, nbytes: int, what: str, owner: str = "") -> None:

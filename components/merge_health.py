@@ -11,12 +11,12 @@ from typing import Any
 
 import merging
 from merging import Finished, Progress, Recipe
+from merging.answering.health import health_after_merge
+from merging.cards.lineage import in_words, lineage_of_plan
 from merging.devices import resolve_device
 from merging.executors import unwanted
-from merging.health import health_after_merge
 from merging.heartbeats import Stopped
 from merging.job_records import outcome
-from merging.lineage import in_words, lineage_of_plan
 
 STAGE = "looking at its health"
 

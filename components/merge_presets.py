@@ -11,9 +11,9 @@ from components.family import Family
 from components.forms import default_of, same, tidy
 from components.merge_recipe import at_root, expert_names, number_of
 from merging import METHODS, Plan, Recipe, Report
+from merging.inspecting.relations import Relations
 from merging.methods.sparse import Trim
 from merging.recipe import ModelEntry
-from merging.relations import Relations
 
 
 def with_preset(recipe: Recipe, preset: str | None = None) -> Recipe:

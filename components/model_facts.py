@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from components.hub.sources import Opened
 from merging import Checkpoint
-from merging.abilities import why_silent
-from merging.adapter import Adapted
 from merging.anatomy import blocks, locate
-from merging.header import DTYPE_WORDS
-from merging.heads import head_kind
-from merging.licences import asked_by
-from merging.lineage import in_words, lineage_of_model
+from merging.answering.abilities import why_silent
+from merging.cards.licences import asked_by
+from merging.cards.lineage import in_words, lineage_of_model
+from merging.folders.adapter import Adapted
+from merging.folders.header import DTYPE_WORDS
+from merging.tokenizing.heads import head_kind
 
 
 @dataclass(frozen=True)

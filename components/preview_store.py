@@ -16,10 +16,10 @@ from components.preview_views import Choice
 from components.process import kept
 from merging import Plan, Progress, Recipe
 from merging.checkpoint import TensorSource
+from merging.memory.resident import family_key, source_key
+from merging.memory.whatif import Residents, preview, steps
 from merging.reports.report import Preview
-from merging.resident import family_key, source_key
 from merging.sources import open_model
-from merging.whatif import Residents, preview, steps
 
 MOST_PREVIEWS = 48
 MOST_PAGES = 1024

@@ -14,9 +14,9 @@ from components.figures import effective, fate, rounding
 from components.figures.chart import Chart
 from components.figures.metrics import MapWords, Panel, cell_name
 from components.tables import Table, csv_link, html_table, panels_table
-from merging.fate import DTYPES, TensorFate
+from merging.inspecting.fate import DTYPES, TensorFate
+from merging.inspecting.sums import total
 from merging.reports.report import STUDENT_95, Cell, Preview, added_up, frame_of, placed
-from merging.sums import total
 
 ROUNDING, PARAMETERS = "rounding", "parameters"
 FIRST = "kept"

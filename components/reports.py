@@ -14,8 +14,8 @@ from components.report_cache import ReportCache
 from components.settings import Settings
 from merging import Checkpoint, Plan, Progress, Report, __version__
 from merging.inspection import inspect_plan
+from merging.memory.resident import source_key
 from merging.reports.document import VERSION
-from merging.resident import source_key
 
 MOST_REPORTS = 8
 

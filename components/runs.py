@@ -15,7 +15,7 @@ from components.merge_health import merge_and_look
 from components.merge_recipe import check
 from components.settings import Settings
 from merging import MergingError, Recipe
-from merging.history import Draft
+from merging.judging.history import Draft
 
 _log = logging.getLogger(__name__)
 

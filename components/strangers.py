@@ -11,7 +11,7 @@ import gradio as gr
 from huggingface_hub import constants
 
 from components.settings import Settings
-from merging.hub_cache import cache_folder
+from merging.hub.cache import cache_folder
 
 FORGED = "The page sent a value that this field cannot have. Reload the page, and try again."
 LARGEST = 2**63 - 1

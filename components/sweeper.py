@@ -25,7 +25,7 @@ from components.settings import Settings
 from components.shared import LOCAL_OWNER
 from components.stages import LINKS
 from merging import MergingError
-from merging.hub_cache import cache_folder
+from merging.hub.cache import cache_folder
 from merging.jobs import JobStore
 
 IDLE = 1800

@@ -21,7 +21,7 @@ from components.figures.metrics import (
 )
 from components.figures.words import Metric, Panel
 from merging import Report
-from merging.changes import Conflict, TensorStatistics
+from merging.inspecting.changes import Conflict, TensorStatistics
 from merging.reports.report import Cell
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from merging import Plan
-from merging.special_tokens import CHOSEN, Difference
-from merging.tokenizer_plan import TokenizerPlan
+from merging.tokenizing.special_tokens import CHOSEN, Difference
+from merging.tokenizing.tokenizer_plan import TokenizerPlan
 
 AS_TOKENIZER = ""
 """The choice that leaves something to the model whose tokenizer the result gets."""

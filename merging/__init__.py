@@ -11,7 +11,6 @@ if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from merging.api import check, inspect, merge, merge_state_dicts, plan_file, run
-from merging.artefact import Importance
 from merging.checkpoint import Checkpoint
 from merging.errors import (
     CheckpointError,
@@ -23,6 +22,7 @@ from merging.errors import (
 )
 from merging.events import Event, Finished, Progress
 from merging.importance import importance, measure_importance
+from merging.importances.artefact import Importance
 from merging.methods import METHODS, Method
 from merging.plan import Plan
 from merging.recipe import Recipe

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from merging.artefact import Importance
 from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
 from merging.errors import MergingError, ParameterError, PlanError
 from merging.events import Event, Finished
+from merging.folders.room import parse_bytes
+from merging.importances.artefact import Importance
 from merging.methods import Profile, Scope, get_method
 from merging.output import USUAL, Files, write_merge
 from merging.plan import Plan, make_plan, plan_sources
 from merging.recipe import IGNORED_PARAMETERS, ModelEntry, Recipe, read_text
 from merging.reports.full import checked_scope, full_report
 from merging.reports.report import Report
-from merging.room import parse_bytes
 from merging.sources import Remote
 from merging.values import value_problem
 
 if TYPE_CHECKING:
-    from merging.hub import Hub
+    from merging.hub.client import Hub
 
 
 def check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from merging.header import DTYPE_WORDS
+from merging.folders.header import DTYPE_WORDS
 from merging.recipe import Recipe
 from merging.tensor_plan import TensorPlan
 from merging.values import ParameterValue

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 import torch
 
-from merging.config_check import config_problems
+from merging.cards.licences import licences_in
 from merging.errors import CheckpointError
-from merging.header import DTYPE_NAMES, TensorInfo, read_at, read_header
-from merging.licences import licences_in
-from merging.refusals import INDEX, WEIGHTS, refuse, why_not_a_model
-from merging.small_files import config_in, read_json, read_kept, read_text
-from merging.tied import SAID_TO_BE_TIED, copies, embedding_of, head_of, is_buffer, is_tied
-from merging.union import tokens_of
+from merging.folders.config_check import config_problems
+from merging.folders.header import DTYPE_NAMES, TensorInfo, read_at, read_header
+from merging.folders.refusals import INDEX, WEIGHTS, refuse, why_not_a_model
+from merging.folders.small_files import config_in, read_json, read_kept, read_text
+from merging.tokenizing.tied import SAID_TO_BE_TIED, copies, embedding_of, head_of, is_buffer, is_tied
+from merging.tokenizing.union import tokens_of
 
 MOST_UNUSED = 100_000
 """Ids between the tokens of a vocabulary that may belong to none."""

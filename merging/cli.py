@@ -20,31 +20,31 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from merging import api
-from merging.advice import Advice, advice, kinship
-from merging.artefact import Importance
 from merging.checkpoint import Checkpoint
+from merging.commands.evaluation import evaluate
+from merging.commands.export import export, print_gguf
+from merging.commands.extraction import extraction
+from merging.commands.health import health, health_of, print_health
+from merging.commands.hub import download, fetch, missing_models, say_commits
+from merging.commands.importance import importance
+from merging.commands.mergekit_flags import Flags, MergeCommand, known
+from merging.commands.push import push_folder
+from merging.commands.tuning import tune
 from merging.effective import summary
 from merging.errors import MergingError, OutputError, PlanError
-from merging.evaluation_command import evaluate
 from merging.events import Event
 from merging.events import Progress as EngineProgress
-from merging.export_command import export, print_gguf
-from merging.extraction_command import extraction
-from merging.health_command import health, health_of, print_health
-from merging.hub import Hub
-from merging.hub_command import download, fetch, missing_models, say_commits
-from merging.importance_command import importance
-from merging.mergekit_flags import Flags, MergeCommand, known
+from merging.folders.room import bytes_text, input_problem
+from merging.hub.client import Hub
+from merging.importances.artefact import Importance
+from merging.inspecting.advice import Advice, advice, kinship
 from merging.methods import METHODS
 from merging.plan import Plan
-from merging.push_command import push_folder
 from merging.recipe import Recipe, read_text
 from merging.reports import text as report_text
 from merging.reports.folder import ensure_report_folder, write_report
 from merging.reports.full import checked_scope, full_report
 from merging.reports.report import Report
-from merging.room import bytes_text, input_problem
-from merging.tuning_command import tune
 
 app = typer.Typer(
     name="merging",

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from merging import ops
+from merging.inspecting.shelf import Shelf, Strip
 from merging.pieces import Piece, PieceKey
-from merging.shelf import Shelf, Strip
 from merging.statistics import Accumulator, Attained
 
 COARSE_SHIFT = 15

@@ -26,12 +26,12 @@ from merging.devices import (
 from merging.errors import MergingError
 from merging.events import Event, Finished, Progress, TensorResult
 from merging.executors import Executor, Inline, Streams, executor_for
-from merging.header import MERGEABLE, TensorInfo
+from merging.folders.header import MERGEABLE, TensorInfo
+from merging.inspecting.relations import Products, Relations
 from merging.methods import Group, Method, Survey
 from merging.pieces import Outcome, Piece
 from merging.plan import KEEP_BYTES, Plan
 from merging.reading import Pieces, Reader, Spot, Thin, input_bytes
-from merging.relations import Products, Relations
 from merging.statistics import Accumulator, Attained
 from merging.tensor_plan import GroupKey, TensorPlan
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from merging.batched import by_length, greedy_replies, interruptible, log_probabilities
+from merging.answering.batched import by_length, greedy_replies, interruptible, log_probabilities
 from merging.errors import MergingError
 from merging.heartbeats import Stopped
 from merging.inference import LoadedModel
-from merging.intervals import Interval, bootstrap, wilson
-from merging.scoring import exactly, loosely
-from merging.suites import Item, Scoring, Suite
+from merging.judging.intervals import Interval, bootstrap, wilson
+from merging.judging.scoring import exactly, loosely
+from merging.judging.suites import Item, Scoring, Suite
 
 Progress = Callable[[int, int], None]
 

@@ -16,17 +16,17 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from merging.adapter_file import PREFIX, SETTINGS
 from merging.anatomy import locate, output_axis
 from merging.checkpoint import HEAD_NAME, Checkpoint
-from merging.compatibility import compare
 from merging.errors import MergingError, PlanError
 from merging.events import Progress
-from merging.extraction_report import TABLE, Extracted, TensorError, Way, card, table
-from merging.header import MERGEABLE, TensorInfo
-from merging.low_rank import nearest
-from merging.renamed import named_like
-from merging.room import input_problem
+from merging.folders.adapter_file import PREFIX, SETTINGS
+from merging.folders.compatibility import compare
+from merging.folders.header import MERGEABLE, TensorInfo
+from merging.folders.renamed import named_like
+from merging.folders.room import input_problem
+from merging.inspecting.extraction_report import TABLE, Extracted, TensorError, Way, card, table
+from merging.inspecting.low_rank import nearest
 from merging.version import __version__
 from merging.writer import MARKER, CheckpointWriter
 

@@ -19,8 +19,14 @@ from typing import Any
 
 import torch
 
-from merging.agreement import summarise
-from merging.artefact import (
+from merging.checkpoint import Checkpoint
+from merging.devices import resolve_device
+from merging.errors import MergingError, OutputError, PlanError, did_you_mean
+from merging.events import Progress
+from merging.folders.compatibility import compare
+from merging.heartbeats import heartbeats
+from merging.importances.agreement import summarise
+from merging.importances.artefact import (
     At,
     Description,
     ExpertFacts,
@@ -30,20 +36,14 @@ from merging.artefact import (
     fingerprint,
     head_settings,
 )
-from merging.attribution import MovedModel, carried
-from merging.calibration import AnswerTask, Calibration
-from merging.checkpoint import Checkpoint
-from merging.compatibility import compare
-from merging.devices import resolve_device
-from merging.errors import MergingError, OutputError, PlanError, did_you_mean
-from merging.events import Progress
-from merging.heartbeats import heartbeats
+from merging.importances.attribution import MovedModel, carried
+from merging.importances.calibration import AnswerTask, Calibration
+from merging.importances.measuring import ExpertMeasures, Measured, Measurement, Step
 from merging.inference import LoadedModel
-from merging.measuring import ExpertMeasures, Measured, Measurement, Step
+from merging.judging.suites import Suite
 from merging.partitions import Granularity, Partitions, make_partitions
 from merging.recipe import Recipe, read_text
 from merging.sources import open_models
-from merging.suites import Suite
 
 TINY = 1 << 24
 """Parameters of a model that one core runs faster than several."""

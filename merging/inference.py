@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from merging.abilities import why_silent
+from merging.answering.abilities import why_silent
+from merging.answering.drawing import Draw, Sampling
 from merging.checkpoint import Checkpoint
-from merging.drawing import Draw, Sampling
 from merging.errors import CheckpointError, MergingError
-from merging.prompts import Message, Prompt, TokenIds, prompt_of
-from merging.templates import prepare
-from merging.tokenizer_check import require_sound_tokenizer
+from merging.tokenizing.prompts import Message, Prompt, TokenIds, prompt_of
+from merging.tokenizing.templates import prepare
+from merging.tokenizing.tokenizer_check import require_sound_tokenizer
 
 SAFE_LOADING = {"trust_remote_code": False, "local_files_only": True}
 

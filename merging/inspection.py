@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from merging import engine, ops
-from merging.changes import ChangeWatch, TensorStatistics
 from merging.checkpoint import TensorSource
 from merging.errors import MergingError
 from merging.events import Progress
-from merging.fate import FateWatch, Origin, TensorFate
+from merging.inspecting.changes import ChangeWatch, TensorStatistics
+from merging.inspecting.fate import FateWatch, Origin, TensorFate
+from merging.inspecting.sign_conflict import Patterns, sign_conflict
+from merging.inspecting.sums import by_tensor
 from merging.methods import METHODS, Scope
 from merging.pieces import Outcome, PieceKey
 from merging.plan import Plan, make_plan
 from merging.reports.report import Preview, Report, Sample, Trim, Trimmed
-from merging.sign_conflict import Patterns, sign_conflict
-from merging.sums import by_tensor
 
 
 class PieceWatch:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from merging.anatomy import Block, after_blocks, blocks, in_block, locate, stack_of
 from merging.checkpoint import Checkpoint, TensorSource
-from merging.header import TensorInfo
+from merging.folders.header import TensorInfo
 from merging.sources import Member, Part
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from merging.anatomy import locate
 from merging.block_config import origins, recut
+from merging.cards.lineage import LINEAGE, lineage_of_plan, to_text
+from merging.cards.model_card import model_card
 from merging.checkpoint import Checkpoint
 from merging.engine import Watch, run_plan
 from merging.events import Event, Finished
-from merging.header import DTYPE_WORDS
-from merging.lineage import LINEAGE, lineage_of_plan, to_text
-from merging.model_card import model_card
+from merging.folders.header import DTYPE_WORDS
+from merging.judging.subjects import SUBJECT, subject_of_plan
 from merging.plan import Plan
-from merging.special_tokens import GENERATION
-from merging.subjects import SUBJECT, subject_of_plan
+from merging.tokenizing.special_tokens import GENERATION
 from merging.version import __version__
 from merging.writer import MARKER, SHARD_BYTES, CheckpointWriter
 

@@ -10,8 +10,8 @@ import torch
 
 from merging import ops
 from merging.cuts import NOTHING, Keys
+from merging.inspecting.shelf import Shelf, Strip
 from merging.pieces import Piece, PieceKey
-from merging.shelf import Shelf, Strip
 from merging.statistics import Accumulator
 
 SHIFTS = (24, 16, 8, 0)

@@ -9,28 +9,28 @@ from pathlib import Path
 
 import torch
 
-from merging.arrangement import arrange
-from merging.artefact import Importance
 from merging.block_config import origins, recut
+from merging.cards.lineage import licence_cautions
 from merging.cautions import recipe_cautions
 from merging.checkpoint import Checkpoint, TensorSource
-from merging.compatibility import compare_parts, recipe_problems
 from merging.devices import GPU_WORKERS, VRAM
 from merging.effective import Effective, effective
 from merging.errors import CheckpointError, MergingError, ParameterError, PlanError
 from merging.executors import MOST_WORKERS, workers_here
-from merging.header import DTYPES
+from merging.folders.compatibility import compare_parts, recipe_problems
+from merging.folders.header import DTYPES
+from merging.folders.room import bytes_text, disk_problem, memory_problem, output_problem
+from merging.hub.pinning import commits_here, names_elsewhere, public_recipe, renamed
+from merging.importances.artefact import Importance
 from merging.layout import Slot, layout
-from merging.lineage import licence_cautions
 from merging.methods import Method, get_method
 from merging.partitions import Scores
-from merging.pinning import commits_here, names_elsewhere, public_recipe, renamed
 from merging.recipe import ModelEntry, Recipe
-from merging.room import bytes_text, disk_problem, memory_problem, output_problem
 from merging.settings import Settings
 from merging.sources import Member, Part, Remote, open_parts
 from merging.tensor_plan import NAME_OF_WORD, GroupKey, TensorPlan, plan_tensors
-from merging.tokenizer_plan import TokenizerPlan
+from merging.tokenizing.arrangement import arrange
+from merging.tokenizing.tokenizer_plan import TokenizerPlan
 
 KEEP_BYTES = 128 << 20
 """A scope whose float32 inputs are smaller than this is read once and kept between its scans, and with it what a scan

@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merging.adapter import Adapted
-from merging.adapter_file import AdapterFile, is_adapter
 from merging.anatomy import blocks, stack_of
 from merging.checkpoint import Checkpoint, TensorSource
 from merging.errors import CheckpointError
-from merging.hub_cache import cached_model
+from merging.folders.adapter import Adapted
+from merging.folders.adapter_file import AdapterFile, is_adapter
+from merging.folders.renamed import named_like
+from merging.hub.cache import cached_model
 from merging.methods import METHODS
 from merging.recipe import ModelEntry, Recipe, Slice, SliceSource
 from merging.references import Reference, path_exists
-from merging.renamed import named_like
 
 
 @dataclass(frozen=True)

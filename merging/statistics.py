@@ -13,8 +13,8 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from merging.inspecting.shelf import Shelf, Strip
 from merging.pieces import Piece, PieceKey
-from merging.shelf import Shelf, Strip
 
 Values = Callable[[Piece], torch.Tensor]
 """Any numbers that a piece gives."""

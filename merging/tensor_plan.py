@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from merging.anatomy import locate
-from merging.header import DTYPE_NAMES, DTYPE_WORDS, DTYPES, MERGEABLE, TensorInfo
+from merging.folders.header import DTYPE_NAMES, DTYPE_WORDS, DTYPES, MERGEABLE, TensorInfo
 from merging.keeping import keepers, keeping_problems
 from merging.layout import Input, Slot
 from merging.methods import Method, Scope

@@ -13,12 +13,12 @@ from merging.errors import MergingError, did_you_mean
 from merging.evaluation import SuiteResult
 from merging.events import Progress
 from merging.heartbeats import Stopped
+from merging.judging.search_space import Dimension, Value, Values, current, labelled, with_values
+from merging.judging.strategies import STRATEGIES, Objective, make_strategy, retention_objective, space_of
+from merging.judging.suites import Suite
+from merging.judging.trials import Job, Stop, Trials, go_on, mean_score, never, sentence
 from merging.plan import make_plan
 from merging.recipe import Recipe
-from merging.search_space import Dimension, Value, Values, current, labelled, with_values
-from merging.strategies import STRATEGIES, Objective, make_strategy, retention_objective, space_of
-from merging.suites import Suite
-from merging.trials import Job, Stop, Trials, go_on, mean_score, never, sentence
 
 TRIALS = 30
 """Trials where nobody says how many, or for how long."""

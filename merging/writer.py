@@ -14,11 +14,11 @@ from types import TracebackType
 
 import torch
 
-from merging.atomic_folder import AtomicFolder
 from merging.checkpoint import INDEX
 from merging.devices import to_host
 from merging.errors import OutputError
-from merging.header import TensorInfo, build_header, write_at
+from merging.folders.atomic_folder import AtomicFolder
+from merging.folders.header import TensorInfo, build_header, write_at
 
 SHARD_BYTES = 5_000_000_000
 MARKER = "mergescope.yaml"

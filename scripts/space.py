@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from merging.errors import MergingError  # noqa: E402
-from merging.hub import Hub  # noqa: E402
-from merging.push import repository_name  # noqa: E402
-from merging.push_errors import why_not  # noqa: E402
+from merging.hub.client import Hub  # noqa: E402
+from merging.hub.push import repository_name  # noqa: E402
+from merging.hub.push_errors import why_not  # noqa: E402
 
 ATTRIBUTES = ".gitattributes"
 LARGE = ("*.safetensors", "*.png")

@@ -19,7 +19,7 @@ from components.backend import job_store, run_history
 from components.models_events import look_up
 from components.settings import Settings
 from components.strangers import CACHE_VARIABLES
-from merging.history import Draft
+from merging.judging.history import Draft
 
 OWNERS_TOKEN = "hf_TokenOfWhoRunsThisServer"
 ADA, BOB = "a" * 32, "b" * 32

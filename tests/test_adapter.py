@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from merging import Checkpoint, CheckpointError, PlanError, ops
-from merging.adapter import Adapted
-from merging.adapter_file import AdapterFile
 from merging.checkpoint import bytes_of
-from merging.compatibility import compare
+from merging.folders.adapter import Adapted
+from merging.folders.adapter_file import AdapterFile
+from merging.folders.compatibility import compare
 from tests.conftest import save_llama
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "attention_bias": True}

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merging
-from merging.advice import advice, kinship
-from merging.changes import measure
+from merging.inspecting.advice import advice, kinship
+from merging.inspecting.changes import measure
 from merging.inspection import inspect_recipe, trim_plan
 from merging.pieces import Piece
 from merging.reports.report import Report, Trim

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import merging
-from merging.agreement import (
+from merging.commands.importance import advice
+from merging.importances.agreement import (
     CHANGE,
     SIZE,
     Correlation,
@@ -23,8 +24,7 @@ from merging.agreement import (
     spearman,
     summarise,
 )
-from merging.calibration import AnswerTask, Calibration
-from merging.importance_command import advice
+from merging.importances.calibration import AnswerTask, Calibration
 from merging.inference import LoadedModel
 from merging.recipe import ModelEntry, Recipe
 

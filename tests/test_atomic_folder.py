@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from merging.atomic_folder import LOCK, AtomicFolder
 from merging.errors import OutputError
+from merging.folders.atomic_folder import LOCK, AtomicFolder
 
 MARKER = "marker"
 

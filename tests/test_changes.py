@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from merging import noise
-from merging.changes import ChangeWatch, TensorStatistics, bin_edges, measure
+from merging.inspecting.changes import ChangeWatch, TensorStatistics, bin_edges, measure
+from merging.inspecting.sign_conflict import FLIP_SEED, Patterns, pairs_of, sign_conflict
+from merging.inspecting.sums import total
 from merging.pieces import Piece
-from merging.sign_conflict import FLIP_SEED, Patterns, pairs_of, sign_conflict
-from merging.sums import total
 
 SHAPES = {
     "matrix": (37, 29),

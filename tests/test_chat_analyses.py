@@ -20,12 +20,12 @@ from components.family import Family
 from components.figures.layers import DOWN, UP, layers_chart, worded
 from components.merge_recipe import default_recipe
 from components.settings import Settings
-from merging import put_back
-from merging.drawing import Sampling
+from merging.answering import put_back
+from merging.answering.drawing import Sampling
+from merging.answering.put_back import EVERYTHING, NOTHING, PartPutBack
+from merging.answering.token_view import Candidate, ComparedToken, Prediction, TokenView, token_view
 from merging.inference import LoadedModel, stream
-from merging.prompts import TokenIds
-from merging.put_back import EVERYTHING, NOTHING, PartPutBack
-from merging.token_view import Candidate, ComparedToken, Prediction, TokenView, token_view
+from merging.tokenizing.prompts import TokenIds
 from tests.conftest import save_llama
 
 QUESTION = [{"role": "user", "content": "a+b="}]

@@ -21,8 +21,8 @@ from components.merge_recipe import at_root, default_recipe
 from components.settings import Settings
 from merging import METHODS
 from merging.inference import LoadedModel, Sampling, stream
-from merging.unsaved import TOO_LARGE
-from merging.whatif import Residents
+from merging.memory.unsaved import TOO_LARGE
+from merging.memory.whatif import Residents
 from tests.conftest import edit_config
 
 ADA, BOB = "a" * 32, "b" * 32

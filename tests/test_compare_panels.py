@@ -25,8 +25,8 @@ from components.family import Family
 from components.merge_recipe import default_recipe
 from components.settings import Settings
 from merging import METHODS, MergingError, Recipe
-from merging.history import History
-from merging.suites import Item, Suite
+from merging.judging.history import History
+from merging.judging.suites import Item, Suite
 
 EXPERTS = ("one", "two", "three")
 SUITE = Suite("letters", tuple(Item(prompt, answer) for prompt, answer in ("ab", "cd", "ef", "gh", "xy")))

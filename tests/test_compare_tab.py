@@ -32,10 +32,10 @@ from components.merge_recipe import at_root, default_recipe, to_form
 from components.settings import Settings
 from merging import Checkpoint, MergingError
 from merging.evaluation import ItemResult, SuiteResult
-from merging.history import subject_of_model
 from merging.inference import LoadedModel
-from merging.intervals import compare
-from merging.suites import Suite
+from merging.judging.history import subject_of_model
+from merging.judging.intervals import compare
+from merging.judging.suites import Suite
 
 ADA, BOB = "a" * 32, "b" * 32
 EXPERTS = ("one", "two")

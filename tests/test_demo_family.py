@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merging.evaluation import evaluate
 from merging.inference import LoadedModel
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 MODELS = ("base", "math", "code", "words", "math-long")

@@ -13,9 +13,9 @@ import torch
 
 import merging
 from merging.checkpoint import StateDict
-from merging.detail import tensor_detail
 from merging.errors import MergingError
 from merging.heartbeats import Stopped
+from merging.inspecting.detail import tensor_detail
 from merging.plan import plan_sources
 from merging.recipe import ModelEntry, Recipe
 
@@ -282,7 +282,7 @@ TALL = """
 import resource
 import torch
 from merging.checkpoint import StateDict
-from merging.detail import tensor_detail
+from merging.inspecting.detail import tensor_detail
 from merging.plan import plan_sources
 from merging.recipe import ModelEntry, Recipe
 

@@ -17,12 +17,12 @@ from components.figures.detail_tables import head_rows, row_rows, spectrum_rows,
 from components.figures.importance import MOST_POINTS
 from components.tables import html_table
 from merging.checkpoint import StateDict
-from merging.detail import tensor_detail
+from merging.inspecting.detail import tensor_detail
+from merging.inspecting.spectra import Spectrum, spectrum
+from merging.inspecting.tokens import token_changes
 from merging.plan import plan_sources
 from merging.recipe import ModelEntry, Recipe
-from merging.spectra import Spectrum, spectrum
-from merging.tokens import token_changes
-from merging.vocabulary import Vocabulary
+from merging.tokenizing.vocabulary import Vocabulary
 
 NAMES = ("one", "two", "three")
 Q, UP = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merging import MergingError
-from merging.drawing import LIMITS, Draw, Sampling
+from merging.answering.drawing import LIMITS, Draw, Sampling
 
 
 @pytest.fixture

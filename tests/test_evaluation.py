@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from merging.batched import BATCH_TOKENS, by_length
+from merging.answering.batched import BATCH_TOKENS, by_length
 from merging.errors import MergingError
 from merging.evaluation import (
     NO_END,
@@ -24,8 +24,8 @@ from merging.evaluation import (
 )
 from merging.heartbeats import Stopped
 from merging.inference import LoadedModel, stream
-from merging.scoring import exactly, loosely
-from merging.suites import Item, Suite
+from merging.judging.scoring import exactly, loosely
+from merging.judging.suites import Item, Suite
 
 DEMO_BASE = Path(__file__).parent.parent / "examples" / "demo" / "base"
 PROMPTS = ["1+1=", "spell cat", "sorted([3,1,2])", "'abc'.upper()", "plural of fox", "fox", "12 plus 30"]
@@ -264,7 +264,7 @@ def test_choices_are_weighed_by_their_likelihood_a_byte() -> None:
 def test_logits_that_do_not_fit_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = demo()
     together = evaluate(model, CHOICES)
-    monkeypatch.setattr("merging.batched.BATCH_LOGITS", 1)
+    monkeypatch.setattr("merging.answering.batched.BATCH_LOGITS", 1)
     assert evaluate(model, CHOICES) == together
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 
 from merging import METHODS, MergingError, Progress
-from merging.every_method import Scored, _Run, every_method, nothing, nowhere, parents, try_every_method
+from merging.judging.every_method import (
+    Scored,
+    _Run,
+    every_method,
+    nothing,
+    nowhere,
+    parents,
+    try_every_method,
+)
+from merging.judging.suites import Item, Suite
+from merging.judging.trials import Trials
+from merging.memory.whatif import Residents
 from merging.recipe import ModelEntry, Recipe
-from merging.suites import Item, Suite
-from merging.trials import Trials
-from merging.whatif import Residents
 
 SUITE = Suite("letters", (Item("ab", "b"), Item("abc", "c")))
 

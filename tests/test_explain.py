@@ -16,11 +16,11 @@ import merging
 from merging import METHODS, MergingError, check
 from merging.checkpoint import StateDict
 from merging.engine import MemorySink, NoSink, run_plan
-from merging.fate import FATES, FateWatch, Origin
+from merging.inspecting.fate import FATES, FateWatch, Origin
+from merging.inspecting.sums import total
 from merging.inspection import inspect_recipe, preview_plan
 from merging.methods import Method
 from merging.output import write_merge
-from merging.sums import total
 
 ELEMENTWISE = [name for name, method in METHODS.items() if method.elementwise]
 DTYPES = [torch.float32, torch.bfloat16]

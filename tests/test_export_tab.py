@@ -21,8 +21,8 @@ from components.merge_recipe import default_recipe
 from components.settings import Settings
 from merging import MergingError, check
 from merging.evaluation import ItemResult, SuiteResult
-from merging.history import Draft
-from merging.suites import Item, Suite
+from merging.judging.history import Draft
+from merging.judging.suites import Item, Suite
 from tests.hub_server import TOKEN
 
 ADA, BOB = "a" * 32, "b" * 32

@@ -21,7 +21,7 @@ from components.settings import Settings
 from components.stages import run_folder
 from merging import Checkpoint, MergingError
 from merging.extraction import extract
-from merging.extraction_report import Extracted
+from merging.inspecting.extraction_report import Extracted
 from merging.sources import open_model
 from tests.conftest import save_llama, tune
 from tests.test_adapter import TINY, load, loaded_by_peft

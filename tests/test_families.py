@@ -384,10 +384,10 @@ def with_tokenizer(folder):
 def test_an_encoder_decoder_answers_and_is_scored(tmp_path):
     import transformers
 
-    from merging.batched import greedy_replies, log_probabilities
+    from merging.answering.batched import greedy_replies, log_probabilities
+    from merging.answering.put_back import PutBack
+    from merging.answering.reply_logits import reply_logits
     from merging.inference import LoadedModel, stream
-    from merging.put_back import PutBack
-    from merging.reply_logits import reply_logits
 
     save = transformers.T5ForConditionalGeneration
     torch.manual_seed(0)
@@ -418,7 +418,7 @@ def test_an_encoder_decoder_answers_and_is_scored(tmp_path):
     ("name", "says"), [("BertMasked", "fills gaps in a text"), ("ViT", "classifies images")]
 )
 def test_models_that_do_not_write_say_so_and_are_healthy(name, says, tmp_path):
-    from merging.health import check_health
+    from merging.answering.health import check_health
     from merging.inference import LoadedModel
 
     folder = with_tokenizer(save_family(name, tmp_path / "model"))

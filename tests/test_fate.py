@@ -21,10 +21,10 @@ from references.importance import made_up_importance
 from merging import MergingError
 from merging.checkpoint import StateDict
 from merging.engine import MemorySink, run_plan
-from merging.fate import FATES, FateWatch
+from merging.inspecting.fate import FATES, FateWatch
+from merging.inspecting.sums import total
 from merging.inspection import preview_plan
 from merging.reports.report import Preview
-from merging.sums import total
 
 FAMILIES = {"heavy": heavy_family, "random": random_family, "coarse": coarse_family}
 CASES = [
@@ -285,7 +285,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
         whole = merged_with_fates(plan_of(base, models, method))[1]
         with monkeypatch.context() as patch:
             patch.setattr("merging.tensor_plan.PIECE_BYTES", 300)
-            patch.setattr("merging.fate.CHUNK", 7)
+            patch.setattr("merging.inspecting.fate.CHUNK", 7)
             blocks = merged_with_fates(plan_of(base, models, method))[1]
         for name, found in whole.items():
             assert np.allclose(found.energy, blocks[name].energy, rtol=1e-12, atol=0)

@@ -12,11 +12,11 @@ import merging
 from components.family import Family
 from components.figures import effective, fate, rounding
 from components.figures.fate import MAPS, NOBODY, PRESENCE, WORDS
-from merging.fate import DTYPES, FATES
+from merging.inspecting.fate import DTYPES, FATES
+from merging.inspecting.sums import total
 from merging.inspection import preview_plan
 from merging.recipe import Override
 from merging.reports.report import Preview
-from merging.sums import total
 
 NAMES = ("one", "two", "three")
 UP = "model.layers.1.mlp.up_proj.weight"

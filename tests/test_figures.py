@@ -18,7 +18,7 @@ from components.figures.story import change_histogram, sign_agreement
 from components.figures.words import Panel
 from components.tables import csv_text, full_table, html_table, map_table
 from merging import Report
-from merging.changes import bin_edges
+from merging.inspecting.changes import bin_edges
 
 
 def report_of(family, experts=("one", "two", "three")) -> Report:

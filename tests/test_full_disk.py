@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import merging
 from merging import kernels
 from merging.errors import HubError, OutputError
-from merging.hub import Hub
-from merging.hub_cache import cached_model
+from merging.hub.cache import cached_model
+from merging.hub.client import Hub
 from merging.jobs import JobStore
 from merging.references import Reference
 

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from merging import MergingError, Progress
-from merging.grid import Axis, Cell, axis_values, grid
-from merging.search_space import dimension, numbers, with_values
-from merging.trials import Trials
-from merging.whatif import Residents
+from merging.judging.grid import Axis, Cell, axis_values, grid
+from merging.judging.search_space import dimension, numbers, with_values
+from merging.judging.trials import Trials
+from merging.memory.whatif import Residents
 from tests.test_trials import demo_recipe, few
 
 RECIPE = demo_recipe("ties")

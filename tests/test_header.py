@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from merging.errors import CheckpointError
-from merging.header import TensorInfo, build_header, read_header
+from merging.folders.header import TensorInfo, build_header, read_header
 
 
 def raw(path, header, data=b"", length=None):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import merging
 from components.merge_health import health_html, merge_and_look, unsound_html
 from merging import Progress, Recipe
+from merging.answering.health import check_health, health_after_merge
 from merging.executors import wanted_until
-from merging.health import check_health, health_after_merge
 from merging.heartbeats import Stopped
 from tests.conftest import edit_config
 
@@ -195,8 +195,8 @@ def test_a_job_keeps_the_health_with_what_it_attained(tmp_path):
 
 
 def test_large_tensors_are_read_in_parts(merged, plan, monkeypatch):
-    monkeypatch.setattr("merging.health.CHUNK", 1000)
-    monkeypatch.setattr("merging.health.SAMPLED", 1000)
+    monkeypatch.setattr("merging.answering.health.CHUNK", 1000)
+    monkeypatch.setattr("merging.answering.health.SAMPLED", 1000)
     largest = 0
     read = merging.Checkpoint.read
 

@@ -17,10 +17,10 @@ import pytest
 
 from merging.errors import MergingError
 from merging.evaluation import ItemResult, Perplexity, SuiteResult
-from merging.history import Draft, History, ModelRef, text_fingerprint
-from merging.history_file import STEPS, HistoryFile
-from merging.intervals import Interval
-from merging.suites import Item, Suite
+from merging.judging.history import Draft, History, ModelRef, text_fingerprint
+from merging.judging.history_file import STEPS, HistoryFile
+from merging.judging.intervals import Interval
+from merging.judging.suites import Item, Suite
 
 ADA, BOB = "a" * 32, "b" * 32
 MODELS = (ModelRef("base", "/models/base", "00"), ModelRef("Übersetzer", "/models/de", "01"))

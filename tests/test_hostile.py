@@ -16,7 +16,7 @@ import pytest
 from components.backend import hub_desk, job_store
 from components.strangers import FORGED
 from merging.cli import main
-from merging.hub import Hub
+from merging.hub.client import Hub
 from merging.references import Reference
 from tests.hostile_page import ADA, BOB, OWNERS_TOKEN, SECRET, Visitor, served
 from tests.hub_server import TOKEN, HubServer

@@ -11,7 +11,7 @@ import pytest
 import merging
 from merging import Checkpoint, MergingError
 from merging.inference import LoadedModel
-from merging.tokenizer_check import require_sound_tokenizer
+from merging.tokenizing.tokenizer_check import require_sound_tokenizer
 from tests.conftest import edit_config
 
 WORDS = {"type": "WordLevel", "vocab": {"<unk>": 0, "a": 1}, "unk_token": "<unk>"}
@@ -124,7 +124,7 @@ def test_ids_that_no_embedding_has_are_refused(model, family, write_recipe, numb
 
 
 def test_a_tokenizer_that_is_too_large_is_not_read(model, monkeypatch):
-    monkeypatch.setattr("merging.small_files.MOST_BYTES", 500)
+    monkeypatch.setattr("merging.folders.small_files.MOST_BYTES", 500)
     with pytest.raises(MergingError, match="too many for a file of its kind"):
         Checkpoint.open(model).vocabulary  # noqa: B018
     with pytest.raises(MergingError, match="too many for a file of its kind"):
@@ -134,7 +134,7 @@ def test_a_tokenizer_that_is_too_large_is_not_read(model, monkeypatch):
 def test_a_sound_tokenizer_is_tried_once(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text(json.dumps(PLAIN))
     require_sound_tokenizer(tmp_path)
-    monkeypatch.setattr("merging.tokenizer_check._fails", lambda file: "tried again")
+    monkeypatch.setattr("merging.tokenizing.tokenizer_check._fails", lambda file: "tried again")
     require_sound_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps(PLAIN) + " ")
     with pytest.raises(MergingError, match="tried again"):

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, HubError
 from merging.heartbeats import Stopped
-from merging.hub import Hub
-from merging.hub_cache import cached_commit, cached_model
+from merging.hub.cache import cached_commit, cached_model
+from merging.hub.client import Hub
+from merging.hub.remote import RemoteCheckpoint
 from merging.references import Reference
-from merging.remote import RemoteCheckpoint
 from tests.conftest import edit_config, save_llama
 from tests.hub_server import TOKEN
 
@@ -185,7 +185,7 @@ def test_no_connection_is_one_sentence(hub):
 def test_a_silent_hub_is_given_up(hub, tiny, monkeypatch):
     hub.add("org/tiny", tiny)
     hub.fail("/api/*", pause=1.0)
-    monkeypatch.setattr("merging.hub_requests.SILENCE", 0.2)
+    monkeypatch.setattr("merging.hub.requests.SILENCE", 0.2)
     with pytest.raises(HubError, match="cannot be reached"):
         pin(Hub(), "org/tiny")
 
@@ -225,7 +225,7 @@ def test_only_files_that_a_merge_uses_are_fetched(hub, tiny, tmp_path):
 
 def test_small_files_have_a_limit(hub, tiny, monkeypatch):
     hub.add("org/tiny", tiny)
-    monkeypatch.setattr("merging.hub_files.MOST_SMALL", 10)
+    monkeypatch.setattr("merging.hub.files.MOST_SMALL", 10)
     with pytest.raises(HubError, match="more than any model needs"):
         pin(Hub(), "org/tiny")
 
@@ -235,7 +235,7 @@ def weights_of(folder) -> bytes:
 
 
 def test_a_connection_that_breaks_goes_on_where_it_was(hub, tiny, monkeypatch):
-    monkeypatch.setattr("merging.hub_download.PAUSE", 0.01)
+    monkeypatch.setattr("merging.hub.download.PAUSE", 0.01)
     hub.add("org/tiny", tiny)
     hub.fail("/storage/*", cut=40_000, times=2)
     *_, last = Hub().download(pin(Hub(), "org/tiny"))
@@ -244,7 +244,7 @@ def test_a_connection_that_breaks_goes_on_where_it_was(hub, tiny, monkeypatch):
 
 
 def test_a_download_that_was_cut_off_is_resumed(hub, tiny, monkeypatch):
-    monkeypatch.setattr("merging.hub_download.PAUSE", 0.01)
+    monkeypatch.setattr("merging.hub.download.PAUSE", 0.01)
     hub.add("org/tiny", tiny)
     hub.fail("/storage/*", cut=0)
     hub.fail("/storage/*", cut=40_000, times=1)
@@ -274,7 +274,7 @@ def test_a_cancelled_download_leaves_what_it_has(hub, tiny):
 
 
 def test_a_server_that_cannot_begin_in_the_middle_begins_again(hub, tiny, monkeypatch):
-    monkeypatch.setattr("merging.hub_download.PAUSE", 0.01)
+    monkeypatch.setattr("merging.hub.download.PAUSE", 0.01)
     hub.add("org/tiny", tiny)
     hub.fail("/storage/*", no_range=True)
     hub.fail("/storage/*", cut=40_000, times=1)

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 import merging
 from merging.errors import PlanError
-from merging.hub import Hub
-from merging.hub_cache import cached_model
+from merging.hub.cache import cached_model
+from merging.hub.client import Hub
 from merging.references import Reference
 from tests.conftest import save_llama, tune
 from tests.hub_server import TOKEN

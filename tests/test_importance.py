@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merging
-from merging.artefact import fingerprint
-from merging.attribution import Elements, MovedModel, gradient_sums
-from merging.calibration import AnswerTask, Calibration
 from merging.checkpoint import Checkpoint, StateDict
 from merging.errors import MergingError
 from merging.heartbeats import Stopped, heartbeats
+from merging.importances.artefact import fingerprint
+from merging.importances.attribution import Elements, MovedModel, gradient_sums
+from merging.importances.calibration import AnswerTask, Calibration
+from merging.importances.measuring import ExpertMeasures, Measured, Measurement
 from merging.inference import LoadedModel
-from merging.measuring import ExpertMeasures, Measured, Measurement
+from merging.judging.suites import Item, Suite
 from merging.partitions import make_partitions
 from merging.recipe import ModelEntry, Recipe
-from merging.suites import Item, Suite
 
 SUITE = Suite(
     "letters",
@@ -264,7 +264,7 @@ def test_prompts_are_masked_and_the_end_belongs_to_the_answer(family):
 
 def test_the_grouping_of_examples_does_not_matter(family, monkeypatch):
     whole = merging.importance(recipe_of(family, "one"), SUITE, device="cpu")
-    monkeypatch.setattr("merging.calibration.BATCH_TOKENS", 12)
+    monkeypatch.setattr("merging.importances.calibration.BATCH_TOKENS", 12)
     loaded = LoadedModel.load(family / "one")
     assert len(AnswerTask.of(Calibration.of(SUITE, 16), loaded).batches) == 4
     parts = merging.importance(recipe_of(family, "one"), SUITE, device="cpu")

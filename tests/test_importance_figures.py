@@ -22,10 +22,10 @@ from components.figures.importance_maps import (
     short_signs,
 )
 from components.importance_views import agreement_html, interval, recommendation
-from merging.agreement import CHANGE, SIZE, Agreement, Correlation, ExpertAgreement
-from merging.artefact import Description, ExpertFacts, Importance, Parent, head_settings
-from merging.attribution import carried
 from merging.checkpoint import Checkpoint
+from merging.importances.agreement import CHANGE, SIZE, Agreement, Correlation, ExpertAgreement
+from merging.importances.artefact import Description, ExpertFacts, Importance, Parent, head_settings
+from merging.importances.attribution import carried
 from merging.partitions import make_partitions
 
 NAMES = ("one", "two", "three")

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from merging.anatomy import locate
-from merging.changes import ChangeWatch, bin_edges
 from merging.engine import watch
+from merging.inspecting.changes import ChangeWatch, bin_edges
+from merging.inspecting.sums import total
 from merging.inspection import inspect_plan, inspect_recipe, preview_plan, trim_plan
-from merging.sums import total
 
 EXPERTS = ("one", "two", "three")
 

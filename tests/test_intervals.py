@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from merging.errors import MergingError
 from merging.evaluation import ItemResult, SuiteResult
-from merging.intervals import Interval, bootstrap, compare, mcnemar, paired_bootstrap, retention, wilson
+from merging.judging.intervals import (
+    Interval,
+    bootstrap,
+    compare,
+    mcnemar,
+    paired_bootstrap,
+    retention,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_both_ways_to_draw_agree(monkeypatch):
     generator = np.random.default_rng(0)
     values = generator.integers(-1, 2, 500).tolist()
     counted = bootstrap(values)
-    monkeypatch.setattr("merging.intervals.FEW", 0)
+    monkeypatch.setattr("merging.judging.intervals.FEW", 0)
     drawn = bootstrap(values)
     assert (drawn.low, drawn.high) == pytest.approx((counted.low, counted.high), abs=0.006)
     half = 1.96 * np.std(values) / math.sqrt(500)

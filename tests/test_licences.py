@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 import merging
-from merging.front_matter import front_matter
-from merging.licences import Licensed, licence_notes, licence_of_merge, licences_in
-from merging.lineage import Ancestor, licensed, lineage_of_model, lineage_of_plan
+from merging.cards.front_matter import front_matter
+from merging.cards.licences import Licensed, licence_notes, licence_of_merge, licences_in
+from merging.cards.lineage import Ancestor, licensed, lineage_of_model, lineage_of_plan
 
 NC, ND, SA, GPL, LLAMA, GEMMA = (
     "cc-by-nc-4.0",

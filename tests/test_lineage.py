@@ -10,7 +10,15 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from merging import Checkpoint, Recipe
-from merging.lineage import LINEAGE, MOST_MODELS, Ancestor, in_words, lineage_of_model, lineage_of_plan, short
+from merging.cards.lineage import (
+    LINEAGE,
+    MOST_MODELS,
+    Ancestor,
+    in_words,
+    lineage_of_model,
+    lineage_of_plan,
+    short,
+)
 from merging.recipe import ModelEntry
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from merging import METHODS, MergingError, PlanError
+from merging.folders.room import parse_bytes
 from merging.plan import KEEP_BYTES
-from merging.room import parse_bytes
 
 SMALL = "110kB"
 """Room for a row or two of the largest of the family's tensors."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from merging import Checkpoint, MergingError, Recipe
+from merging.commands.mergekit_flags import SWITCHES, VALUES, known, shard_bytes, take
 from merging.errors import ParameterError
-from merging.mergekit_flags import SWITCHES, VALUES, known, shard_bytes, take
 
 MERGEKITS = [
     "allow-crimes",

@@ -11,17 +11,18 @@ import yaml
 from PIL import Image
 
 import merging
-from merging import Recipe, card_pictures
-from merging.card_scores import card_scores
+from merging import Recipe
+from merging.cards import pictures as card_pictures
+from merging.cards.lineage import Ancestor, lineage_of_plan
+from merging.cards.model_card import model_card
+from merging.cards.parcel import CHANGED, GONE, NO_BASE, parcel
+from merging.cards.scores import card_scores
 from merging.evaluation import ItemResult, Perplexity, SuiteResult
-from merging.history import Draft, History
-from merging.intervals import Interval
-from merging.lineage import Ancestor, lineage_of_plan
-from merging.model_card import model_card
-from merging.parcel import CHANGED, GONE, NO_BASE, parcel
-from merging.pinning import names_elsewhere
+from merging.hub.pinning import names_elsewhere
+from merging.judging.history import Draft, History
+from merging.judging.intervals import Interval
+from merging.judging.suites import Item, Suite
 from merging.recipe import ModelEntry
-from merging.suites import Item, Suite
 from tests.families import save_family
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -17,7 +17,7 @@ from components.models_events import judge, look_up, take_preset
 from components.presets import FILE, preset_html, presets, read_presets
 from components.settings import ROOT, Settings
 from merging import MergingError, check
-from merging.hub import Hub
+from merging.hub.client import Hub
 from merging.references import COMMIT, Reference
 from tests.test_real_models import qwen  # noqa: F401
 

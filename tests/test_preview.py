@@ -21,10 +21,12 @@ from components.preview_store import Pages, Previews, asked_for
 from components.preview_views import Choice
 from components.settings import Settings
 from components.tables import csv_text
-from merging import Progress, sampling, whatif
+from merging import Progress
+from merging.inspecting import sampling
+from merging.inspecting.sums import total
 from merging.inspection import preview_plan
+from merging.memory import whatif
 from merging.reports.report import Preview
-from merging.sums import total
 from tests.conftest import tune
 
 CHOICE = ("kept", None, False, None)

@@ -8,7 +8,7 @@ import pytest
 
 from merging import MergingError
 from merging.inference import LoadedModel
-from merging.prompts import prompt_of
+from merging.tokenizing.prompts import prompt_of
 
 PARTS = "{% for message in messages %}{{ message.content }}{% endfor %}+"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + PARTS

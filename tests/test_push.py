@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from merging import Progress, push
+from merging import Progress
 from merging.errors import HubError
 from merging.heartbeats import Stopped
-from merging.hub import Hub
-from merging.push import MESSAGE, Order, Pushed
+from merging.hub.client import Hub, push
+from merging.hub.push import MESSAGE, Order, Pushed
 from tests.hub_server import TOKEN
 from tests.hub_uploads import Account
 

@@ -7,11 +7,12 @@ import threading
 import pytest
 import torch
 
-from merging import MergingError, put_back
-from merging.batched import interruptible
+from merging import MergingError
+from merging.answering import put_back
+from merging.answering.batched import interruptible
+from merging.answering.put_back import EVERYTHING, NOTHING, PutBack
 from merging.heartbeats import Stopped
 from merging.inference import LoadedModel
-from merging.put_back import EVERYTHING, NOTHING, PutBack
 from tests.conftest import edit_config, save_llama, tune
 
 PROMPT, ANSWER = [5, 6, 7], [8, 9, 10, 11]

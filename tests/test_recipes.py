@@ -24,7 +24,7 @@ def test_shipped_recipes_run(recipe, tmp_path, monkeypatch):
 def test_a_shipped_merge_answers(tmp_path, monkeypatch):
     from merging.evaluation import evaluate
     from merging.inference import LoadedModel
-    from merging.suites import Suite
+    from merging.judging.suites import Suite
 
     monkeypatch.chdir(ROOT)
     out = merging.merge(ROOT / "examples" / "recipes" / "demo-ties.yaml", tmp_path / "out")

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from merging import MergingError, Report
-from merging.changes import TensorStatistics, measure
+from merging.inspecting.changes import TensorStatistics, measure
+from merging.inspecting.sums import total
 from merging.pieces import Piece
 from merging.reports.report import Sample
-from merging.sums import total
 
 EXPERTS = ("one", "two", "three")
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm")

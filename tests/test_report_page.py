@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import merging
 from components.figures.page import Known, page_html
 from components.figures.page_sections import groups
-from merging.advice import advice
+from merging.inspecting.advice import advice
 from merging.reports.folder import rows, write_report
 from tests.conftest import tune
 

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merging
-from merging import sampling
+from merging.inspecting import sampling
+from merging.inspecting.sampling import GROUPS, sample_rows
+from merging.inspecting.sums import total
+from merging.memory.resident import family_bytes
 from merging.reports import sampled as sampled_report
 from merging.reports.full import full_report
 from merging.reports.report import Report
-from merging.resident import family_bytes
-from merging.sampling import GROUPS, sample_rows
-from merging.sums import total
 
 Q, UP, NORM = (
     "model.layers.0.self_attn.q_proj.weight",

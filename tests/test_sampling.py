@@ -9,14 +9,16 @@ import torch
 
 import merging
 from benchmarks.family import make_family
-from merging import MergingError, Progress, sampling, whatif
+from merging import MergingError, Progress
+from merging.inspecting import sampling
+from merging.inspecting.sampling import GROUPS, SampledFamily, samplable, sample_rows
+from merging.inspecting.sums import Record, total
 from merging.inspection import preview_plan, trim_plan
+from merging.memory import whatif
+from merging.memory.whatif import Residents
 from merging.pieces import Piece
 from merging.reports.report import Preview, Sample, Trim, added_up, placed
-from merging.sampling import GROUPS, SampledFamily, samplable, sample_rows
 from merging.sorted_keys import sort_keys
-from merging.sums import Record, total
-from merging.whatif import Residents
 
 SAMPLE_BYTES = 400 << 10
 WHOLE = 4096

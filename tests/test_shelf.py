@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.shelf import Shelf
+from merging.inspecting.shelf import Shelf
 
 SCANS = """
 import sys
@@ -61,7 +61,7 @@ def test_scans_do_not_scatter_their_results_over_the_pieces_memory():
 
 
 def test_a_shelf_gives_back_what_was_put_there(monkeypatch):
-    monkeypatch.setattr("merging.shelf.BLOCK_BYTES", 64)
+    monkeypatch.setattr("merging.inspecting.shelf.BLOCK_BYTES", 64)
     shelf = Shelf(torch.int64)
     wanted = [torch.arange(size) - 3 for size in (5, 0, 2, 4, 20, 1)]
     wanted += [torch.tensor(7), torch.arange(6).view(2, 3).T]

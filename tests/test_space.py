@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from merging.errors import MergingError
-from merging.hub import Hub
+from merging.hub.client import Hub
 from scripts.space import main, tracked, upload
 from tests.hub_server import TOKEN
 

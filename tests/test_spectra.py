@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import merging
-from merging import spectra
 from merging.checkpoint import StateDict
 from merging.errors import MergingError
 from merging.heartbeats import Stopped
+from merging.inspecting import spectra
+from merging.inspecting.spectra import spectrum
 from merging.plan import plan_sources
 from merging.recipe import ModelEntry, Recipe
-from merging.spectra import spectrum
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SHAPES = [(60, 40), (40, 60), (50, 50), (1, 30), (30, 1)]

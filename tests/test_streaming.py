@@ -9,11 +9,12 @@ import time
 import pytest
 import torch
 
-from merging import Checkpoint, MergingError, model_cache
-from merging.drawing import Draw
+from merging import Checkpoint, MergingError
+from merging.answering import model_cache
+from merging.answering.drawing import Draw
+from merging.answering.model_cache import ModelCache, bytes_to_run, in_rounds
 from merging.errors import CheckpointError
 from merging.inference import LoadedModel, Sampling, TokenIds, stream
-from merging.model_cache import ModelCache, bytes_to_run, in_rounds
 from tests.conftest import edit_config, save_llama
 
 QUESTION = [{"role": "user", "content": "abc"}]

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import merging
-from merging.adapter import Adapted
-from merging.adapter_file import AdapterFile
 from merging.checkpoint import Checkpoint
-from merging.history import Draft, subject_of_model, subject_of_plan
+from merging.folders.adapter import Adapted
+from merging.folders.adapter_file import AdapterFile
+from merging.judging.history import Draft, subject_of_model, subject_of_plan
+from merging.judging.suites import Item, Suite
 from merging.recipe import Recipe
-from merging.suites import Item, Suite
-from merging.view import Lender, Rows, View
+from merging.tokenizing.view import Lender, Rows, View
 from tests.test_adapter import save_adapter
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from merging.calibration import Calibration
 from merging.errors import MergingError
-from merging.suites import MOST_BYTES, MOST_ITEMS, Item, Suite
+from merging.importances.calibration import Calibration
+from merging.judging.suites import MOST_BYTES, MOST_ITEMS, Item, Suite
 
 
 def lines(*items: object) -> str:

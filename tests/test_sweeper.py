@@ -18,8 +18,8 @@ from components.stages import LINKS
 from components.sweeper import UPLOADS, owners, sweep
 from components.theme import kept_words
 from merging import MergingError
-from merging.history import Draft
-from merging.hub_cache import cache_folder
+from merging.hub.cache import cache_folder
+from merging.judging.history import Draft
 
 ADA, BOB = "a" * 32, "b" * 32
 HOUR = 3600

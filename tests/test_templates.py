@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from merging import MergingError, templates
+from merging import MergingError
 from merging.inference import LoadedModel
-from merging.prompts import prompt_of
-from merging.templates import TemplateError, render
+from merging.tokenizing import templates
+from merging.tokenizing.prompts import prompt_of
+from merging.tokenizing.templates import TemplateError, render
 
 TALK = [
     {"role": "system", "content": " Be brief. "},

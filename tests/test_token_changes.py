@@ -16,10 +16,10 @@ from components.family import Family
 from merging.checkpoint import StateDict
 from merging.errors import MergingError
 from merging.heartbeats import Stopped
+from merging.inspecting.tokens import token_changes
 from merging.plan import plan_sources
 from merging.recipe import ModelEntry, Recipe
-from merging.tokens import token_changes
-from merging.vocabulary import Vocabulary, plan_vocabulary
+from merging.tokenizing.vocabulary import Vocabulary, plan_vocabulary
 
 ROOT = Path(__file__).parent.parent
 NAME = "model.embed_tokens.weight"
@@ -179,8 +179,8 @@ import json, resource, sys
 from pathlib import Path
 from merging.plan import make_plan
 from merging.recipe import ModelEntry, Recipe
-from merging.tokens import token_changes
-from merging.vocabulary import Vocabulary
+from merging.inspecting.tokens import token_changes
+from merging.tokenizing.vocabulary import Vocabulary
 
 root, name = Path(sys.argv[1]), "model.embed_tokens.weight"
 recipe = Recipe(merge_method="task_arithmetic", base_model=str(root / "base"), profile="paper",

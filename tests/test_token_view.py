@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from merging import MergingError
-from merging import token_view as views
+from merging.answering import token_view as views
+from merging.answering.token_view import token_view
 from merging.inference import LoadedModel
-from merging.token_view import token_view
 from tests.conftest import edit_config, save_llama
 
 

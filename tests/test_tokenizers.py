@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import merging
-from merging import small_files
 from merging.errors import PlanError
+from merging.folders import small_files
 from tests.vocabularies import TEXT, save_model, train
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -275,9 +275,9 @@ def test_rows_are_read_alike_in_any_blocks(two):
 
 
 def test_such_a_family_is_inspected_and_asked_unsaved(two):
-    from merging.unsaved import load_unsaved
-    from merging.vocabulary import plan_vocabulary
-    from merging.whatif import Residents
+    from merging.memory.unsaved import load_unsaved
+    from merging.memory.whatif import Residents
+    from merging.tokenizing.vocabulary import plan_vocabulary
 
     file = recipe(two, "task_arithmetic", ["two"], base_model=str(two / "one"), tokenizer_source="union")
     plan = merging.check(file)

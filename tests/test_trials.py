@@ -14,10 +14,10 @@ from merging.errors import MergingError
 from merging.evaluation import evaluate
 from merging.heartbeats import Stopped
 from merging.inference import LoadedModel
+from merging.judging.suites import Suite
+from merging.judging.trials import Trials, mean_score
+from merging.memory.whatif import Residents
 from merging.recipe import ModelEntry, Recipe
-from merging.suites import Suite
-from merging.trials import Trials, mean_score
-from merging.whatif import Residents
 
 DEMO = "examples/demo"
 

@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 
 from merging import METHODS, MergingError
 from merging.cli import app
+from merging.commands.tuning import _until_interrupted
 from merging.evaluation import ItemResult, SuiteResult
 from merging.inference import LoadedModel
+from merging.judging.search_space import current, dimension, search_space, with_values
+from merging.judging.strategies import Greedy, retention_objective
+from merging.judging.suites import Suite
+from merging.judging.trials import Trials, results
+from merging.memory.whatif import Residents
 from merging.recipe import ModelEntry, Recipe
-from merging.search_space import current, dimension, search_space, with_values
-from merging.strategies import Greedy, retention_objective
-from merging.suites import Suite
-from merging.trials import Trials, results
 from merging.tuning import Trial, Tuned, tune
-from merging.tuning_command import _until_interrupted
-from merging.whatif import Residents
 from tests.test_architecture import files, imports
 from tests.test_every_method import SUITE, recipe_of
 from tests.test_trials import DEMO, demo_recipe, few

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 import merging
 from merging import METHODS, MergingError, Plan, Recipe
+from merging.answering.model_cache import ModelCache
 from merging.engine import MemorySink, run_plan
 from merging.errors import CheckpointError
 from merging.inference import LoadedModel, Sampling, stream
-from merging.model_cache import ModelCache
+from merging.memory.unsaved import TOO_LARGE, load_unsaved, merge_in_memory
+from merging.memory.whatif import Residents, preview
 from merging.output import config_of
-from merging.unsaved import TOO_LARGE, load_unsaved, merge_in_memory
-from merging.whatif import Residents, preview
 from tests.conftest import edit_config
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"

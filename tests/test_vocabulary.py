@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from merging import vocabulary
-from merging.vocabulary import Token, read_vocabulary, readable
+from merging.tokenizing import vocabulary
+from merging.tokenizing.vocabulary import Token, read_vocabulary, readable
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 
@@ -226,14 +226,14 @@ def test_malformed_entries_are_passed_over(tmp_path):
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("merging.small_files.MOST_BYTES", 50)
+    monkeypatch.setattr("merging.folders.small_files.MOST_BYTES", 50)
     found = read_vocabulary(write(tmp_path, tokenizer={"model": {"vocab": {"a" * 40: 0}}}))
     assert "too many for a file of its kind" in found.problem
     assert found.token(0) == Token(0, "#0")
 
 
 def test_a_file_of_nothing_but_lists_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("merging.small_files.MOST_LISTS", 100)
+    monkeypatch.setattr("merging.folders.small_files.MOST_LISTS", 100)
     write(tmp_path, tokenizer={"model": {"vocab": {"a" * 200: 0}}})
     assert read_vocabulary(tmp_path).problem is None
     found = read_vocabulary(write(tmp_path, tokenizer='{"model": {"vocab": [' + "[]," * 200 + "[]]}}"))

@@ -15,11 +15,12 @@ from references.importance import made_up_importance
 from safetensors.torch import load_file, save_file
 
 import merging
-from merging import METHODS, Checkpoint, MergingError, whatif
+from merging import METHODS, Checkpoint, MergingError
 from merging.inspection import preview_plan, trim_plan
+from merging.memory import whatif
+from merging.memory.whatif import Residents
 from merging.plan import Plan
 from merging.reports.report import Preview, Trim
-from merging.whatif import Residents
 from tests.conftest import threads_of_another
 
 EXPERTS = ("one", "two", "three")

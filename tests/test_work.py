@@ -62,7 +62,7 @@ def plan_of(tmp_path, write_recipe, monkeypatch):
     """A plan for models of one matrix in so many pieces, one piece after the other."""
     monkeypatch.setattr("merging.tensor_plan.PIECE_BYTES", 4 * 4 * COLUMNS * ROWS)
     monkeypatch.setattr("merging.engine.executor_for", lambda device, elements: Inline())
-    monkeypatch.setattr("merging.shelf.BLOCK_BYTES", 1)
+    monkeypatch.setattr("merging.inspecting.shelf.BLOCK_BYTES", 1)
 
     def make(method: str, scope: str | None, pieces: int) -> merging.Plan:
         folder = tmp_path / str(pieces)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from merging.checkpoint import Checkpoint
 from merging.errors import OutputError
-from merging.header import TensorInfo
+from merging.folders.header import TensorInfo
 from merging.writer import MARKER, CheckpointWriter
 
 LAYOUT = [TensorInfo("a", "BF16", (3, 5)), TensorInfo("b", "F32", (4,)), TensorInfo("c", "F32", ())]
@@ -105,7 +105,7 @@ def test_two_writers_of_one_folder(tmp_path):
 def test_litter_of_a_killed_process_is_removed(tmp_path):
     script = (
         "import os, sys; sys.path.insert(0, os.getcwd())\n"
-        "from pathlib import Path; from merging.writer import CheckpointWriter; from merging.header import TensorInfo\n"
+        "from pathlib import Path; from merging.writer import CheckpointWriter; from merging.folders.header import TensorInfo\n"
         f"w = CheckpointWriter(Path({str(tmp_path / 'out')!r}), [TensorInfo('a', 'F32', (9,))])\n"
         "w.add_text('README.md', 'half'); os.kill(os.getpid(), 9)"
     )
@@ -168,7 +168,7 @@ def test_a_writer_cannot_take_a_folder_that_is_being_renamed(tmp_path, monkeypat
     for name, value in VALUES.items():
         first.write(name, value)
     tried = []
-    from merging import atomic_folder as module
+    from merging.folders import atomic_folder as module
 
     def sync_and_intrude(path, original=module._sync):
         original(path)

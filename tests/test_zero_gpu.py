@@ -24,7 +24,7 @@ from components.chat.lent import answer
 from components.chat.replies import Reply
 from components.zero_gpu import MOST_SECONDS, TAKEN_BACK, TO_START, Size, on_gpu
 from merging import METHODS, MergingError
-from merging.drawing import Sampling
+from merging.answering.drawing import Sampling
 from merging.errors import CheckpointError, PlanError
 from merging.events import Finished, Progress
 from merging.executors import Inline, Threads

@@ -26,7 +26,7 @@ from components.chat.views import Talk
 from components.merge_events import toast
 from components.settings import Settings
 from merging import MergingError
-from merging.drawing import LIMITS
+from merging.answering.drawing import LIMITS
 
 GREEDY = (
     "At temperature 0 the likeliest token is always taken: the same model, asked alike, says the same again."

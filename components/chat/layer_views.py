@@ -10,7 +10,7 @@ from components.clickable_plot import payload
 from components.figures.layers import layers_chart, worded
 from components.progress import bar_html
 from components.tables import Table, csv_link, html_table
-from merging.put_back import EVERYTHING, PartPutBack
+from merging.answering.put_back import EVERYTHING, PartPutBack
 
 
 class Told:

@@ -28,9 +28,9 @@ from components.chat.models import Visit
 from components.clickable_plot import clickable_plot
 from components.late_choice import LateDropdown
 from merging import MergingError
+from merging.answering.put_back import PartPutBack, PutBack
 from merging.heartbeats import Stopped, heartbeats
 from merging.inference import LoadedModel
-from merging.put_back import PartPutBack, PutBack
 
 LONGEST_ANSWER = 4000
 """Characters of an answer."""

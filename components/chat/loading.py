@@ -11,10 +11,10 @@ from components.backend import job_store, model_cache
 from components.chat.models import NOBODY, Visit, choices, locate
 from components.chat.recipe import RECIPE, page_merges, recipe_bytes, summary
 from merging import MergingError
+from merging.answering.model_cache import bytes_to_run, in_rounds
 from merging.devices import resolve_device
+from merging.folders.room import bytes_text
 from merging.inference import LoadedModel
-from merging.model_cache import bytes_to_run, in_rounds
-from merging.room import bytes_text
 from merging.sources import open_model
 
 GONE = "This model is no longer there. Choose another."

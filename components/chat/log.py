@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from components.chat.loading import Asked
 from components.chat.replies import Reply
 from components.chat.views import Talk, told
-from merging.drawing import Sampling
-from merging.prompts import TokenIds
+from merging.answering.drawing import Sampling
+from merging.tokenizing.prompts import TokenIds
 
 
 @dataclass(frozen=True)

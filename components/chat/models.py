@@ -21,7 +21,7 @@ from components.merge_cards import KIND
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
-from merging.abilities import why_silent
+from merging.answering.abilities import why_silent
 from merging.jobs import JobStore
 from merging.sources import open_model
 

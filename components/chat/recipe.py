@@ -14,12 +14,12 @@ from components.preview_store import preview_key, shared_previews
 from components.process import kept
 from components.settings import Settings
 from merging import METHODS, Checkpoint, MergingError, Plan, Recipe
-from merging.abilities import why_silent
+from merging.answering.abilities import why_silent
+from merging.answering.model_cache import ModelCache, bytes_to_run
 from merging.inference import LoadedModel
-from merging.model_cache import ModelCache, bytes_to_run
-from merging.resident import sources_of
-from merging.unsaved import load_unsaved
-from merging.whatif import Residents
+from merging.memory.resident import sources_of
+from merging.memory.unsaved import load_unsaved
+from merging.memory.whatif import Residents
 
 RECIPE = "recipe:"
 """Its key in a column. It names no recipe: whoever asks gets the one of the own page."""

@@ -10,9 +10,9 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 
 from merging import MergingError
-from merging.drawing import Sampling
+from merging.answering.drawing import Sampling
 from merging.inference import Ending, LoadedModel, stream
-from merging.prompts import Message, Prompt, TokenIds
+from merging.tokenizing.prompts import Message, Prompt, TokenIds
 
 TICK = 0.06
 """Seconds between two looks at the replies."""

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components.settings import Settings
-from merging.drawing import LIMITS, Sampling
+from merging.answering.drawing import LIMITS, Sampling
 
 NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
 """The fields of `Sampling` in the order of their widgets, which follow the system prompt's."""

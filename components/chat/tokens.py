@@ -28,7 +28,7 @@ from components.chat.models import Visit
 from components.late_choice import LateDropdown
 from components.tables import Table, csv_link, html_table
 from merging import MergingError
-from merging.token_view import ComparedToken, Prediction, TokenView, token_view
+from merging.answering.token_view import ComparedToken, Prediction, TokenView, token_view
 
 CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from typing import Any
 
 from components.forms import tidy
 from merging import MergingError, Recipe
-from merging.grid import Axis
-from merging.search_space import Dimension, labelled, numbers
+from merging.judging.grid import Axis
+from merging.judging.search_space import Dimension, labelled, numbers
 
 MOST_STEPS = 9
 USUAL = ("lambda", "density", "weight", "t", "ratio")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from components.figures.scores import ScoredModel, TaskScore
 from components.tables import Table
-from merging.intervals import retention
+from merging.judging.intervals import retention
 
 Kind = Literal["base", "expert", "run"]
 

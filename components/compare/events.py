@@ -27,7 +27,7 @@ from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
 from merging.job_records import Job
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 NOT_STARTED = "Nothing is being measured"
 ENDINGS = {

@@ -25,8 +25,8 @@ from components.merge_recipe import check
 from components.settings import Settings
 from components.shared import Shared, owner_id
 from merging import METHODS, MergingError, Recipe
-from merging.grid import axis_values
 from merging.job_records import Job
+from merging.judging.grid import axis_values
 
 INFO = "A grid chooses values: keep the test files for the end."
 EMPTY = "No grid yet. Choose two parameters above and press Measure; cells appear as they are done, and a click on one shows its scores."

@@ -16,12 +16,12 @@ from components.preview_store import shared_previews
 from components.settings import Settings
 from components.zero_gpu import on_gpu, size_of
 from merging import MergingError, Recipe
-from merging.grid import Axis, Cell, axis_values, grid
 from merging.job_records import Job
+from merging.judging.grid import Axis, Cell, axis_values, grid
+from merging.judging.search_space import Dimension, dimension, with_values
+from merging.judging.suites import Suite
+from merging.judging.trials import Trials
 from merging.plan import make_plan
-from merging.search_space import Dimension, dimension, with_values
-from merging.suites import Suite
-from merging.trials import Trials
 
 KIND = "grid"
 

@@ -20,7 +20,7 @@ from merging.evaluation import SuiteResult, evaluate, perplexity
 from merging.executors import wanted_until
 from merging.heartbeats import heartbeats
 from merging.inference import LoadedModel
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 KIND = "scores"
 SCRATCH = ".scores.partial"

@@ -30,7 +30,7 @@ from components.settings import Settings
 from components.shared import Shared
 from merging import MergingError, Recipe
 from merging.job_records import Job
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 NOTHING_YET = (
     '<div class="mg-empty"><strong>Not run yet</strong><p>One click merges these experts by every method that fits them, in '

@@ -20,11 +20,11 @@ from components.settings import Settings
 from components.zero_gpu import on_gpu, size_of
 from merging import METHODS, MergingError, Recipe
 from merging.evaluation import SuiteResult
-from merging.every_method import Attempt, Scored, try_every_method, with_importance
-from merging.history import Draft
+from merging.judging.every_method import Attempt, Scored, try_every_method, with_importance
+from merging.judging.history import Draft
+from merging.judging.suites import Suite
+from merging.judging.trials import Trials
 from merging.plan import make_plan
-from merging.suites import Suite
-from merging.trials import Trials
 
 KIND = "methods"
 NOT_MEASURED = "It needs importance: measure it under Inspect, then run this again."

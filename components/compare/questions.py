@@ -13,7 +13,7 @@ from components.family import Family
 from components.late_choice import LateCheckboxGroup
 from components.settings import Settings
 from merging import MergingError
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 ITEMS = {"all": 0, "first 100": 100, "first 50": 50, "first 20": 20}
 SPLITS = [("test files", "test"), ("validation files", "validation")]

@@ -15,7 +15,7 @@ from components.family import Family
 from components.figures.scores import TaskScore
 from components.settings import Settings
 from merging.evaluation import Perplexity
-from merging.history import Run, Score
+from merging.judging.history import Run, Score
 
 MOST_ROWS = 40
 """Runs that the table shows, the newest of those that were measured."""

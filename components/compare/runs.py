@@ -23,7 +23,7 @@ from components.settings import Settings
 from components.shared import owner_id
 from components.tables import html_table
 from merging import MergingError, Recipe
-from merging.history import Run, Score
+from merging.judging.history import Run, Score
 from merging.recipe_diff import diff
 
 MOST_LISTED = 200

@@ -12,9 +12,9 @@ from typing import Any
 from components.figures.scores import TaskScore
 from merging import Progress
 from merging.evaluation import SuiteResult
-from merging.intervals import wilson
 from merging.job_records import Partial
-from merging.suites import Suite
+from merging.judging.intervals import wilson
+from merging.judging.suites import Suite
 
 
 @dataclass

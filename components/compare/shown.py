@@ -19,7 +19,7 @@ from components.compare.views import board_html, comparison_html
 from components.figures.pareto import pareto_chart
 from components.figures.scores import scores_chart
 from merging import MergingError
-from merging.intervals import compare
+from merging.judging.intervals import compare
 
 PICK_TWO = '<p class="quiet">Choose two models and a task that both were asked.</p>'
 FEWER = "Two tasks and a measured model are needed for this."

@@ -12,8 +12,8 @@ from components.compare.board import Column
 from components.family import Family
 from components.settings import Settings
 from merging import MergingError
-from merging.history import text_fingerprint
-from merging.suites import MOST_BYTES, Suite
+from merging.judging.history import text_fingerprint
+from merging.judging.suites import MOST_BYTES, Suite
 
 Split = Literal["test", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)

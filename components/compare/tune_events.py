@@ -22,10 +22,10 @@ from components.merge_recipe import at_root, check
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
-from merging.history import Draft, subject_of_plan
 from merging.job_records import Job
-from merging.strategies import space_of
-from merging.suites import Suite
+from merging.judging.history import Draft, subject_of_plan
+from merging.judging.strategies import space_of
+from merging.judging.suites import Suite
 
 MOST_TRIALS, MOST_MINUTES = 500, 120
 

@@ -18,11 +18,11 @@ from components.settings import Settings
 from components.zero_gpu import MOST_SECONDS, on_gpu, size_of
 from merging import MergingError, Progress, Recipe
 from merging.evaluation import SuiteResult
-from merging.history import subject_of_plan
-from merging.intervals import Interval, compare, mcnemar, paired_bootstrap
+from merging.judging.history import subject_of_plan
+from merging.judging.intervals import Interval, compare, mcnemar, paired_bootstrap
+from merging.judging.suites import Suite
+from merging.judging.trials import Stop, Trials
 from merging.plan import make_plan
-from merging.suites import Suite
-from merging.trials import Stop, Trials
 from merging.tuning import Trial, tune
 
 KIND = "tune"

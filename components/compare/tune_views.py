@@ -10,7 +10,7 @@ from typing import Any
 from components.compare.search import mean, task_names
 from components.numbers import clock, signed
 from merging import MergingError, Recipe
-from merging.strategies import STRATEGIES, space_of
+from merging.judging.strategies import STRATEGIES, space_of
 
 LABELS = {
     "tpe": "TPE (Optuna)",

@@ -11,8 +11,8 @@ from components.numbers import signed
 from components.progress import job_bar, left
 from components.tables import csv_link
 from merging.evaluation import ItemResult, SuiteResult
-from merging.intervals import Comparison
 from merging.job_records import Job
+from merging.judging.intervals import Comparison
 
 NOTHING_YET = (
     '<div class="mg-empty"><strong>Nothing measured yet</strong><p>Choose the tasks above and press Measure: base, experts '

@@ -22,12 +22,12 @@ from components.settings import Settings
 from components.zero_gpu import size_of
 from merging import MergingError, Recipe
 from merging.devices import resolve_device
-from merging.history import Draft, Run, subject_of_model, subject_of_plan
 from merging.inference import LoadedModel
 from merging.job_records import Job
+from merging.judging.history import Draft, Run, subject_of_model, subject_of_plan
+from merging.memory.unsaved import load_unsaved
 from merging.plan import make_plan
 from merging.sources import open_model
-from merging.unsaved import load_unsaved
 
 MOST_MERGES = 12
 """Finished merges that are offered, the newest ones."""

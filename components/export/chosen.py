@@ -19,7 +19,7 @@ from components.numbers import size
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
-from merging.front_matter import README
+from merging.cards.front_matter import README
 from merging.job_records import Job
 
 EMPTY = (

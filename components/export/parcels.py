@@ -11,8 +11,8 @@ from components.kept_bytes import require_room
 from components.merge_cards import KIND
 from components.settings import ROOT, Settings
 from merging import MergingError, Progress
-from merging.card_scores import CardScore, card_scores
-from merging.parcel import packing
+from merging.cards.parcel import packing
+from merging.cards.scores import CardScore, card_scores
 
 GONE = "This model is no longer there. Merge again."
 

@@ -20,9 +20,9 @@ from components.progress import job_bar, told_in_bytes
 from components.settings import Settings
 from merging import MergingError, Progress
 from merging.executors import unwanted
-from merging.hub import Hub
+from merging.hub.client import Hub
+from merging.hub.push import MESSAGE, Order, Pushed, push, repository_name
 from merging.job_records import Job
-from merging.push import MESSAGE, Order, Pushed, push, repository_name
 
 KIND = "push"
 ENDINGS = {

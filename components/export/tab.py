@@ -18,7 +18,7 @@ from components.merge_events import toast
 from components.settings import Settings
 from components.shared import Shared
 from merging import MergingError
-from merging.push import LONGEST_MESSAGE, LONGEST_NAME, MESSAGE
+from merging.hub.push import LONGEST_MESSAGE, LONGEST_NAME, MESSAGE
 
 CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#export-file')?.click(), 250)"

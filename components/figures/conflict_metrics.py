@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.figures.words import Metric
-from merging.changes import Conflict, TensorStatistics
+from merging.inspecting.changes import Conflict, TensorStatistics
 
 _COVERED = "Only weights that at least two experts changed count; hover over a cell for their share. "
 

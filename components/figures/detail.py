@@ -11,9 +11,9 @@ import torch
 
 from components.figures.chart import DASHES, SERIES, Chart, new_figure, text
 from components.figures.importance import MOST_POINTS, PATTERNS
-from merging.detail import TensorDetail
-from merging.part_sums import PartSums
-from merging.spectra import Spectrum
+from merging.inspecting.detail import TensorDetail
+from merging.inspecting.part_sums import PartSums
+from merging.inspecting.spectra import Spectrum
 
 SIGNS, MASS = "#4f5bc9", "#b5731a"
 """Colours of the two measures of conflict."""

@@ -8,10 +8,10 @@ from math import isfinite
 import torch
 
 from components.figures.metrics import MOST_PAIRS
-from merging.detail import TensorDetail
-from merging.part_sums import PartSums
-from merging.spectra import Spectrum
-from merging.tokens import TokenRows
+from merging.inspecting.detail import TensorDetail
+from merging.inspecting.part_sums import PartSums
+from merging.inspecting.spectra import Spectrum
+from merging.inspecting.tokens import TokenRows
 
 Cell = str | int | float | None
 NOT_FINITE = "not finite"

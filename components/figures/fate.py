@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from components.figures.chart import Chart, new_figure, shortened, text
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel
-from merging.fate import TensorFate
-from merging.fate_words import WORDS
+from merging.cards.fate_words import WORDS
+from merging.inspecting.fate import TensorFate
 from merging.reports.report import Cell, Grid, Preview, added_up, frame_of, placed
 
 LOWEST_LABELLED = 0.07

@@ -12,7 +12,7 @@ from components.figures.chart import DASHES, SERIES, Chart, new_figure, text
 from components.figures.importance_maps import MILLI, Cell
 from components.figures.metrics import cell_name
 from merging import Importance, Report
-from merging.agreement import CHANGE, Agreement
+from merging.importances.agreement import CHANGE, Agreement
 
 PATTERNS = ("", "/", "x", ".", "\\", "+", "-", "|")
 """A hatching for each expert, so that colour is never the only difference."""

@@ -12,7 +12,7 @@ from components.figures.maps import panels_chart
 from components.figures.metrics import cell_name, expert_names
 from components.figures.words import MapWords, Panel
 from merging import Importance, Report
-from merging.changes import TensorStatistics
+from merging.inspecting.changes import TensorStatistics
 from merging.reports.report import Cell, Grid
 
 MILLI = 1e3

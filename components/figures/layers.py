@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from components.figures.chart import Chart, new_figure, shortened
-from merging.put_back import EMBEDDINGS, EVERYTHING, LAST, NORM, NOTHING, OTHERS, TIED, PartPutBack
+from merging.answering.put_back import EMBEDDINGS, EVERYTHING, LAST, NORM, NOTHING, OTHERS, TIED, PartPutBack
 
 UP, DOWN = "#2f7ed8", "#c9610f"
 """Each reaches a contrast of 3 on the light and on the dark page; the side of the line says the same."""

@@ -11,7 +11,7 @@ from components.figures.chart import Chart, decimals, heading, new_figure, short
 from components.figures.metrics import cell_name, panels, worded
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
-from merging.colours import percentile
+from merging.cards.colours import percentile
 from merging.reports.report import Grid
 
 MOST_ACROSS = 4

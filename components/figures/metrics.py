@@ -13,9 +13,9 @@ from components.figures.conflict_metrics import CONFLICT_METRICS
 from components.figures.words import MapWords, Metric, Panel
 from merging import Report
 from merging.anatomy import Block, block_name
-from merging.changes import Conflict, TensorStatistics
+from merging.inspecting.changes import Conflict, TensorStatistics
+from merging.inspecting.sums import total
 from merging.reports.report import Cell, Grid, Trim
-from merging.sums import total
 
 MOST_PAIRS = 6
 """More pairs than this are shown as one map over all of them."""

@@ -23,7 +23,7 @@ import plotly
 from components.figures.metrics import expert_names, pair_names
 from components.figures.page_sections import Group, Known, Section, groups
 from merging import Report, __version__
-from merging.advice import Advice, Kinship, kinship
+from merging.inspecting.advice import Advice, Kinship, kinship
 
 __all__ = ["Known", "page_html"]
 

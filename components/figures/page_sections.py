@@ -19,10 +19,10 @@ from components.figures.metrics import METRICS, expert_names, percent
 from components.figures.story import Cuts, change_histogram, sign_agreement
 from components.tables import Table, map_table, panels_table
 from merging import Importance, Report
-from merging.changes import TensorStatistics
-from merging.fate import DTYPES, FATES, TensorFate
+from merging.inspecting.changes import TensorStatistics
+from merging.inspecting.fate import DTYPES, FATES, TensorFate
+from merging.inspecting.sums import total
 from merging.reports.report import Preview
-from merging.sums import total
 
 MODEL = "the whole model"
 SHOWN_ALWAYS = ("weight", "density", "lambda")

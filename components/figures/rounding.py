@@ -8,9 +8,9 @@ from components.figures.chart import Chart
 from components.figures.fate import LOW_CELL, fate_cells, fix_scale, preview_grid
 from components.figures.maps import panels_chart
 from components.figures.metrics import MapWords, Panel
-from merging.fate import DTYPES, TensorFate
+from merging.inspecting.fate import DTYPES, TensorFate
+from merging.inspecting.sums import total
 from merging.reports.report import Preview
-from merging.sums import total
 
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The word of a checkpoint's header -> the word of a recipe."""

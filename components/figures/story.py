@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from components.figures.chart import DASHES, SERIES, Chart, new_figure, text
 from components.figures.maps import CHANCE_LIMITS
-from merging.changes import Conflict, TensorStatistics, bin_edges
+from merging.inspecting.changes import Conflict, TensorStatistics, bin_edges
 
 MOST_BARS = 6
 

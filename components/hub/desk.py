@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from merging import Checkpoint, MergingError
-from merging.hub import Found, Hub, Pinned
+from merging.hub.client import Found, Hub, Pinned
 from merging.references import Reference
 
 MOST_LOOKED_UP = 256

@@ -18,7 +18,7 @@ from components.progress import job_bar, told_in_bytes
 from components.settings import Settings
 from merging import MergingError, Progress
 from merging.executors import unwanted
-from merging.hub import Hub, Pinned
+from merging.hub.client import Hub, Pinned
 from merging.job_records import Job
 
 KIND = "download"

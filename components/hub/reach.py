@@ -6,7 +6,7 @@ import threading
 import time
 from functools import cache
 
-from merging.hub import Hub
+from merging.hub.client import Hub
 
 GOOD_FOR, BAD_FOR = 600.0, 60.0
 """Seconds for which an answer, and a silence, are believed."""

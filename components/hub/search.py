@@ -13,7 +13,7 @@ from components.numbers import count
 from components.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
-from merging.hub import Found
+from merging.hub.client import Found
 from merging.references import is_hub_id
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")

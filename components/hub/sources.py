@@ -12,8 +12,8 @@ from components.numbers import count, size
 from components.settings import Settings
 from components.stages import RUN, run_folder
 from merging import Checkpoint, CheckpointError, MergingError
-from merging.adapter_file import is_adapter
-from merging.hub import Pinned
+from merging.folders.adapter_file import is_adapter
+from merging.hub.client import Pinned
 from merging.references import Reference
 from merging.sources import open_model
 

@@ -12,7 +12,7 @@ from sampling import EXPERT_TASKS
 from scoring import MERGES, Scores, average, load_suites, merged_models, score, scores_of
 
 from merging.inference import LoadedModel
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 TRAINING_FILE = "training.json"
 MODELS = ("base", *EXPERT_TASKS, "math-long")

@@ -13,7 +13,7 @@ from sampling import EXPERT_TASKS
 import merging
 from merging.evaluation import SuiteResult, evaluate
 from merging.inference import LoadedModel
-from merging.suites import Suite
+from merging.judging.suites import Suite
 
 Scores = dict[str, float]
 

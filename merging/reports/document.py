@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from merging.changes import bin_edges
 from merging.errors import CheckpointError, MergingError
+from merging.inspecting.changes import bin_edges
 from merging.methods import Scope
 from merging.version import __version__
 

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save as as_safetensors
 
-from merging.changes import TensorStatistics, bin_edges
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, OutputError
-from merging.fate import FATES, Cast, TensorFate
-from merging.record_columns import Columns, columns_of
+from merging.inspecting.changes import TensorStatistics, bin_edges
+from merging.inspecting.fate import FATES, Cast, TensorFate
+from merging.inspecting.record_columns import Columns, columns_of
+from merging.inspecting.sign_conflict import Conflict
+from merging.inspecting.sums import Record
 from merging.reports.document import (
     DOCUMENT,
     NUMBERS,
@@ -34,8 +36,6 @@ from merging.reports.document import (
     read_document,
 )
 from merging.reports.report import Preview, Report, Sample, Trim, Trimmed
-from merging.sign_conflict import Conflict
-from merging.sums import Record
 
 SIZES: dict[type, dict[str, str]] = {
     TensorStatistics: {

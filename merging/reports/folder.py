@@ -9,8 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from merging.atomic_folder import LOCK, AtomicFolder
 from merging.errors import OutputError
+from merging.folders.atomic_folder import LOCK, AtomicFolder
 from merging.reports.document import DOCUMENT, NUMBERS
 from merging.reports.report import Report
 

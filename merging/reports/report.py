@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from merging.anatomy import Block, Place, block_order, kinds, locate
-from merging.changes import Conflict, TensorStatistics, pairs_of
-from merging.fate import TensorFate
+from merging.inspecting.changes import Conflict, TensorStatistics, pairs_of
+from merging.inspecting.fate import TensorFate
+from merging.inspecting.sums import Record, total
 from merging.methods import Scope
-from merging.sums import Record, total
 
 Cell = tuple[Block | None, str]
 """Block (None outside the blocks) and kind of module: a place on every map."""

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merging.changes import TensorStatistics
 from merging.errors import MergingError
 from merging.events import Progress
 from merging.executors import quietly
-from merging.fate import FateWatch
+from merging.folders.room import memory_problem
+from merging.inspecting.changes import TensorStatistics
+from merging.inspecting.fate import FateWatch
+from merging.inspecting.sampling import Rows, SampledFamily, sample_rows, steady
 from merging.inspection import PieceWatch, TrimWatch, origin_of, preview_of, require_one_family, trim_of
+from merging.memory.replay import RecordWatch, merged, show
+from merging.memory.resident import family_bytes, family_key, sources_of
 from merging.methods import METHODS, Scope
 from merging.plan import Plan
-from merging.replay import RecordWatch, merged, show
 from merging.reports.report import Preview, Report, Sample, Trim
-from merging.resident import family_bytes, family_key, sources_of
-from merging.room import memory_problem
-from merging.sampling import Rows, SampledFamily, sample_rows, steady
 
 SEED = 0
 """The same rows are drawn each time."""

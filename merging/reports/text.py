@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from merging.advice import Advice, Kinship
 from merging.anatomy import Block, block_order
-from merging.changes import TensorStatistics
 from merging.effective import short_names
-from merging.fate import FATES
+from merging.inspecting.advice import Advice, Kinship
+from merging.inspecting.changes import TensorStatistics
+from merging.inspecting.fate import FATES
+from merging.inspecting.sums import total
 from merging.reports.report import Report
-from merging.sums import total
 
 
 def block_table(report: Report) -> tuple[list[str], list[list[str]]]:

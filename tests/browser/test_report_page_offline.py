@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from components.figures.page import page_html
-from merging.advice import advice
+from merging.inspecting.advice import advice
 from tests.browser.test_axe import violations
 from tests.conftest import tune
 

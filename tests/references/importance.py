@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from merging.artefact import Description, ExpertFacts, Importance, Parent, fingerprint
 from merging.checkpoint import StateDict
+from merging.importances.artefact import Description, ExpertFacts, Importance, Parent, fingerprint
 from merging.partitions import make_partitions
 
 

@@ -31,10 +31,10 @@ from components.merge_events import start as start_merge
 from components.merge_recipe import at_root, default_recipe
 from components.settings import Settings
 from merging import METHODS
-from merging.drawing import Sampling
-from merging.grid import Axis
-from merging.measuring import Measurement
-from merging.suites import Item, Suite
+from merging.answering.drawing import Sampling
+from merging.importances.measuring import Measurement
+from merging.judging.grid import Axis
+from merging.judging.suites import Item, Suite
 
 OWNER = "a" * 32
 VISITOR = "who visits"

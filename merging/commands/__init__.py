@@ -1,0 +1,1 @@
+"""The subcommands of `python -m merging`, one file each; `merging.cli` puts them together."""

@@ -1,0 +1,88 @@
+"""`python -m merging push`: a merged folder becomes a model of the Hub."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from merging.cards.parcel import packing
+from merging.errors import MergingError
+from merging.folders.room import bytes_text
+from merging.hub.client import Hub
+from merging.hub.push import LONGEST_MESSAGE, MESSAGE, Order, Pushed, push
+from merging.writer import MARKER
+
+
+def push_folder(
+    folder: Annotated[Path, typer.Argument(help="A merged folder.", metavar="FOLDER")],
+    name: Annotated[str, typer.Argument(help="The repository on the Hub: org/name.", metavar="ORG/NAME")],
+    public: Annotated[
+        bool, typer.Option("--public", help="For everybody; without it, for you alone.")
+    ] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add a commit to a repository of yours that is there already.")
+    ] = False,
+    message: Annotated[
+        str, typer.Option(help=f"What the commit says, {LONGEST_MESSAGE} letters at most.")
+    ] = MESSAGE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Machine-readable output, one JSON object.")
+    ] = False,
+) -> None:
+    """Push a merged folder to the Hugging Face Hub, with its model card, in one commit; private unless --public.
+
+    The account is that of HF_TOKEN, or of `hf auth login`.
+    """
+    if not (folder / MARKER).is_file():
+        raise MergingError(f"{folder}: is no merged folder; name the OUT of `python -m merging merge`.")
+    order = Order(name, private=not public, add=add, message=message)
+    done = _follow(Hub.from_environment(), folder, order)
+    if as_json:
+        print(
+            json.dumps(
+                {"url": done.url, "commit": done.commit, "private": done.private, "bytes": done.nbytes}
+            )
+        )
+        return
+    kind = "private" if done.private else "public"
+    print(
+        f"{done.url}: pushed, {kind}, {bytes_text(done.nbytes)} in {done.seconds:.1f} s; commit {done.commit}"
+    )
+
+
+def _follow(hub: Hub, folder: Path, order: Order) -> Pushed:
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    ]
+    events = push(hub, folder, order, packing(folder, name=order.name))
+    try:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task(order.name, total=None)
+            for event in events:
+                if isinstance(event, Pushed):
+                    return event
+                total = event.bytes_done / event.share if event.bytes_done and event.share else None
+                bar.update(task, completed=event.bytes_done, total=total, description=event.stage)
+    except KeyboardInterrupt:
+        events.close()  # type: ignore[attr-defined]
+        print("cancelled; nothing of it is left on the Hub", file=sys.stderr)
+        raise typer.Exit(130) from None
+    raise AssertionError("a push ends with what was pushed")

@@ -1,0 +1,1 @@
+"""What is seen before and in a merge: changes, conflicts, fates, spectra, kinship, and advice."""

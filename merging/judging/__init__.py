@@ -1,0 +1,1 @@
+"""How well merges do: suites and scores with intervals, searches and grids over recipes, the history of runs."""

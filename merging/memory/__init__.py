@@ -1,0 +1,1 @@
+"""Families that stay in memory between merges, for sliders, searches and the chat."""
