@@ -14,7 +14,6 @@ import gradio as gr
 from gradio.utils import LRUCache
 from starlette.middleware import Middleware
 
-from components import zero_gpu  # noqa: F401  before all that may touch CUDA
 from components.chat.tab import CSS as CHAT_CSS
 from components.chat.tab import build_chat_tab, wire_chat_tab
 from components.clickable_plot import HEAD as CHART_HEAD
@@ -23,23 +22,24 @@ from components.compare.tab import build_compare_tab, wire_compare_tab
 from components.export.tab import CSS as EXPORT_CSS
 from components.export.tab import build_export_tab, wire_export_tab
 from components.hub.reach import hub_reach
-from components.importance_merge import wire_importance_notice
-from components.importance_tab import CSS as IMPORTANCE_CSS
-from components.inspect_tab import build_inspect_tab, wire_inspect_tab
-from components.merge_tab import CSS as MERGE_CSS
-from components.merge_tab import build_merge_tab, wire_merge_tab
-from components.models_tab import build_models_tab
-from components.models_wiring import wire_models_tab
-from components.next_stage import wire_next_stage
-from components.presets import presets
-from components.preview_store import shared_previews
-from components.reports import shared_reports
-from components.settings import Settings
+from components.importance.merge import wire_importance_notice
+from components.importance.tab import CSS as IMPORTANCE_CSS
+from components.inspect.reports import shared_reports
+from components.inspect.tab import build_inspect_tab, wire_inspect_tab
+from components.merge.next_stage import wire_next_stage
+from components.merge.tab import CSS as MERGE_CSS
+from components.merge.tab import build_merge_tab, wire_merge_tab
+from components.models.presets import presets
+from components.models.tab import build_models_tab
+from components.models.wiring import wire_models_tab
+from components.preview.store import shared_previews
+from components.server import zero_gpu  # noqa: F401  before all that may touch CUDA
+from components.server.settings import Settings
+from components.server.strangers import Bounded, check_values, keep_apart, private_paths
+from components.server.sweeper import start_sweeping
+from components.server.warm_up import warm_up
 from components.shared import build_shared
-from components.strangers import Bounded, check_values, keep_apart, private_paths
-from components.sweeper import start_sweeping
 from components.theme import CSS, HEAD, about, build_header, build_theme
-from components.warm_up import warm_up
 from merging import MergingError
 
 

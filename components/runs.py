@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components.backend import run_history
-from components.kept_bytes import require_room
-from components.merge_health import merge_and_look
-from components.merge_recipe import check
-from components.settings import Settings
+from components.merge.health import merge_and_look
+from components.merge.recipe import check
+from components.server.backend import run_history
+from components.server.kept_bytes import require_room
+from components.server.settings import Settings
 from merging import MergingError, Recipe
 from merging.judging.history import Draft
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import visits
-from components.models import choose, demo_rows
-from components.settings import Settings
+from components.models.opening import choose, demo_rows
+from components.server.backend import visits
+from components.server.settings import Settings
 
 LOCAL_OWNER = "local"
 MODELS_KEY = "mergescope-models"

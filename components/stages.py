@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from components.backend import job_store
-from components.merge_cards import KIND
-from components.settings import Settings
+from components.merge.cards import KIND
+from components.server.backend import job_store
+from components.server.settings import Settings
 from merging import MergingError, Recipe
 from merging.job_records import Job
 from merging.methods import get_method

@@ -8,7 +8,7 @@ import gradio as gr
 
 from components.chat.models import is_demo
 from components.family import Family
-from components.settings import Settings
+from components.server.settings import Settings
 from components.shared import MODELS_KEY
 
 CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from components.settings import settings_table  # noqa: E402
+from components.server.settings import settings_table  # noqa: E402
 from merging import METHODS  # noqa: E402
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from components.backend import job_store, run_history
-from components.models_events import look_up
-from components.settings import Settings
-from components.strangers import CACHE_VARIABLES
+from components.models.events import look_up
+from components.server.backend import job_store, run_history
+from components.server.settings import Settings
+from components.server.strangers import CACHE_VARIABLES
 from merging.judging.history import Draft
 
 OWNERS_TOKEN = "hf_TokenOfWhoRunsThisServer"

@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from app import build_app
-from components.settings import Settings
+from components.server.settings import Settings
 
 
 @pytest.fixture(scope="module")

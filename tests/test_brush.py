@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import merging
-from components.brush import (
+from components.clickable_plot import brushed_cells, clicked_cell, payload
+from components.figures.chart import Chart, new_figure
+from components.preview.brush import (
     NOTHING_CHOSEN,
     BackToRecipe,
     KeepBase,
@@ -22,9 +24,7 @@ from components.brush import (
     settled,
     tensors_of,
 )
-from components.brush_globs import escaped, globs_for, matching, number_globs
-from components.clickable_plot import brushed_cells, clicked_cell, payload
-from components.figures.chart import Chart, new_figure
+from components.preview.brush_globs import escaped, globs_for, matching, number_globs
 from merging import METHODS, Recipe
 from merging.anatomy import kinds, locate
 from merging.plan import make_plan

@@ -8,8 +8,8 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from components.brush import NOTHING_CHOSEN, BackToRecipe, KeepBase, SetParameter
-from components.brush_bar import (
+from components.preview.brush import NOTHING_CHOSEN, BackToRecipe, KeepBase, SetParameter
+from components.preview.brush_bar import (
     BACK,
     KEEP,
     Taken,
@@ -22,7 +22,7 @@ from components.brush_bar import (
     on_what,
     what_choices,
 )
-from components.brush_choice import (
+from components.preview.brush_choice import (
     EMPTY,
     NOTHING,
     Chosen,

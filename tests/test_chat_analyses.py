@@ -10,7 +10,6 @@ import time
 import gradio as gr
 import pytest
 
-from components.backend import job_store, model_cache
 from components.chat import layers, tokens
 from components.chat.heard import Columns
 from components.chat.log import Said, Turn
@@ -18,8 +17,9 @@ from components.chat.models import Visit, parent_key
 from components.chat.recipe import RECIPE
 from components.family import Family
 from components.figures.layers import DOWN, UP, layers_chart, worded
-from components.merge_recipe import default_recipe
-from components.settings import Settings
+from components.merge.recipe import default_recipe
+from components.server.backend import job_store, model_cache
+from components.server.settings import Settings
 from merging.answering import put_back
 from merging.answering.drawing import Sampling
 from merging.answering.put_back import EVERYTHING, NOTHING, PartPutBack

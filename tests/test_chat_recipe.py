@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import merging
-from components.backend import job_store, model_cache
 from components.chat import columns, events, views
 from components.chat import recipe as chat_recipe
 from components.chat.models import COLUMNS, Visit, parent_key
 from components.chat.recipe import LABEL, RECIPE, page_merges, summary
 from components.family import Family
-from components.merge_recipe import at_root, default_recipe
-from components.settings import Settings
+from components.merge.recipe import at_root, default_recipe
+from components.server.backend import job_store, model_cache
+from components.server.settings import Settings
 from merging import METHODS
 from merging.inference import LoadedModel, Sampling, stream
 from merging.memory.unsaved import TOO_LARGE

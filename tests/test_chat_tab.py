@@ -12,7 +12,6 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from components.backend import job_store
 from components.chat import columns, events, views
 from components.chat.models import (
     COLUMNS,
@@ -28,11 +27,12 @@ from components.chat.replies import PLAIN, UNEXPECTED
 from components.compare.events import beside
 from components.compare.who import candidates
 from components.family import Family
-from components.merge_events import start_default
-from components.merge_recipe import default_recipe
-from components.model_cards import card_html
-from components.model_facts import Card, read_facts
-from components.settings import Settings
+from components.merge.events import start_default
+from components.merge.recipe import default_recipe
+from components.models.cards import card_html
+from components.models.facts import Card, read_facts
+from components.server.backend import job_store
+from components.server.settings import Settings
 from merging.checkpoint import Checkpoint
 from merging.inference import LoadedModel, Sampling, stream
 from merging.jobs import JobStore

@@ -12,16 +12,16 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from components.backend import job_store, model_cache
 from components.chat import events, views
 from components.chat.export import as_json, as_markdown, forget_chat, zip_chat
 from components.chat.models import COLUMNS, Visit, parent_key
 from components.chat.recipe import RECIPE, page_merges
 from components.chat.replies import LENGTH, NO_SYSTEM, PLAIN, PLAIN_ALONE
 from components.family import Family
-from components.merge_events import start_default
-from components.merge_recipe import default_recipe
-from components.settings import Settings
+from components.merge.events import start_default
+from components.merge.recipe import default_recipe
+from components.server.backend import job_store, model_cache
+from components.server.settings import Settings
 from merging.inference import LoadedModel, Sampling, stream
 
 ADA = "a" * 32

@@ -9,7 +9,6 @@ from dataclasses import replace
 import gradio as gr
 import pytest
 
-from components.backend import job_store, run_history
 from components.compare import grid as compare_grid
 from components.compare import methods as compare_methods
 from components.compare import runner as compare_runner
@@ -22,8 +21,9 @@ from components.compare.runner import Work
 from components.compare.suites import Ruler
 from components.compare.tune_views import strategies_for
 from components.family import Family
-from components.merge_recipe import default_recipe
-from components.settings import Settings
+from components.merge.recipe import default_recipe
+from components.server.backend import job_store, run_history
+from components.server.settings import Settings
 from merging import METHODS, MergingError, Recipe
 from merging.judging.history import History
 from merging.judging.suites import Item, Suite

@@ -13,8 +13,6 @@ from urllib.parse import unquote
 import gradio as gr
 import pytest
 
-from components import merge_events
-from components.backend import job_store, run_history
 from components.chat.recipe import RECIPE
 from components.compare import events, runs, suites
 from components.compare import shown as board_part
@@ -26,10 +24,12 @@ from components.compare.views import NOTHING_YET, board_html, comparison_html
 from components.compare.who import JOB, STANDING, candidates, parents, wanted
 from components.family import Family
 from components.figures.scores import TaskScore
-from components.merge_form import build_merge_form
-from components.merge_picker import build_picker
-from components.merge_recipe import at_root, default_recipe, to_form
-from components.settings import Settings
+from components.merge import events as merge_events
+from components.merge.form import build_merge_form
+from components.merge.picker import build_picker
+from components.merge.recipe import at_root, default_recipe, to_form
+from components.server.backend import job_store, run_history
+from components.server.settings import Settings
 from merging import Checkpoint, MergingError
 from merging.evaluation import ItemResult, SuiteResult
 from merging.inference import LoadedModel

@@ -8,8 +8,6 @@ import zipfile
 import gradio as gr
 import pytest
 
-from components import merge_events
-from components.backend import hub_desk, job_store, push_store, run_history
 from components.compare import runner
 from components.export import chosen, push_job
 from components.export.about import about_html
@@ -17,8 +15,10 @@ from components.export.parcels import going_home, zip_merge
 from components.export.tab import _download
 from components.family import Family
 from components.hub import token
-from components.merge_recipe import default_recipe
-from components.settings import Settings
+from components.merge import events as merge_events
+from components.merge.recipe import default_recipe
+from components.server.backend import hub_desk, job_store, push_store, run_history
+from components.server.settings import Settings
 from merging import MergingError, check
 from merging.evaluation import ItemResult, SuiteResult
 from merging.judging.history import Draft

@@ -11,13 +11,14 @@ import gradio as gr
 import pytest
 import torch
 
-from components import downloads, merge_events
-from components import extraction_part as part
-from components.backend import job_store
+from components import downloads
 from components.chat.models import choices
-from components.merge_recipe import default_recipe
-from components.models import choose
-from components.settings import Settings
+from components.merge import events as merge_events
+from components.merge import extraction_part as part
+from components.merge.recipe import default_recipe
+from components.models.opening import choose
+from components.server.backend import job_store
+from components.server.settings import Settings
 from components.stages import run_folder
 from merging import Checkpoint, MergingError
 from merging.extraction import extract

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import merging
-from components.merge_health import health_html, merge_and_look, unsound_html
+from components.merge.health import health_html, merge_and_look, unsound_html
 from merging import Progress, Recipe
 from merging.answering.health import check_health, health_after_merge
 from merging.executors import wanted_until

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from components.backend import hub_desk, job_store
-from components.strangers import FORGED
+from components.server.backend import hub_desk, job_store
+from components.server.strangers import FORGED
 from merging.cli import main
 from merging.hub.client import Hub
 from merging.references import Reference

@@ -21,7 +21,7 @@ from components.figures.importance_maps import (
     owner_table,
     short_signs,
 )
-from components.importance_views import agreement_html, interval, recommendation
+from components.importance.views import agreement_html, interval, recommendation
 from merging.checkpoint import Checkpoint
 from merging.importances.agreement import CHANGE, SIZE, Agreement, Correlation, ExpertAgreement
 from merging.importances.artefact import Description, ExpertFacts, Importance, Parent, head_settings

@@ -12,13 +12,12 @@ from urllib.parse import unquote
 import gradio as gr
 import pytest
 
-import components.inspect_tab as inspect_tab
+import components.inspect.tab as inspect_tab
 import merging
-from components import importance_events as events
-from components.backend import job_store
 from components.family import Family
 from components.figures.importance_maps import MAPS
-from components.importance_examples import (
+from components.importance import events
+from components.importance.examples import (
     DEMO,
     MOST_BYTES,
     MOST_EXAMPLES,
@@ -27,15 +26,16 @@ from components.importance_examples import (
     read_examples,
     read_upload,
 )
-from components.importance_job import DETAILS, cache_of, find, is_kept
-from components.importance_merge import follow, settle, show_notice, with_importance
-from components.importance_views import NOT_MEASURED, scores_of, show_importance_story, status_html
-from components.merge_form import build_merge_form
-from components.merge_picker import build_picker
-from components.merge_recipe import check, default_recipe
-from components.merge_yaml import from_yaml
-from components.reports import Reports, Stops
-from components.settings import Settings
+from components.importance.job import DETAILS, cache_of, find, is_kept
+from components.importance.merge import follow, settle, show_notice, with_importance
+from components.importance.views import NOT_MEASURED, scores_of, show_importance_story, status_html
+from components.inspect.reports import Reports, Stops
+from components.merge.form import build_merge_form
+from components.merge.picker import build_picker
+from components.merge.recipe import check, default_recipe
+from components.merge.yaml import from_yaml
+from components.server.backend import job_store
+from components.server.settings import Settings
 from merging import Importance, MergingError
 from merging.inference import LoadedModel
 

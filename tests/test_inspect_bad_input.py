@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import components.inspect_events as events
+import components.inspect.events as events
 from components.family import Family
 from components.figures.metrics import METRICS
-from components.inspect_detail import show_inside, show_spectrum
-from components.inspect_trim import TrimmedReports, trim
-from components.inspect_views import NOT_SHOWN
-from components.models import explained
-from components.reports import Reports, Stops
-from components.settings import Settings
+from components.inspect.detail import show_inside, show_spectrum
+from components.inspect.reports import Reports, Stops
+from components.inspect.trim import TrimmedReports, trim
+from components.inspect.views import NOT_SHOWN
+from components.models.opening import explained
+from components.server.settings import Settings
 
 SETTINGS = Settings(device="cpu")
 NAMES = ("one", "two", "three")

@@ -7,14 +7,14 @@ import shutil
 import gradio as gr
 import pytest
 
-import components.inspect_events as tab
+import components.inspect.events as tab
 import merging
 from components.clickable_plot import clicked_cell, payload
 from components.family import Family
 from components.figures.metrics import METRICS
-from components.inspect_views import settle, show_cell, show_map
-from components.reports import Reports, Stops, report_key
-from components.settings import Settings
+from components.inspect.reports import Reports, Stops, report_key
+from components.inspect.views import settle, show_cell, show_map
+from components.server.settings import Settings
 from components.shared import LOCAL_OWNER, owner_id
 
 EXPERTS = ("one", "two", "three")
@@ -43,7 +43,9 @@ def test_a_family_is_measured_and_the_second_time_remembered(family, settings, m
     *_, last = tab.measure(reports, Stops(), settings, chosen)
     report = reports.get(last[4])
     assert report.tensors == merging.inspect(chosen.recipe()).tensors
-    monkeypatch.setattr("components.reports.inspect_plan", lambda *a, **k: pytest.fail("measured twice"))
+    monkeypatch.setattr(
+        "components.inspect.reports.inspect_plan", lambda *a, **k: pytest.fail("measured twice")
+    )
     *_, again = tab.measure(reports, Stops(), settings, chosen)
     assert again[4] == last[4]
 

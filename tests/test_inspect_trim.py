@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import components.inspect_events as events
+import components.inspect.events as events
 from components.family import Family
 from components.figures.metrics import METRICS, panels, worded
-from components.inspect_detail import build_detail, end, show_inside, show_spectrum, wire_detail
-from components.inspect_maps import Shown, build_choice, choose_map, wire_choice
-from components.inspect_trim import TrimmedReports, accept, plain_key, trim, trim_key
-from components.inspect_views import TRIMMED
-from components.reports import Reports, Stops
-from components.settings import Settings
+from components.inspect.detail import build_detail, end, show_inside, show_spectrum, wire_detail
+from components.inspect.maps import Shown, build_choice, choose_map, wire_choice
+from components.inspect.reports import Reports, Stops
+from components.inspect.trim import TrimmedReports, accept, plain_key, trim, trim_key
+from components.inspect.views import TRIMMED
+from components.server.settings import Settings
 from components.shared import build_shared
 from components.tables import csv_text, full_table, map_table
 
@@ -277,7 +277,7 @@ def test_special_tokens_are_marked(kept, chosen):
 
 
 def test_a_large_tensor_waits_until_it_is_asked_for(kept, chosen, monkeypatch):
-    monkeypatch.setattr("components.inspect_detail.MOST_UNASKED", 1000)
+    monkeypatch.setattr("components.inspect.detail.MOST_UNASKED", 1000)
     reports, key = kept
     waiting = show_inside(reports, SETTINGS, chosen, key, (1, "q"))
     assert "it is read when you ask for it" in waiting[1]
@@ -289,7 +289,7 @@ def test_a_large_tensor_waits_until_it_is_asked_for(kept, chosen, monkeypatch):
 
 def test_a_shown_trim_of_a_large_family_follows_its_slider(kept, chosen, monkeypatch):
     """Keys move the slider without releasing it."""
-    monkeypatch.setattr("components.inspect_trim.MOST_UNASKED", 1000)
+    monkeypatch.setattr("components.inspect.trim.MOST_UNASKED", 1000)
     reports, key = kept
     with gr.Blocks() as page:
         shared, parts = build_shared(page, SETTINGS), [gr.State("") for _ in range(4)]

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import merging
-from components.brush import SetParameter, apply
 from components.family import Family
-from components.keep_fields import keep_update
-from components.merge_recipe import default_recipe, to_form, to_recipe
+from components.merge.keep_fields import keep_update
+from components.merge.recipe import default_recipe, to_form, to_recipe
+from components.preview.brush import SetParameter, apply
 from merging import MergingError, PlanError, Recipe
 from merging.anatomy import locate
 from merging.recipe import Keep

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from components.family import Family
-from components.merge_presets import advice, profile_changes, with_preset
-from components.merge_recipe import check, default_recipe, reference, title, to_form, to_recipe
-from components.merge_yaml import MAX_YAML, from_yaml
-from components.settings import ROOT
+from components.merge.presets import advice, profile_changes, with_preset
+from components.merge.recipe import check, default_recipe, reference, title, to_form, to_recipe
+from components.merge.yaml import MAX_YAML, from_yaml
+from components.server.settings import ROOT
 from merging import METHODS, Recipe
 
 

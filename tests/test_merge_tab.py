@@ -14,17 +14,17 @@ from gradio.utils import get_upload_folder
 from safetensors.torch import load_file, save_file
 
 import merging
-from components import merge_events as events
-from components.backend import job_store
 from components.export.parcels import zip_merge
 from components.family import Family
 from components.late_choice import LateCheckboxGroup, LateDropdown, LateRadio
-from components.merge_fields import at_field
-from components.merge_form import MergeForm, about_html, build_merge_form, preset_note, profile_note
-from components.merge_html import kept_words, plan_html, progress_html, result_html, share
-from components.merge_picker import build_picker, groups, picked, picker_value, unfit
-from components.merge_recipe import check, default_recipe, to_form, to_recipe
-from components.settings import Settings
+from components.merge import events
+from components.merge.fields import at_field
+from components.merge.form import MergeForm, about_html, build_merge_form, preset_note, profile_note
+from components.merge.html import kept_words, plan_html, progress_html, result_html, share
+from components.merge.picker import build_picker, groups, picked, picker_value, unfit
+from components.merge.recipe import check, default_recipe, to_form, to_recipe
+from components.server.backend import job_store
+from components.server.settings import Settings
 from merging import METHODS, Recipe
 from merging.engine import Progress
 from merging.inference import LoadedModel

@@ -8,15 +8,15 @@ import shutil
 import gradio as gr
 import pytest
 
-from components.backend import download_store, hub_desk
 from components.family import Family
 from components.hub import downloads, search, token
-from components.merge_recipe import check, default_recipe
-from components.merge_yaml import from_yaml
-from components.model_cards import card_html
-from components.models import MOST_EXPERTS, choose
-from components.models_events import judge, judge_anew, look_up, restore, with_model
-from components.settings import Settings
+from components.merge.recipe import check, default_recipe
+from components.merge.yaml import from_yaml
+from components.models.cards import card_html
+from components.models.events import judge, judge_anew, look_up, restore, with_model
+from components.models.opening import MOST_EXPERTS, choose
+from components.server.backend import download_store, hub_desk
+from components.server.settings import Settings
 from tests.hub_server import TOKEN
 
 PADDING = [""] * MOST_EXPERTS

@@ -10,12 +10,12 @@ import pytest
 
 from components.family import Family
 from components.hub.sources import open_typed
-from components.model_cards import card_html, estimate_html
-from components.models import MOST_EXPERTS, choose
-from components.models_events import add_expert, judge, remove_expert, restore, take_demo
-from components.models_tab import build_models_tab
+from components.models.cards import card_html, estimate_html
+from components.models.events import add_expert, judge, remove_expert, restore, take_demo
+from components.models.opening import MOST_EXPERTS, choose
+from components.models.tab import build_models_tab
 from components.numbers import count, size
-from components.settings import Settings
+from components.server.settings import Settings
 from components.shared import build_shared
 from merging import MergingError
 from tests.conftest import edit_config

@@ -7,15 +7,15 @@ import time
 
 import pytest
 
-from components.backend import download_store
 from components.family import Family
 from components.hub import downloads
 from components.hub.reach import Reach
-from components.merge_recipe import default_recipe
-from components.models import MOST_EXPERTS
-from components.models_events import judge, look_up, take_preset
-from components.presets import FILE, preset_html, presets, read_presets
-from components.settings import ROOT, Settings
+from components.merge.recipe import default_recipe
+from components.models.events import judge, look_up, take_preset
+from components.models.opening import MOST_EXPERTS
+from components.models.presets import FILE, preset_html, presets, read_presets
+from components.server.backend import download_store
+from components.server.settings import ROOT, Settings
 from merging import MergingError, check
 from merging.hub.client import Hub
 from merging.references import COMMIT, Reference

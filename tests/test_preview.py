@@ -10,16 +10,15 @@ from urllib.parse import unquote
 import pytest
 
 from benchmarks.family import make_family
-from components import preview_events as events
-from components import preview_views as views
 from components.family import Family
 from components.figures.fate import WORDS
-from components.merge_recipe import at_root, check, default_recipe, to_form, to_recipe
+from components.merge.recipe import at_root, check, default_recipe, to_form, to_recipe
 from components.newest import Newest
-from components.preview_events import AROUND, PICTURE, choice_of, follow, move, pick, place_of
-from components.preview_store import Pages, Previews, asked_for
-from components.preview_views import Choice
-from components.settings import Settings
+from components.preview import events, views
+from components.preview.events import AROUND, PICTURE, choice_of, follow, move, pick, place_of
+from components.preview.store import Pages, Previews, asked_for
+from components.preview.views import Choice
+from components.server.settings import Settings
 from components.tables import csv_text
 from merging import Progress
 from merging.inspecting import sampling
@@ -447,7 +446,7 @@ def test_large_models_do_not_follow_a_slider_but_its_release(large, pages, model
     monkeypatch.setattr(events, "REST", 0.0)
     monkeypatch.setattr(events, "TOLD", 0.0)
     monkeypatch.setattr(
-        "components.preview_store.steps", lambda plan, _, device, origin: preview_plan(plan, device=device)
+        "components.preview.store.steps", lambda plan, _, device, origin: preview_plan(plan, device=device)
     )
     recipe = default_recipe(models)
     steps = list(follow(large, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *CHOICE))
@@ -557,7 +556,7 @@ def test_a_newer_request_ends_an_older_one(large, pages, models, monkeypatch):
             read.append(event)
             yield event
 
-    monkeypatch.setattr("components.preview_store.steps", counted)
+    monkeypatch.setattr("components.preview.store.steps", counted)
     recipe = default_recipe(models)
     running = follow(large, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *CHOICE)
     next(running)
@@ -580,7 +579,7 @@ def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):
         finally:
             ended.append(True)
 
-    monkeypatch.setattr("components.preview_store.steps", watched)
+    monkeypatch.setattr("components.preview.store.steps", watched)
     running = follow(
         large, pages, "t", Settings(device="cpu"), default_recipe(models), models, "", True, False, *CHOICE
     )

@@ -10,7 +10,8 @@ import pytest
 from merging import Progress
 from merging.errors import HubError
 from merging.heartbeats import Stopped
-from merging.hub.client import Hub, push
+from merging.hub import push
+from merging.hub.client import Hub
 from merging.hub.push import MESSAGE, Order, Pushed
 from tests.hub_server import TOKEN
 from tests.hub_uploads import Account

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import merging
 from components.family import Family
-from components.report_cache import ReportCache
-from components.reports import Reports, report_key, shared_reports
-from components.settings import ROOT, Settings
+from components.inspect.report_cache import ReportCache
+from components.inspect.reports import Reports, report_key, shared_reports
+from components.server.settings import ROOT, Settings
 from merging import Report
 from merging.inspection import inspect_plan
 
@@ -43,7 +43,9 @@ def test_a_restart_measures_nothing_twice(family, tmp_path, monkeypatch):
     first = Reports(disk=ReportCache(tmp_path / "cache"))
     assert len(list(first.measure(plan, key, "cpu"))) > 1
     again = Reports(disk=ReportCache(tmp_path / "cache"))
-    monkeypatch.setattr("components.reports.inspect_plan", lambda *a, **k: pytest.fail("measured twice"))
+    monkeypatch.setattr(
+        "components.inspect.reports.inspect_plan", lambda *a, **k: pytest.fail("measured twice")
+    )
     assert list(again.measure(plan, key, "cpu")) == []
     *_, measured = inspect_plan(plan, device="cpu")
     assert again.get(key) == first.get(key) == measured
@@ -126,7 +128,7 @@ def test_a_folder_that_cannot_be_written_only_means_no_cache(family, tmp_path):
 
 WORKER = """
 import sys
-from components.report_cache import ReportCache
+from components.inspect.report_cache import ReportCache
 from merging import Report
 from merging.inspection import inspect_plan
 cache = ReportCache(sys.argv[1], most_bytes=60_000)

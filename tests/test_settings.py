@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import app
-from components.settings import ROOT, Settings, settings_table
+from components.server.settings import ROOT, Settings, settings_table
 from merging import MergingError
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import gradio as gr
 import pytest
 
-from components import merge_events as events
-from components.backend import job_store
 from components.family import Family
-from components.merge_html import result_html
-from components.merge_recipe import default_recipe
-from components.merge_yaml import from_yaml
-from components.models import MOST_EXPERTS, choose
-from components.models_events import judge, with_model
-from components.next_stage import take_merge
-from components.settings import Settings
+from components.merge import events
+from components.merge.html import result_html
+from components.merge.next_stage import take_merge
+from components.merge.recipe import default_recipe
+from components.merge.yaml import from_yaml
+from components.models.events import judge, with_model
+from components.models.opening import MOST_EXPERTS, choose
+from components.server.backend import job_store
+from components.server.settings import Settings
 from merging import Checkpoint, MergingError, Recipe
 
 ADA, BOB = "a" * 32, "b" * 32

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from components.backend import hub_desk, job_store, run_history, visits
 from components.downloads import zip_folder, zip_model
-from components.importance_job import cache_of
-from components.kept_bytes import all_bytes, owner_bytes, require_room
-from components.settings import Settings
+from components.importance.job import cache_of
+from components.server.backend import hub_desk, job_store, run_history, visits
+from components.server.kept_bytes import all_bytes, owner_bytes, require_room
+from components.server.settings import Settings
+from components.server.sweeper import UPLOADS, owners, sweep
 from components.shared import LOCAL_OWNER, owner_id
 from components.stages import LINKS
-from components.sweeper import UPLOADS, owners, sweep
 from components.theme import kept_words
 from merging import MergingError
 from merging.hub.cache import cache_folder

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from components.backend import job_store, model_cache
 from components.family import Family
-from components.merge_recipe import default_recipe
-from components.preview_store import Previews, asked_for
-from components.reports import Reports, report_key
-from components.settings import Settings
-from components.warm_up import warm_up
+from components.inspect.reports import Reports, report_key
+from components.merge.recipe import default_recipe
+from components.preview.store import Previews, asked_for
+from components.server.backend import job_store, model_cache
+from components.server.settings import Settings
+from components.server.warm_up import warm_up
 from merging import check
 
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import merging
-from components import zero_gpu
-from components.backend import model_cache
 from components.chat.lent import answer
 from components.chat.replies import Reply
-from components.zero_gpu import MOST_SECONDS, TAKEN_BACK, TO_START, Size, on_gpu
+from components.server import zero_gpu
+from components.server.backend import model_cache
+from components.server.zero_gpu import MOST_SECONDS, TAKEN_BACK, TO_START, Size, on_gpu
 from merging import METHODS, MergingError
 from merging.answering.drawing import Sampling
 from merging.errors import CheckpointError, PlanError

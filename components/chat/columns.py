@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store
 from components.chat import views
 from components.chat.events import running
 from components.chat.models import (
@@ -22,6 +21,7 @@ from components.chat.models import (
 )
 from components.chat.recipe import RECIPE, can_be_asked, page_merges
 from components.chat.views import Talk
+from components.server.backend import job_store
 
 
 def refresh(visit: Visit, talk: Talk, chosen: Sequence[str]) -> list[Any]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store
 from components.chat.loading import asked_models
 from components.chat.log import Log, Said
 from components.chat.models import NOBODY, Visit, choices
 from components.chat.recipe import RECIPE
 from components.chat.views import Talk
-from components.settings import Settings
+from components.server.backend import job_store
+from components.server.settings import Settings
 from merging import MergingError, Recipe
 from merging.inference import LoadedModel
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.chat.loading import Asked
 from components.chat.replies import UNEXPECTED, Reply, answer_in_rounds
-from components.zero_gpu import Size, is_lent, on_gpu
+from components.server.zero_gpu import Size, is_lent, on_gpu
 from merging import MergingError
 from merging.answering.drawing import Sampling
 from merging.heartbeats import heartbeats

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from components.backend import job_store, model_cache
 from components.chat.models import NOBODY, Visit, choices, locate
 from components.chat.recipe import RECIPE, page_merges, recipe_bytes, summary
+from components.server.backend import job_store, model_cache
 from merging import MergingError
 from merging.answering.model_cache import bytes_to_run, in_rounds
 from merging.devices import resolve_device

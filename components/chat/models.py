@@ -17,8 +17,8 @@ from typing import Any
 
 from components.chat.recipe import LABEL, RECIPE
 from components.family import DEMO_EXPERTS, Family
-from components.merge_cards import KIND
-from components.settings import Settings
+from components.merge.cards import KIND
+from components.server.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
 from merging.answering.abilities import why_silent

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Hashable
 from functools import partial
 
-from components.backend import model_cache
 from components.family import Family
 from components.forms import default_of
-from components.merge_recipe import at_root, check, title
-from components.preview_store import preview_key, shared_previews
-from components.process import kept
-from components.settings import Settings
+from components.merge.recipe import at_root, check, title
+from components.preview.store import preview_key, shared_previews
+from components.server.backend import model_cache
+from components.server.process import kept
+from components.server.settings import Settings
 from merging import METHODS, Checkpoint, MergingError, Plan, Recipe
 from merging.answering.abilities import why_silent
 from merging.answering.model_cache import ModelCache, bytes_to_run

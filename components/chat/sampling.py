@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.settings import Settings
+from components.server.settings import Settings
 from merging.answering.drawing import LIMITS, Sampling
 
 NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")

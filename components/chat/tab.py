@@ -10,7 +10,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store
 from components.chat import columns, events, views
 from components.chat.heard import Page
 from components.chat.layers import LayerPanel, build_layers, wire_layers
@@ -19,8 +18,9 @@ from components.chat.sampling import build_sampling
 from components.chat.tokens import CSS as TOKENS_CSS
 from components.chat.tokens import TokenPanel, build_tokens, wire_tokens
 from components.family import Family
-from components.merge_tab import MergeTab
-from components.settings import Settings
+from components.merge.tab import MergeTab
+from components.server.backend import job_store
+from components.server.settings import Settings
 from components.shared import LOCAL_OWNER, Shared
 
 CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8") + TOKENS_CSS

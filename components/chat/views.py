@@ -11,7 +11,7 @@ import gradio as gr
 from components.chat.models import COLUMNS, NOBODY, is_demo, unable
 from components.chat.replies import Reply
 from components.family import Family
-from components.settings import Settings
+from components.server.settings import Settings
 
 LIMITS = (
     "The demo models answer sums, list and string expressions and word games in a few letters. "

@@ -12,7 +12,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store
 from components.chat.models import unable
 from components.compare.job import KIND, Request, missing, work
 from components.compare.page import Asked, said, toast
@@ -23,7 +22,8 @@ from components.compare.views import progress_html
 from components.compare.who import JOB, candidates, parents, wanted
 from components.family import Family
 from components.progress import ending_html
-from components.settings import Settings
+from components.server.backend import job_store
+from components.server.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
 from merging.job_records import Job

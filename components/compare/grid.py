@@ -10,7 +10,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store
 from components.chat.recipe import summary
 from components.clickable_plot import EVERY, clickable_plot, clicked_cell, payload
 from components.compare.axes import MOST_STEPS, axis, ends, find, labels, usual
@@ -21,8 +20,9 @@ from components.compare.runner import PRIVATE, Runner, Work, build_runner, newes
 from components.family import Family
 from components.figures.grid import best_cell, grid_chart
 from components.late_choice import LateDropdown
-from components.merge_recipe import check
-from components.settings import Settings
+from components.merge.recipe import check
+from components.server.backend import job_store
+from components.server.settings import Settings
 from components.shared import Shared, owner_id
 from merging import METHODS, MergingError, Recipe
 from merging.job_records import Job

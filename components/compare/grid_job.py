@@ -11,10 +11,10 @@ from typing import Any
 from components.compare.search import Search, counted, follow, mean, task_names, task_score, told
 from components.figures.grid import Axis as FigureAxis
 from components.figures.grid import GridCell
-from components.merge_recipe import at_root
-from components.preview_store import shared_previews
-from components.settings import Settings
-from components.zero_gpu import on_gpu, size_of
+from components.merge.recipe import at_root
+from components.preview.store import shared_previews
+from components.server.settings import Settings
+from components.server.zero_gpu import on_gpu, size_of
 from merging import MergingError, Recipe
 from merging.job_records import Job
 from merging.judging.grid import Axis, Cell, axis_values, grid

@@ -10,9 +10,9 @@ import gradio as gr
 
 from components.compare import runs as events
 from components.late_choice import LateDropdown, LateRadio
-from components.merge_form import IN_TURN
-from components.merge_tab import MergeTab
-from components.settings import Settings
+from components.merge.form import IN_TURN
+from components.merge.tab import MergeTab
+from components.server.settings import Settings
 from components.shared import Shared
 
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

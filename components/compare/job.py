@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.backend import run_history
 from components.compare.suites import Ruler, Text
-from components.settings import Settings
-from components.zero_gpu import Size, on_gpu
+from components.server.backend import run_history
+from components.server.settings import Settings
+from components.server.zero_gpu import Size, on_gpu
 from merging import MergingError, Progress
 from merging.evaluation import SuiteResult, evaluate, perplexity
 from merging.executors import wanted_until

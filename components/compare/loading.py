@@ -11,11 +11,11 @@ from typing import Any
 import gradio as gr
 
 from components.family import Family
-from components.merge_events import refill
-from components.merge_form import IN_TURN
-from components.merge_tab import MergeTab
-from components.merge_yaml import from_yaml
-from components.settings import Settings
+from components.merge.events import refill
+from components.merge.form import IN_TURN
+from components.merge.tab import MergeTab
+from components.merge.yaml import from_yaml
+from components.server.settings import Settings
 from components.shared import Shared, owner_id
 from merging import MergingError, Recipe
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store
 from components.clickable_plot import clickable_plot, payload
 from components.compare.board import score_models
 from components.compare.loading import Loader
@@ -22,11 +21,12 @@ from components.compare.suites import Ruler
 from components.compare.views import board_html
 from components.family import Family
 from components.figures.scores import scores_chart
-from components.importance_job import find
+from components.importance.job import find
 from components.late_choice import LateDropdown
-from components.merge_cards import fits
-from components.merge_recipe import at_root, default_recipe, is_of, reference
-from components.settings import Settings
+from components.merge.cards import fits
+from components.merge.recipe import at_root, default_recipe, is_of, reference
+from components.server.backend import job_store
+from components.server.settings import Settings
 from components.shared import Shared
 from merging import MergingError, Recipe
 from merging.job_records import Job

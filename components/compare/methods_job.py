@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from components.backend import model_cache, run_history
 from components.chat.recipe import summary
 from components.compare.board import Board, Column, Row
 from components.compare.search import Search, counted, follow, task_score
 from components.family import Family
-from components.importance_job import cache_of, demo_examples
-from components.merge_recipe import at_root, reference
-from components.preview_store import shared_previews
-from components.settings import Settings
-from components.zero_gpu import on_gpu, size_of
+from components.importance.job import cache_of, demo_examples
+from components.merge.recipe import at_root, reference
+from components.preview.store import shared_previews
+from components.server.backend import model_cache, run_history
+from components.server.settings import Settings
+from components.server.zero_gpu import on_gpu, size_of
 from merging import METHODS, MergingError, Recipe
 from merging.evaluation import SuiteResult
 from merging.judging.every_method import Attempt, Scored, try_every_method, with_importance

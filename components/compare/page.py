@@ -12,7 +12,7 @@ from components.compare.board import Board
 from components.compare.rows import make_board
 from components.compare.suites import Ruler, chosen
 from components.family import Family
-from components.settings import Settings
+from components.server.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
 

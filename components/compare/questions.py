@@ -11,7 +11,7 @@ import gradio as gr
 from components.compare.suites import DEMO, Ruler, Split, chosen, demo_tasks, options
 from components.family import Family
 from components.late_choice import LateCheckboxGroup
-from components.settings import Settings
+from components.server.settings import Settings
 from merging import MergingError
 from merging.judging.suites import Suite
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from components.backend import run_history
 from components.chat.models import unable
 from components.compare.board import Board, Column, Result, Row, TextScore
 from components.compare.suites import SPLITS, Ruler, demo_suite, demo_tasks
 from components.compare.who import parents
 from components.family import Family
 from components.figures.scores import TaskScore
-from components.settings import Settings
+from components.server.backend import run_history
+from components.server.settings import Settings
 from merging.evaluation import Perplexity
 from merging.judging.history import Run, Score
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store
 from components.compare.views import progress_html
 from components.family import Family
-from components.merge_cards import fits
+from components.merge.cards import fits
 from components.progress import ending_html
-from components.settings import Settings
+from components.server.backend import job_store
+from components.server.settings import Settings
 from components.shared import Shared, owner_id
 from merging import MergingError
 from merging.job_records import Job

@@ -11,15 +11,15 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import run_history
 from components.compare.page import said, toast, warn
 from components.compare.rows import when
 from components.compare.views import percent
 from components.family import Family
-from components.merge_events import refill
-from components.merge_form import MergeForm
-from components.merge_yaml import from_yaml
-from components.settings import Settings
+from components.merge.events import refill
+from components.merge.form import MergeForm
+from components.merge.yaml import from_yaml
+from components.server.backend import run_history
+from components.server.settings import Settings
 from components.shared import owner_id
 from components.tables import html_table
 from merging import MergingError, Recipe

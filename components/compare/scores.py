@@ -16,7 +16,7 @@ from components.compare.views import NOTHING_YET
 from components.compare.who import STANDING
 from components.family import Family
 from components.late_choice import LateCheckboxGroup, LateDropdown
-from components.settings import Settings
+from components.server.settings import Settings
 
 TICK = 0.4
 """Seconds between two looks at a running job."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import run_history
 from components.clickable_plot import payload
 from components.compare.board import Board, score_models
 from components.compare.page import Asked
 from components.compare.views import board_html, comparison_html
 from components.figures.pareto import pareto_chart
 from components.figures.scores import scores_chart
+from components.server.backend import run_history
 from merging import MergingError
 from merging.judging.intervals import compare
 

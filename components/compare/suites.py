@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from components.chat.models import is_demo
 from components.compare.board import Column
 from components.family import Family
-from components.settings import Settings
+from components.server.settings import Settings
 from merging import MergingError
 from merging.judging.history import text_fingerprint
 from merging.judging.suites import MOST_BYTES, Suite

@@ -19,10 +19,10 @@ from components.compare.page import Asked
 from components.compare.scores import ScoresPart, build_scores
 from components.compare.suites import Ruler
 from components.compare.tune import TunePart, build_tune, wire_tune
-from components.merge_tab import MergeTab
+from components.merge.tab import MergeTab
 from components.page_parts import CSS as PARTS_CSS
 from components.page_parts import FAMILY_CHANGED, build_strip, page_part
-from components.settings import Settings
+from components.server.settings import Settings
 from components.shared import Shared
 
 PARTS_ID = "compare-parts"

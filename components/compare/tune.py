@@ -19,8 +19,8 @@ from components.compare.tune_job import FINAL, KIND
 from components.compare.tune_views import strategies_for
 from components.family import Family
 from components.late_choice import LateRadio
-from components.merge_recipe import default_recipe
-from components.settings import Settings
+from components.merge.recipe import default_recipe
+from components.server.settings import Settings
 from components.shared import Shared
 
 EMPTY = "No search yet. Press Tune: every trial is a merge in memory, and appears here as a dot as soon as it is scored."

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import job_store, run_history
 from components.chat.recipe import summary
 from components.clickable_plot import payload
 from components.compare.questions import suites_of
@@ -18,8 +17,9 @@ from components.compare.tune_job import FINAL, KIND, Request, final_work, points
 from components.compare.tune_views import about_html, best_html, final_html, measure_of, strategies_for
 from components.family import Family
 from components.figures.tuning import parameters_chart, tuning_chart
-from components.merge_recipe import at_root, check
-from components.settings import Settings
+from components.merge.recipe import at_root, check
+from components.server.backend import job_store, run_history
+from components.server.settings import Settings
 from components.shared import owner_id
 from merging import MergingError, Recipe
 from merging.job_records import Job

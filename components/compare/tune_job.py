@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.backend import run_history
 from components.compare.search import Search, counted, follow
 from components.figures.tuning import TrialPoint
-from components.merge_recipe import at_root, check
-from components.preview_store import shared_previews
-from components.settings import Settings
-from components.zero_gpu import MOST_SECONDS, on_gpu, size_of
+from components.merge.recipe import at_root, check
+from components.preview.store import shared_previews
+from components.server.backend import run_history
+from components.server.settings import Settings
+from components.server.zero_gpu import MOST_SECONDS, on_gpu, size_of
 from merging import MergingError, Progress, Recipe
 from merging.evaluation import SuiteResult
 from merging.judging.history import subject_of_plan

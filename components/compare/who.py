@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import merging
-from components.backend import job_store, model_cache, run_history
 from components.chat.models import unable
 from components.chat.recipe import LABEL, RECIPE, summary
 from components.compare.job import Subject
 from components.family import Family
-from components.kept_bytes import require_room
-from components.merge_cards import KIND as MERGE
-from components.merge_cards import fits
-from components.merge_recipe import at_root, check
-from components.preview_store import shared_previews
-from components.settings import Settings
-from components.zero_gpu import size_of
+from components.merge.cards import KIND as MERGE
+from components.merge.cards import fits
+from components.merge.recipe import at_root, check
+from components.preview.store import shared_previews
+from components.server.backend import job_store, model_cache, run_history
+from components.server.kept_bytes import require_room
+from components.server.settings import Settings
+from components.server.zero_gpu import size_of
 from merging import MergingError, Recipe
 from merging.devices import resolve_device
 from merging.inference import LoadedModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.settings import Settings
+from components.server.settings import Settings
 from merging import METHODS
 
 

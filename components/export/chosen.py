@@ -10,13 +10,13 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import hub_desk, job_store
 from components.downloads import model_bytes
 from components.export.parcels import going_home, zip_merge
 from components.family import Family
-from components.merge_cards import SHOWN_JOBS, fits, line, merges
+from components.merge.cards import SHOWN_JOBS, fits, line, merges
 from components.numbers import size
-from components.settings import Settings
+from components.server.backend import hub_desk, job_store
+from components.server.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
 from merging.cards.front_matter import README

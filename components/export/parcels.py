@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.backend import job_store, run_history
 from components.downloads import model_bytes, zip_folder, zip_model
-from components.kept_bytes import require_room
-from components.merge_cards import KIND
-from components.settings import ROOT, Settings
+from components.merge.cards import KIND
+from components.server.backend import job_store, run_history
+from components.server.kept_bytes import require_room
+from components.server.settings import ROOT, Settings
 from merging import MergingError, Progress
 from merging.cards.parcel import packing
 from merging.cards.scores import CardScore, card_scores

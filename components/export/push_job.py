@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.backend import hub_desk, push_store
 from components.compare.runner import Work
 from components.export.chosen import may_push
 from components.export.parcels import merge_folder, pack
 from components.family import Family
 from components.hub.downloads import is_news
 from components.progress import job_bar, told_in_bytes
-from components.settings import Settings
+from components.server.backend import hub_desk, push_store
+from components.server.settings import Settings
 from merging import MergingError, Progress
 from merging.executors import unwanted
 from merging.hub.client import Hub

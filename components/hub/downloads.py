@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.backend import download_store, hub_desk
-from components.choice import Choice
 from components.compare.runner import Work
 from components.family import Family
-from components.kept_bytes import require_room
-from components.models import choose
+from components.models.choice import Choice
+from components.models.opening import choose
 from components.progress import job_bar, told_in_bytes
-from components.settings import Settings
+from components.server.backend import download_store, hub_desk
+from components.server.kept_bytes import require_room
+from components.server.settings import Settings
 from merging import MergingError, Progress
 from merging.executors import unwanted
 from merging.hub.client import Hub, Pinned

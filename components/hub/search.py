@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import hub_desk
 from components.numbers import count
-from components.settings import Settings
+from components.server.backend import hub_desk
+from components.server.settings import Settings
 from components.shared import owner_id
 from merging import MergingError
 from merging.hub.client import Found

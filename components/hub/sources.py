@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from components.backend import hub_desk
 from components.hub.desk import Looked
 from components.numbers import count, size
-from components.settings import Settings
+from components.server.backend import hub_desk
+from components.server.settings import Settings
 from components.stages import RUN, run_folder
 from merging import Checkpoint, CheckpointError, MergingError
 from merging.folders.adapter_file import is_adapter

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from components.backend import hub_desk
 from components.hub.desk import LONGEST_TOKEN
-from components.settings import Settings
+from components.server.backend import hub_desk
+from components.server.settings import Settings
 from components.shared import Shared, owner_id
 
 ABOUT = (

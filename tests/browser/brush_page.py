@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import gradio as gr
 
-from components.brush_bar import CSS as BRUSH_CSS
-from components.brush_bar import Taken, build_brush_bar, wire_brush_bar
-from components.brush_choice import brush_source
 from components.clickable_plot import HEAD as CHART_HEAD
 from components.clickable_plot import clickable_plot, clicked_cell, payload
 from components.family import Family
 from components.figures.maps import map_chart
 from components.figures.metrics import METRICS
-from components.settings import ROOT
+from components.preview.brush_bar import CSS as BRUSH_CSS
+from components.preview.brush_bar import Taken, build_brush_bar, wire_brush_bar
+from components.preview.brush_choice import brush_source
+from components.server.settings import ROOT
 from components.theme import CSS, HEAD, build_theme
 from merging import Report, inspect
 from merging.plan import make_plan

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import app
-from components.backend import model_cache
-from components.settings import Settings
+from components.server.backend import model_cache
+from components.server.settings import Settings
 
 
 def tell() -> None:

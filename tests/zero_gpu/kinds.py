@@ -9,13 +9,12 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-from components import zero_gpu  # before all that may touch CUDA, as app.py does
+from components.server import zero_gpu  # before all that may touch CUDA, as app.py does
 
 # isort: split
 import torch
 from gradio.context import LocalContext
 
-from components.backend import job_store, run_history
 from components.chat.lent import answer, size_of
 from components.chat.loading import asked_models, take_turns
 from components.chat.models import Visit, choices
@@ -25,11 +24,12 @@ from components.compare import grid_job, job, methods_job, tune_job
 from components.compare.suites import Ruler, Text
 from components.compare.who import parents, wanted
 from components.family import Family
-from components.importance_job import Request as ImportanceRequest
-from components.importance_job import work as measure
-from components.merge_events import start as start_merge
-from components.merge_recipe import at_root, default_recipe
-from components.settings import Settings
+from components.importance.job import Request as ImportanceRequest
+from components.importance.job import work as measure
+from components.merge.events import start as start_merge
+from components.merge.recipe import at_root, default_recipe
+from components.server.backend import job_store, run_history
+from components.server.settings import Settings
 from merging import METHODS
 from merging.answering.drawing import Sampling
 from merging.importances.measuring import Measurement

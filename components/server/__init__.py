@@ -1,0 +1,1 @@
+"""What holds for a whole server: settings, strangers, limits, and what outlives a page."""
