@@ -12,9 +12,8 @@ import secrets
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from merging.errors import MergingError
 from merging.executors import wanted_until
 from merging.heartbeats import Stopped
 from merging.job_records import RECORD, Job, Partial, State, is_name, outcome, read_record, write_record
+from merging.turns import Turns
 
 Work = Callable[[Path], Iterator[Any]]
 """Given the folder its result belongs in, yields `Progress` and `Partial` events, None where there is nothing new, and at the
@@ -39,6 +39,10 @@ BETWEEN_RECORDS = 1.0
 """Seconds between two records of what a running job has found: a long table is not written for each of its rows."""
 UNEXPECTED = "Something went wrong inside Mergescope; the server's log has the details. Nothing was written."
 NO_MEMORY = "There was not enough memory for this. Nothing was written; close other programs or use the CPU."
+TOO_LONG = (
+    "Stopped after {:g} minutes: this server gives no job more time. Ask for less at once, or run Mergescope on your own "
+    "machine."
+)
 
 _log = logging.getLogger(__name__)
 
@@ -51,27 +55,36 @@ class _Live:
     work: Work
     context: Context = field(default_factory=copy_context)
     stop: threading.Event = field(default_factory=threading.Event)
+    late: bool = False
     forget: bool = False
     progress: Progress | None = None
     written: float = -math.inf
 
+    def expire(self) -> None:
+        """Stop it because it had all its time."""
+        self.late = True
+        self.stop.set()
+
 
 class JobStore:
-    """Jobs under `folder/<owner>/<job id>/`, run one after the other on a thread of their own.
+    """Jobs under `folder/<owner>/<job id>/`, run one after the other on a thread of their own: of every owner one in turn.
 
     Every look-up takes the owner; a job of someone else's is a job that does not exist.
 
     Args:
         most_of_owner: jobs one owner may have queued or running.
         most: jobs of all owners together that may be.
+        longest: seconds that one job may run; None for as long as it takes.
     """
 
-    def __init__(self, folder: str | Path, most_of_owner: int = 4, most: int = 16):
+    def __init__(
+        self, folder: str | Path, most_of_owner: int = 4, most: int = 16, longest: float | None = None
+    ):
         self.folder = Path(folder)
-        self.most_of_owner, self.most = most_of_owner, most
+        self.most_of_owner, self.most, self.longest = most_of_owner, most, longest
         self._changed = threading.Condition()
         self._live: dict[str, _Live] = {}
-        self._queue: deque[str] = deque()
+        self._queue = Turns()
         self._worker: threading.Thread | None = None
         self._closed = False
         self._lock = self._recover()
@@ -106,7 +119,7 @@ class JobStore:
                 )
             self._keep(job)
             self._live[job.id] = _Live(job, work)
-            self._queue.append(job.id)
+            self._queue.add(job.id, owner)
             if self._worker is None:
                 self._worker = threading.Thread(target=self._run_all, name="jobs", daemon=True)
                 self._worker.start()
@@ -123,7 +136,7 @@ class JobStore:
                 return self._at_rest(read_record(self.folder / owner / id))
             if live.job.owner != owner:
                 return None
-            ahead = self._queue.index(id) + self._running() if id in self._queue else 0
+            ahead = self._queue.before(id) + self._running() if id in self._queue else 0
             return live.job.model_copy(update={"progress": live.progress, "ahead": ahead})
 
     def _at_rest(self, job: Job | None) -> Job | None:
@@ -222,7 +235,7 @@ class JobStore:
                 self._changed.wait_for(lambda: self._queue or self._closed)
                 if self._closed:
                     return
-                live = self._live[self._queue.popleft()]
+                live = self._live[self._queue.take()]
                 live.job = live.job.model_copy(update={"state": "running", "started": time.time()})
             live.context.run(self._run, live)
 
@@ -230,7 +243,7 @@ class JobStore:
         changes: dict[str, Any] = {}
         try:
             self._keep(live.job)
-            with wanted_until(live.stop.is_set):
+            with self._in_time(live), wanted_until(live.stop.is_set):
                 state: State = "done" if self._follow(live, changes) else "cancelled"
         except Stopped:
             state = "cancelled"
@@ -242,10 +255,26 @@ class JobStore:
             state, changes["error"] = "failed", NO_MEMORY if short else UNEXPECTED
         if state != "done":
             _tidy(self._folder_of(live.job))
+        if state == "cancelled" and live.late:
+            state, changes["error"] = "failed", TOO_LONG.format((self.longest or 0) / 60)
         with self._changed:
             if state == "cancelled" and self._closed:
                 state = "interrupted"
             self._end(live, state, **changes)
+
+    @contextmanager
+    def _in_time(self, live: _Live) -> Iterator[None]:
+        """Stop a job that runs longer than any may."""
+        if self.longest is None:
+            yield
+            return
+        timer = threading.Timer(self.longest, live.expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _follow(self, live: _Live, changes: dict[str, Any]) -> bool:
         """Run the work to its end; False if it was stopped on the way."""

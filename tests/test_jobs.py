@@ -215,6 +215,43 @@ def test_jobs_run_in_the_order_they_were_asked_for(store):
     assert [job.id for job in store.list(ADA)] == [jobs[2], jobs[0]]
 
 
+def test_nobody_waits_for_all_that_another_asked_for(store):
+    order, gate = [], threading.Event()
+
+    def work(name):
+        def run(out):
+            gate.wait(10)
+            order.append(name)
+            yield {"name": name}
+
+        return run
+
+    asked = [(ADA, "a1"), (ADA, "a2"), (ADA, "a3"), (BOB, "b1"), (BOB, "b2"), ("c" * 32, "c1")]
+    jobs = {name: (owner, store.start(owner, "merge", work(name))) for owner, name in asked}
+    until(lambda: store.get(*jobs["a1"]).state == "running")
+    ahead = {name: store.get(*job).ahead for name, job in jobs.items()}
+    gate.set()
+    assert store.wait(*jobs["a3"], 10).state == "done"
+    assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert ahead == {name: place for place, name in enumerate(order)}
+
+
+def test_a_job_that_runs_longer_than_any_may_is_ended_and_says_so(store):
+    store.longest = 0.15
+
+    def rows(out):
+        yield Partial({"rows": [1]})
+        yield from endless(out)
+
+    job = store.start(ADA, "tune", rows)
+    ended = store.wait(ADA, job, 10)
+    assert (ended.state, ended.result) == ("failed", {"rows": [1]})
+    assert "this server gives no job more time" in ended.error
+    quick = store.start(ADA, "merge", lambda out: iter([{"x": 1}]))
+    assert store.wait(ADA, quick, 10).state == "done"
+    assert store.cancel(ADA, quick) is False
+
+
 def test_a_waiting_job_can_be_cancelled_and_never_runs(store):
     first = store.start(ADA, "merge", endless)
     ran = []

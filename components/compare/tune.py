@@ -153,7 +153,7 @@ def wire_tune(
         [part.about, part.strategy],
         **PRIVATE,
     )
-    part.unit.change(events.budget_of, part.unit, part.budget, **PRIVATE)
+    part.unit.change(partial(events.budget_of, settings), part.unit, part.budget, **PRIVATE)
     said = [recipe, own, part.strategy, part.unit, part.budget, *part.questions.inputs]
     search = Work(
         settings,

@@ -38,10 +38,19 @@ def offer(recipe: Recipe, family: Family, strategy: Any) -> list[Any]:
     return [about, gr.update(choices=choices, value=kept)]
 
 
-def budget_of(unit: Any) -> Any:
+def most_minutes(settings: Settings) -> int:
+    """Minutes that a search may be given, so that it ends by itself before the server ends its job."""
+    return (
+        MOST_MINUTES
+        if settings.longest_job is None
+        else max(1, min(MOST_MINUTES, settings.longest_job // 60 - 1))
+    )
+
+
+def budget_of(settings: Settings, unit: Any) -> Any:
     """The budget to begin with in trials or minutes."""
     return (
-        gr.update(value=5, maximum=MOST_MINUTES)
+        gr.update(value=min(5, most_minutes(settings)), maximum=most_minutes(settings))
         if unit == "minutes"
         else gr.update(value=30, maximum=MOST_TRIALS)
     )
@@ -63,7 +72,7 @@ def begin(settings: Settings, owner: str, family: Family, *values: Any) -> str:
             f"This method is not searched by that strategy. Choose one of: {', '.join(known)}."
         )
     space_of(strategy, recipe)
-    most = MOST_MINUTES if unit == "minutes" else MOST_TRIALS
+    most = most_minutes(settings) if unit == "minutes" else MOST_TRIALS
     if not isinstance(budget, int | float) or isinstance(budget, bool) or not 1 <= budget <= most:
         raise MergingError(f"budget: give a number from 1 to {most} {unit}.")
     limits = (None, float(budget)) if unit == "minutes" else (int(budget), None)

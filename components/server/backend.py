@@ -49,7 +49,7 @@ def run_history(settings: Settings) -> History:
 
 
 def _limited(store: JobStore, settings: Settings) -> JobStore:
-    store.most_of_owner, store.most = settings.owner_jobs, settings.jobs
+    store.most_of_owner, store.most, store.longest = settings.owner_jobs, settings.jobs, settings.longest_job
     return store
 
 

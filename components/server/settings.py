@@ -149,6 +149,12 @@ class Settings:
         int, Told("OWNER_JOBS", whole(1), COUNT, "jobs that one visitor may have waiting or running")
     ] = 4
     jobs: Annotated[int, Told("JOBS", whole(1), COUNT, "jobs of all visitors that may wait or run")] = 16
+    longest_job: Annotated[
+        int | None,
+        Told(
+            "LONGEST_JOB", span, "a time such as 30m or 2h, or any", "how long one job may run", shared="30m"
+        ),
+    ] = None
     events: Annotated[
         int,
         Told(
