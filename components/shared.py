@@ -17,6 +17,8 @@ from components.server.settings import Settings
 
 LOCAL_OWNER = "local"
 MODELS_KEY = "mergescope-models"
+STILL_HERE = 300.0
+"""Seconds between two words from a page that is open: who looks at something for long is there."""
 _OWNER_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -47,6 +49,10 @@ def build_shared(app: gr.Blocks, settings: Settings) -> Shared:
     knows = app.load(
         partial(owner_id, settings), owner, owner, show_progress="hidden", api_visibility="private"
     )
+    if settings.ttl is not None and not settings.single_owner:
+        gr.Timer(min(STILL_HERE, settings.ttl / 3)).tick(
+            partial(still_here, settings), owner, show_progress="hidden", api_visibility="private"
+        )
     return Shared(
         family=gr.State(choose(settings, *demo_rows(settings)).family),
         owner=owner,
@@ -68,3 +74,8 @@ def owner_id(settings: Settings, stored: object) -> str:
         visits(settings).note(stored)
         return stored
     return secrets.token_hex(16)
+
+
+def still_here(settings: Settings, stored: object) -> None:
+    """Somebody has the page open."""
+    owner_id(settings, stored)

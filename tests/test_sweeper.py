@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import time
 
 import pytest
@@ -11,7 +12,13 @@ import pytest
 from components.downloads import zip_folder, zip_model
 from components.importance.job import cache_of
 from components.server.backend import hub_desk, job_store, run_history, visits
-from components.server.kept_bytes import all_bytes, owner_bytes, require_room
+from components.server.kept_bytes import (
+    MOST_UPLOADS,
+    all_bytes,
+    owner_bytes,
+    require_room,
+    require_room_to_upload,
+)
 from components.server.settings import Settings
 from components.server.sweeper import UPLOADS, owners, sweep
 from components.shared import LOCAL_OWNER, owner_id
@@ -40,6 +47,14 @@ def written(out, nbytes=1000):
     out.mkdir(parents=True)
     (out / "model.safetensors").write_bytes(bytes(nbytes))
     yield {"files": {"module": f"{'1' * 32}.safetensors"}}
+
+
+def waiting_for(gate):
+    def work(out):
+        gate.wait(30)
+        yield {}
+
+    return work
 
 
 def done(settings, owner, title="a merge"):
@@ -133,6 +148,60 @@ def test_files_that_nobody_has_any_more_go(settings):
     assert not (uploads / "0f").exists()
     assert (uploads / "1f").exists()
     assert not weights.parent.exists()
+
+
+def test_what_another_measured_stays_while_somebody_may_be_about_to_use_it(settings):
+    file = cache_of(settings) / f"{'2' * 32}.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    old(file)
+    store, gate = job_store(settings), threading.Event()
+    job = store.start(ADA, "importance", waiting_for(gate))
+    sweep(settings)
+    assert file.exists()
+    gate.set()
+    store.wait(ADA, job, 30)
+    sweep(settings)
+    assert not file.exists()
+
+
+def test_who_has_no_folder_is_not_forgotten_by_a_restart(settings):
+    """The folder of jobs tells when its owner was here; who has only a history has none."""
+    run_history(settings).add(ADA, Draft(recipe="merge_method: ties", models=(), subject="s", title="t"))
+    assert sweep(settings) == []
+    assert run_history(settings).list(ADA)
+    assert sweep(settings, time.time() + 2 * HOUR) == [ADA]
+
+
+def test_models_that_nobody_reads_make_room_for_others(settings):
+    """The disk is full of models of the Hub, and somebody wants to merge the demo."""
+    for name, hours in (("older", 20), ("old", 10), ("used", 30), ("fresh", 0)):
+        weights = cache_folder() / f"models--org--{name}" / "blobs" / "weights"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(bytes(1000))
+        old(weights, hours)
+    store, gate = job_store(settings), threading.Event()
+    recipe = "models: [{model: org/used@abc}]"
+    job = store.start(BOB, "merge", waiting_for(gate), recipe=recipe)
+    small = dataclasses.replace(settings, disk=all_bytes(settings) + 100)
+    require_room(small, 600, "This merge", ADA)
+    assert {path.name[13:] for path in cache_folder().iterdir()} == {"old", "used", "fresh"}
+    with pytest.raises(MergingError, match="of this server"):
+        require_room(small, 3000, "This download")
+    assert {path.name[13:] for path in cache_folder().iterdir()} == {"used", "fresh"}
+    gate.set()
+    store.wait(BOB, job, 30)
+
+
+def test_uploads_together_have_a_limit(settings):
+    small = dataclasses.replace(settings, largest_upload=1000)
+    uploaded = zip_folder("").parent / "0f" / "file"
+    uploaded.parent.mkdir(parents=True)
+    uploaded.write_bytes(bytes(1000 * MOST_UPLOADS - 500))
+    require_room_to_upload(small, 500)
+    with pytest.raises(MergingError, match="Try again later"):
+        require_room_to_upload(small, 501)
+    require_room_to_upload(dataclasses.replace(small, single_owner=True), 501)
 
 
 def test_models_of_this_machines_own_cache_stay(settings, tmp_path, monkeypatch):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
-from components.downloads import zip_folder
+from components.downloads import ZIPS, zip_folder
+from components.hub.kept_models import make_room
 from components.numbers import size
 from components.server.backend import job_store
+from components.server.folders import folder_bytes, inside
 from components.server.settings import Settings
 from merging import MergingError
 from merging.hub.cache import cache_folder
+
+MOST_UPLOADS = 100
+"""Files as large as they may be that lie here before they are swept."""
 
 
 def require_room(settings: Settings, nbytes: int, what: str, owner: str = "") -> None:
@@ -32,11 +33,27 @@ def require_room(settings: Settings, nbytes: int, what: str, owner: str = "") ->
             )
     if settings.disk is not None:
         held = all_bytes(settings)
+        if settings.disk >= nbytes > settings.disk - held:
+            held -= make_room(settings, held + nbytes - settings.disk)
         if held + nbytes > settings.disk:
             raise MergingError(
                 f"{what} takes {size(nbytes)}, and of the {size(settings.disk)} of this server {size(held)} are taken. Delete "
                 "merges that you no longer need, or try again later, when what others left is gone."
             )
+
+
+def require_room_to_upload(settings: Settings, nbytes: int) -> None:
+    """See that there are not more uploads than all visitors together need: they stay for an hour.
+
+    Raises:
+        MergingError: there are.
+    """
+    if settings.ttl is None or settings.single_owner:
+        return
+    uploads = [one for one in inside(zip_folder("").parent) if not one.name.startswith(ZIPS)]
+    if sum(map(folder_bytes, uploads)) + nbytes > MOST_UPLOADS * settings.largest_upload:
+        raise MergingError("Others have uploaded much within this hour. Try again later.")
+    require_room(settings, nbytes, "This upload")
 
 
 def owner_bytes(settings: Settings, owner: str) -> int:
@@ -53,23 +70,3 @@ def all_bytes(settings: Settings) -> int:
         folders.add(cache_folder().resolve())
     outermost = [one for one in folders if not any(other in one.parents for other in folders)]
     return sum(map(folder_bytes, outermost))
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder, links not followed; 0 where there is none."""
-    return sum(_sizes(folder))
-
-
-def _sizes(folder: Path) -> Iterator[int]:
-    try:
-        found = list(os.scandir(folder))
-    except OSError:
-        return
-    for entry in found:
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _sizes(Path(entry.path))
-            else:
-                yield entry.stat(follow_symlinks=False).st_size
-        except OSError:  # gone meanwhile
-            continue

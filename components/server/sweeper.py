@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from components.downloads import ZIPS, forget_zip, zip_folder
+from components.hub.kept_models import read_last
 from components.importance.job import cache_of
 from components.server.backend import (
     download_store,
@@ -21,19 +19,17 @@ from components.server.backend import (
     run_history,
     visits,
 )
+from components.server.folders import changed, inside, remove
 from components.server.settings import Settings
 from components.shared import LOCAL_OWNER
 from components.stages import LINKS
 from merging import MergingError
-from merging.hub.cache import cache_folder
 from merging.jobs import JobStore
 
 IDLE = 1800
 """Seconds after which a model that nobody asked leaves the memory."""
 UPLOADS = 3600
 """Seconds after which an upload is removed: it was read when it came."""
-ACCESS = 86_400
-"""Seconds by which a file system may tell too early a time of the last reading (mount option relatime)."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +58,21 @@ def sweep(settings: Settings, now: float | None = None) -> list[str]:
         return []
     now = time.time() if now is None else now
     oldest = now - settings.ttl
-    gone = [owner for owner in owners(settings) if visits(settings).last(owner) < oldest]
-    gone = [owner for owner in gone if forget(settings, owner)]
+    gone = [owner for owner in owners(settings) if _left(settings, owner, oldest) and forget(settings, owner)]
     _sweep_files(settings, now, oldest)
-    _sweep_models(settings, oldest - ACCESS)
+    for folder, read in read_last(settings).items():
+        if read < oldest:
+            remove(folder)
     model_cache(settings).forget_idle(IDLE)
     return gone
+
+
+def _left(settings: Settings, owner: str, oldest: float) -> bool:
+    """Whether an owner was here last before that time; who has no folder that would tell, since this start at the latest."""
+    last = visits(settings).last(owner)
+    if not last:
+        visits(settings).note(owner)
+    return 0 < last < oldest
 
 
 def owners(settings: Settings) -> set[str]:
@@ -101,56 +106,18 @@ def _stores(settings: Settings) -> tuple[JobStore, ...]:
 
 def _sweep_files(settings: Settings, now: float, oldest: float) -> None:
     """Links to merges that are gone, importance that no job has, zips whose job is gone, and old uploads."""
-    for link in _inside(settings.runs / LINKS):
+    for link in inside(settings.runs / LINKS):
         if link.is_symlink() and not link.exists():
             link.unlink(missing_ok=True)
     store = job_store(settings)
     jobs = [job for owner in store.owners() for job in store.list(owner)]
     measured = {name for job in jobs for name in ((job.result or {}).get("files") or {}).values()}
-    for file in _inside(cache_of(settings)):
-        if file.name not in measured and _changed(file) < oldest:
-            _remove(file)
+    if not any(job.active for job in jobs):  # one may be about to use what another has measured
+        for file in inside(cache_of(settings)):
+            if file.name not in measured and changed(file) < oldest:
+                remove(file)
     kept = {zip_folder(job.id).name for job in jobs}
-    for entry in _inside(zip_folder("").parent):
+    for entry in inside(zip_folder("").parent):
         ours = entry.name.startswith(ZIPS)
-        if entry.name not in kept and _changed(entry) < (oldest if ours else now - UPLOADS):
-            _remove(entry)
-
-
-def _sweep_models(settings: Settings, oldest: float) -> None:
-    """Models of the Hub that nobody read, where their folder is this server's own."""
-    cache = cache_folder()
-    if cache.resolve() != settings.hub_cache.resolve():
-        return
-    for entry in _inside(cache):
-        files = [file for file in entry.rglob("*") if file.is_file() and not file.is_symlink()]
-        read = [max(state.st_atime, state.st_mtime) for state in map(_state, files) if state is not None]
-        if max(read, default=_changed(entry)) < oldest:
-            _remove(entry)
-
-
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _state(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat(follow_symlinks=False)
-    except OSError:
-        return None
-
-
-def _changed(path: Path) -> float:
-    state = _state(path)
-    return state.st_mtime if state is not None else float("inf")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
+        if entry.name not in kept and changed(entry) < (oldest if ours else now - UPLOADS):
+            remove(entry)
