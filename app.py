@@ -34,8 +34,9 @@ from components.models.tab import build_models_tab
 from components.models.wiring import wire_models_tab
 from components.preview.store import shared_previews
 from components.server import zero_gpu  # noqa: F401  before all that may touch CUDA
+from components.server.doors import Doors
 from components.server.settings import Settings
-from components.server.strangers import Bounded, check_values, keep_apart, private_paths
+from components.server.strangers import check_values, keep_apart, private_paths
 from components.server.sweeper import start_sweeping
 from components.server.warm_up import warm_up
 from components.shared import build_shared
@@ -79,7 +80,7 @@ def build_app(settings: Settings) -> gr.Blocks:
             )
     tell_hidden_progress(app, shared.opened)
     keep_states_outside(app)
-    app.queue(max_size=settings.events, default_concurrency_limit=4)
+    app.queue(max_size=settings.events, default_concurrency_limit=4, api_open=False)
     let_pages_leave(app)
     check_values(app)
     return app
@@ -152,7 +153,7 @@ def serve(app: gr.Blocks, settings: Settings, **options: Any) -> None:
         run_history=False,
         enable_monitoring=False,
         blocked_paths=private_paths(settings),
-        app_kwargs={"middleware": [Middleware(Bounded)]},
+        app_kwargs={"middleware": [Middleware(Doors, settings=settings)]},
         **options,
     )
 

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from components.family import Family
+from components.merge.recipe import default_recipe
+from components.preview.store import Desk, shared_pages
+from components.preview.views import Choice
 from components.server.backend import hub_desk, job_store
 from components.server.strangers import FORGED
 from merging.cli import main
@@ -268,10 +272,12 @@ def test_files_that_the_server_does_not_send(server):
 
 @pytest.mark.parametrize(
     ("number", "values"),
-    [(-1, []), (10**9, []), ("x", []), (None, []), (4, None), (4, "x"), (4, []), (4, {"a": 1}), ([4], [])],
+    [(-1, []), (10**9, []), ("x", []), (None, []), (4, None), (4, "x"), (4, []), (4, {"a": 1}), ([4], []), ("of the page alone", [])],
     ids=str,
 )  # fmt: skip
 def test_requests_that_are_none(ada, number, values):
+    if number == "of the page alone":
+        number = next(id for id, one in ada.server.app.fns.items() if one.fn is None)
     said = ada.send(number, values)
     assert said[:3] in ("400", "404", "422") or '"success": false' in said, said
 
@@ -285,6 +291,80 @@ def test_a_request_that_is_too_long_is_not_read(server):
             yield b"x" * 100_000
 
     assert server.client.post("/gradio_api/queue/join", content=endless()).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "file=https://example.org/x", "file=HTTP://example.org", "file/https://example.org", "proxy=https://example.org/x",
+        "proxy=http://127.0.0.1:9", "deep_link?session_hash=x", "stream/x/y/1/playlist.m3u8", "vibe-code", "dev/reload",
+    ],
+)  # fmt: skip
+def test_what_no_page_uses_is_closed(server, path):
+    answer = server.client.get(f"/gradio_api/{path}")
+    assert (answer.status_code, answer.text) == (403, "This server does not do that.")
+
+
+def test_files_are_kept_of_nobody_who_sends_them_elsewhere(server):
+    before = tree(server.settings.kept)
+    for path in ("process_recording", "component_server", "run/x"):
+        answer = server.client.post(f"/gradio_api/{path}", files={"video": ("a.mp4", b"x" * 1000)})
+        assert answer.status_code in (400, 403, 422), path
+    many = [("files", (f"{n}.txt", bytes([n]) * 900_000)) for n in range(9)]
+    answer = server.client.post("/gradio_api/upload", files=many)
+    assert (answer.status_code, answer.text[:30]) == (413, "One file is uploaded at a time")
+
+    def endless():
+        yield b"x" * 100_000
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert server.client.post("/gradio_api/upload", content=endless(), headers=headers).status_code == 413
+    assert tree(server.settings.kept) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None, [], "x", {}, {"data": 1}, {"component_id": 10**9}, {"component_id": "x"}, {"component_id": [1]},
+        {"fn_name": "launch"}, {"fn_name": "__class__"}, {"fn_name": 5}, {"session_hash": [1]}, {"data": None},
+        {"data": MILLION}, {"data": {"token": [], "key": {}, "value": 10**400}},
+    ],
+    ids=lambda body: str(body)[:40],
+)  # fmt: skip
+def test_functions_of_components(server, body):
+    """The one that follows a slider answers nothing to whoever has no page; there is no other."""
+    usual = {"component_id": live_part(server), "fn_name": "move", "data": {}, "session_hash": "x"}
+    asked = usual | body if isinstance(body, dict) else body
+    answer = server.client.post("/gradio_api/component_server", json=asked)
+    assert (answer.status_code, answer.text) == (200, "null") or answer.status_code in (400, 404, 422)
+
+
+def live_part(server) -> int:
+    return next(id for id, block in server.app.blocks.items() if "pv-live" in (block.elem_classes or []))
+
+
+def test_a_slider_on_its_way_to_a_number_that_is_none(server, ada):
+    """The page's token is its own; what it sends with it is looked at."""
+    pages = shared_pages()
+    token = pages.token(ada.session)
+    family = Family.demo(server.settings.demo)
+    pages.look(token, Desk(default_recipe(family), family, Choice()))
+    for value in (10**400, -(10**30), True, "x", [1], {"a": 1}):
+        asked = {"token": token, "key": "density", "value": value}
+        body = {
+            "component_id": live_part(server),
+            "fn_name": "move",
+            "data": asked,
+            "session_hash": ada.session,
+        }
+        answer = server.client.post("/gradio_api/component_server", content=json.dumps(body))
+        assert (answer.status_code, answer.text) == (200, "null"), value
+
+
+def test_a_page_that_calls_itself_endlessly_is_not_known(server):
+    visitor = Visitor(server)
+    visitor.session = "s" * 10**6
+    assert visitor.fire("export-list", "input").startswith("400")
 
 
 @pytest.mark.parametrize(

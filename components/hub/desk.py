@@ -12,6 +12,8 @@ from merging.references import Reference
 
 MOST_LOOKED_UP = 256
 """Models of all visitors together whose headers are kept."""
+MOST_OF_OWNER = 48
+"""Models of one visitor whose headers are kept."""
 MOST_TOKENS = 1000
 LONGEST_TOKEN = 500
 
@@ -134,6 +136,9 @@ class HubDesk:
         with self._lock:
             self._looked.pop(key, None)
             self._looked[key] = looked
+            own = [other for other in self._looked if other[0] == key[0]]
+            for oldest in own[:-MOST_OF_OWNER]:
+                del self._looked[oldest]
             while len(self._looked) > MOST_LOOKED_UP:
                 self._looked.popitem(last=False)
         return looked

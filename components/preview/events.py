@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,6 +22,7 @@ from components.preview.store import Desk, Pages, Previews, asked_for, shown_key
 from components.preview.unmoved import unmoved_html
 from components.preview.views import Choice
 from components.server.settings import Settings
+from components.server.strangers import LARGEST
 from merging import METHODS, MergingError, Progress, Recipe
 from merging.reports.report import Cell, Preview
 
@@ -88,7 +88,7 @@ def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def follow(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import html
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from merging.hub.cache import cache_folder
 FORGED = "The page sent a value that this field cannot have. Reload the page, and try again."
 LARGEST = 2**63 - 1
 """The largest whole number that an answer can hold."""
-MOST_BODY = 8_000_000
-"""Bytes of a request that is no upload: the longest text that a field takes, several times."""
-UPLOAD = "/gradio_api/upload"
+LONGEST_NAME = 100
+"""Letters of what a page calls itself; Gradio's own are a tenth of it."""
 CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
 
 
@@ -52,10 +51,13 @@ def check_values(app: gr.Blocks) -> None:
             return await read(block_fn, inputs, *rest, **named)
         except Exception as error:
             said = error.message if type(error) is gr.Error else FORGED  # such as a number beyond its limits
-            raise gr.Error(said, print_exception=False) from None
+            raise gr.Error(html.escape(said), print_exception=False) from None
 
     async def known(body: Any, *rest: Any, **named: Any) -> Any:
-        if body.fn_index is not None and body.fn_index not in app.fns:
+        if (
+            getattr(app.fns.get(body.fn_index), "fn", None) is None
+            or len(body.session_hash or "") > LONGEST_NAME
+        ):
             return False, FORGED, "error"
         return await push(body, *rest, **named)
 
@@ -97,43 +99,3 @@ def is_plain(value: Any) -> bool:
         ):
             return False
     return True
-
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class Bounded:
-    """Refuses requests that are longer than any of our page: they would be held in memory as a whole."""
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], most: int = MOST_BODY):
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].rstrip("/").endswith(UPLOAD):
-            await self.app(scope, receive, send)
-            return
-        body = bytearray()
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self.most:
-                await self._refuse(send)
-                return
-            if message["type"] != "http.request" or not message.get("more_body"):
-                break
-        first: list[MutableMapping[str, Any]] = [
-            message if message["type"] != "http.request" else {**message, "body": bytes(body)}
-        ]
-
-        async def again() -> MutableMapping[str, Any]:
-            return first.pop() if first else await receive()
-
-        await self.app(scope, again, send)
-
-    async def _refuse(self, send: Send) -> None:
-        words = f"This request has more than {self.most:,} bytes, and no more are read. Send less.".encode()
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": words})
