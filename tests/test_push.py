@@ -139,7 +139,11 @@ FAULTS = {
         "in 7 seconds",
     ),
     "create: trouble": ("/api/repos/create", {"status": 500}, "trouble of its own"),
-    "create: taken": ("/api/repos/create", {"status": 409}, "is on the Hub already"),
+    "create: taken": (
+        "/api/repos/create",
+        {"status": 409},
+        "on the Hub already, where your token does not see it",
+    ),
     "storage: refused": ("/upload/*", {"status": 403}, "may not write there"),
     "storage: too large": ("/upload/*", {"status": 413}, "too large for the Hub"),
     "storage: cut": ("/upload/*", {"cut": 70_000}, "connection broke off"),
@@ -211,13 +215,46 @@ def test_cancel_within_a_second_leaves_nothing(hub, folder, how):
     assert hub.models == {}, "though the storage has not answered yet"
 
 
-def test_a_commit_that_was_made_before_it_could_be_stopped_is_named(hub, folder, monkeypatch):
-    monkeypatch.setattr(push, "PATIENCE", 20)
-    hub.fail("*/commit/*", pause=0.1)
-    events = push.push(Hub(TOKEN), folder, Order(NAME), [{}])
+def committing(hub, folder, **options):
+    """A push whose commit is on its way."""
+    events = push.push(Hub(TOKEN), folder, Order(NAME), [{}], **options)
     for _ in events:
         if any("/commit/" in path for _, path, _ in hub.seen):
-            break
+            return events
+    raise AssertionError("no commit")
+
+
+def test_a_repository_is_gone_when_a_slow_hub_is_left(hub, folder):
+    hub.fail("/upload/*", status=403)
+    hub.fail("/api/repos/delete", pause=0.7)
+    with pytest.raises(HubError, match="may not write there"):
+        pushed(folder, Order(NAME))
+    assert hub.models == {}
+
+
+def test_what_a_hub_that_does_not_answer_may_keep_is_named(hub, folder):
+    hub.fail("*/commit/*", pause=1)
+    events = committing(hub, folder, patience=0.1)
+    with pytest.raises(HubError, match=f"^Cancelled.*may be left; look at {hub.url}/{NAME}"):
+        events.close()
+
+
+def test_a_further_commit_that_is_cancelled_waits_for_no_storage(hub, folder):
+    pushed(folder, Order(NAME))
+    before = files(hub)
+    (folder / "model.safetensors").write_bytes(WEIGHTS[::-1])
+    hub.fail("/upload/*", pause=0.2)
+    events = push.push(Hub(TOKEN), folder, Order(NAME, add=True), [{}])
+    next(step for step in events if step.stage == "uploading" and step.bytes_done)
+    began = time.monotonic()
+    events.close()
+    assert time.monotonic() - began < 1
+    assert files(hub) == before
+
+
+def test_a_commit_that_was_made_before_it_could_be_stopped_is_named(hub, folder):
+    hub.fail("*/commit/*", pause=0.1)
+    events = committing(hub, folder, patience=20)
     with pytest.raises(HubError, match=f"made before it could be stopped; it is at {hub.url}/{NAME}"):
         events.close()
     assert "model.safetensors" in files(hub)

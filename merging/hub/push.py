@@ -36,8 +36,10 @@ BEAT = 0.1
 SILENCE = 60.0
 """Seconds after which an upload that moves no byte is given up; writing the commit may take longer."""
 LONGEST_COMMIT = 300.0
-PATIENCE = 0.3
-"""Seconds that a cancelled push waits for its upload to end, and as many for its repository to be removed."""
+LAST_WORDS = 0.3
+"""Seconds that a push which ends early waits for its upload to end."""
+PATIENCE = 3.0
+"""Seconds that it then waits for the Hub to remove the repository that was made for it; an answer takes one or less."""
 MADE_BY_THE_HUB = frozenset({".gitattributes"})
 """The files of a repository that nobody put anything into."""
 
@@ -101,6 +103,7 @@ def push(
     packing: Iterable[Progress | Mapping[str, bytes]],
     *,
     cancelled: Callable[[], bool] = lambda: False,
+    patience: float = PATIENCE,
 ) -> Iterator[Progress | Pushed]:
     """Upload a folder and commit it at once; the last event says where it is.
 
@@ -109,10 +112,11 @@ def push(
     Args:
         packing: makes what goes in place of the folder's own files or beside them, by name, and tells how far it is; it
             is begun once the Hub has said who pushes.
+        patience: seconds for the removing, which goes on afterwards as long as the process lives.
 
     Raises:
         HubError: a wrong name, no token or one that may not write, a repository that is there, no room, a limit, a
-            connection that broke off.
+            connection that broke off; also where something was or may be left on the Hub.
         Stopped: `cancelled` said so.
     """
     order = _checked(order)
@@ -132,10 +136,10 @@ def push(
         try:
             yield from upload.follow(cancelled)
         except HubError as error:
-            upload.undo(str(error))
+            upload.undo(str(error), patience)
             raise
         except BaseException:
-            upload.undo("Cancelled.")
+            upload.undo("Cancelled.", patience)
             raise
         assert upload.done is not None
         yield upload.done
@@ -243,18 +247,23 @@ class _Upload:
         if self.error is not None:
             raise why_not(self.error, self.hub, self.order.name, self.account) from None
 
-    def undo(self, why: str) -> None:
+    def undo(self, why: str, patience: float) -> None:
         """Stop what still goes on, and remove the repository if it was made for nothing.
 
         Raises:
-            HubError: the commit was made before it could be stopped, or the empty repository cannot be removed.
+            HubError: the commit was made before it could be stopped, the empty repository cannot be removed, or the Hub
+                did not say so in time.
         """
         self.meter.stop.set()
-        self.thread.join(PATIENCE)
+        self.thread.join(LAST_WORDS)
         left: list[str] = []
         tidy = threading.Thread(target=self._tidy, args=(why, left), name="push-undo", daemon=True)
         tidy.start()
-        tidy.join(PATIENCE)
+        tidy.join(patience)
+        if tidy.is_alive():
+            left.append(
+                f"{why} The Hub does not answer, so something of it may be left; look at {self._url}."
+            )
         if left:
             raise HubError(left[0])
 
@@ -263,11 +272,12 @@ class _Upload:
 
         One that only sends files is not waited for: it looks at the meter before its commit, which is never begun then.
         """
-        if not self.made or self.committing:
+        if self.committing or (self.there is None and not self.made):
             self.thread.join(LONGEST_COMMIT)
-        url = f"{self.hub.endpoint}/{self.order.name}"
         if self.done is not None:
-            left.append(f"{self.order.name}: the commit was made before it could be stopped; it is at {url}.")
+            left.append(
+                f"{self.order.name}: the commit was made before it could be stopped; it is at {self._url}."
+            )
         elif self.made:
             try:
                 now = look(self.hub, self.order.name)
@@ -275,8 +285,12 @@ class _Upload:
                     self._api.delete_repo(self.order.name, missing_ok=True)
             except Exception:
                 left.append(
-                    f"{why} The empty repository made for it could not be removed; delete it at {url}."
+                    f"{why} The empty repository made for it could not be removed; delete it at {self._url}."
                 )
+
+    @property
+    def _url(self) -> str:
+        return f"{self.hub.endpoint}/{self.order.name}"
 
     @property
     def _api(self) -> HfApi:
@@ -319,7 +333,7 @@ class _Upload:
         )
         self.done = Pushed(
             id=name,
-            url=f"{self.hub.endpoint}/{name}",
+            url=self._url,
             commit=str(commit.oid),
             private=there.private if there else self.order.private,
             new=there is None,

@@ -55,7 +55,7 @@ def _why(error: HfHubHTTPError, hub: Hub, name: str, account: frozenset[str]) ->
         yours = ", ".join(sorted(account))
         return f"your token may not write there ({said}). It can push under {yours}, with the right to write."
     if status == 409:
-        return "is on the Hub already. Choose another name, or let it be a further commit there."
+        return "is on the Hub already, where your token does not see it. Choose another name."
     if status == 412:
         return "somebody committed there meanwhile. Look at what changed, and push again."
     if status == 413:
