@@ -14,8 +14,8 @@ import gradio as gr
 from components.models.opening import choose, demo_rows
 from components.server.backend import visits
 from components.server.settings import Settings
+from merging.judging.history import LOCAL_OWNER
 
-LOCAL_OWNER = "local"
 MODELS_KEY = "mergescope-models"
 STILL_HERE = 300.0
 """Seconds between two words from a page that is open: who looks at something for long is there."""

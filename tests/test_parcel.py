@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import merging
-from merging import Recipe
+from merging import MergingError, Recipe
 from merging.cards import pictures as card_pictures
 from merging.cards.lineage import Ancestor, lineage_of_plan
 from merging.cards.model_card import model_card
@@ -19,11 +21,13 @@ from merging.cards.parcel import CHANGED, GONE, NO_BASE, parcel
 from merging.cards.scores import card_scores
 from merging.evaluation import ItemResult, Perplexity, SuiteResult
 from merging.hub.pinning import names_elsewhere
-from merging.judging.history import Draft, History
+from merging.judging.history import FILE, LOCAL_OWNER, Draft, History
 from merging.judging.intervals import Interval
 from merging.judging.suites import Item, Suite
 from merging.recipe import ModelEntry
+from tests.conftest import edit_config
 from tests.families import save_family
+from tests.hub_server import TOKEN
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -33,6 +37,10 @@ def own(family, tmp_path_factory):
     """The family in a folder of this module's own, and a TIES merge of it."""
     root = tmp_path_factory.mktemp("someone") / "private"
     shutil.copytree(family, root)
+    edit_config(root / "base", drafter={"_name_or_path": str(root / "base")})
+    said = root / "one" / "tokenizer_config.json"
+    places = {"name_or_path": str(root), "special_tokens_map_file": str(root / "special_tokens_map.json")}
+    said.write_text(json.dumps({**json.loads(said.read_text()), **places}))
     recipe = Recipe(
         merge_method="ties",
         base_model=str(root / "base"),
@@ -104,6 +112,15 @@ def test_nothing_of_this_machine_is_in_any_file(own, packed, tmp_path):
     assert str(root / "one") in (merged / "mergescope.yaml").read_text(), "where it was made, paths stay"
 
 
+def test_weights_that_tell_of_this_machine_stay_here(own, tmp_path):
+    root, merged = own
+    folder = shutil.copytree(merged, tmp_path / "merged")
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights, {"recipe": f"base_model: {root}/base"})
+    with pytest.raises(MergingError, match=r"merged: its weights name folders of this machine.*Merge again"):
+        parcel(folder)
+
+
 def test_what_goes_home_is_merged_again_beside_its_parents(own, packed, tmp_path):
     root, merged = own
     for name in ("base", "one", "two"):
@@ -143,10 +160,7 @@ def test_scores_stand_in_a_table_with_their_intervals(own, tmp_path):
     run = history.add(owner, Draft.of(plan))
     suite = Suite("sums | <b>", (Item("1 + 1", "2"), Item("2 + 2", "4")))
     for subject, right in ((run.subject, 2), (run.models[1].fingerprint, 1)):
-        items = tuple(
-            ItemResult(one.prompt, one.answer, "?", number < right) for number, one in enumerate(suite.items)
-        )
-        history.put_score(owner, subject, SuiteResult(suite.name, items), suite)
+        scored(history, owner, subject, suite, right)
         history.put_perplexity(
             owner, subject, Perplexity("a tale", 40, 2.5, 12.345, Interval(11, 13.5)), "text"
         )
@@ -157,6 +171,50 @@ def test_scores_stand_in_a_table_with_their_intervals(own, tmp_path):
     assert "| `one` | 50.0 % (9.5 % to 90.5 %) | 12.35 (11 to 13.5) |" in card
     assert "lower is better" in card
     assert card_scores(history, "b" * 32, own[1]) == [], "another owner has measured nothing"
+
+
+def scored(history: History, owner: str, subject: str, suite: Suite, right: int) -> None:
+    items = tuple(
+        ItemResult(one.prompt, one.answer, "?", number < right) for number, one in enumerate(suite.items)
+    )
+    history.put_score(owner, subject, SuiteResult(suite.name, items), suite)
+
+
+def test_other_questions_under_the_same_name_are_another_column(own, tmp_path):
+    history, owner = History(tmp_path / "history.sqlite"), "a" * 32
+    run = history.add(owner, Draft.of(merging.check(own[1] / "mergescope.yaml")))
+    one, two = (Suite("sums", (Item("1 + 1", "2"), Item(prompt, "4"))) for prompt in ("2 + 2", "1 + 3"))
+    scored(history, owner, run.subject, one, 2)
+    scored(history, owner, run.subject, two, 1)
+    scored(history, owner, run.models[1].fingerprint, two, 0)
+    card = parcel(own[1], scores=card_scores(history, owner, own[1]))["README.md"].decode()
+    rows = dict(line.split(" | ", 1) for line in card.splitlines() if line.startswith("| "))
+    columns = rows["| model"].strip(" |").split(" | ")
+    assert sorted(columns) == ["`sums (2)`", "`sums`"]
+    cells = {
+        model: dict(zip(columns, rows[f"| `{model}`"].strip(" |").split(" | "), strict=True))
+        for model in ("this merge", "one")
+    }
+    found = {
+        cells["this merge"][name].partition(" (")[0]: cells["one"][name].partition(" (")[0]
+        for name in columns
+    }
+    assert found == {"100.0 %": "–", "50.0 %": "0.0 %"}
+
+
+def test_the_command_line_takes_the_scores_of_the_app(own, tmp_path, hub, command_line, monkeypatch):
+    monkeypatch.setenv("MERGESCOPE_RUNS", str(tmp_path))
+    said = command_line("push", own[1], "mira/merge").stderr
+    assert "run `hf auth login`, or set HF_TOKEN" in said
+    history = History(tmp_path / FILE)
+    run = history.add(LOCAL_OWNER, Draft.of(merging.check(own[1] / "mergescope.yaml")))
+    scored(history, LOCAL_OWNER, run.subject, Suite("sums", (Item("1 + 1", "2"),)), 1)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert command_line("push", own[1], "mira/merge").returncode == 0
+    model = hub.models["mira/merge"]
+    card = model.commits[model.branches["main"]]["README.md"].read_text()
+    assert "| `this merge` | 100.0 %" in card
+    assert 'model="mira/merge"' in card
 
 
 @pytest.mark.parametrize("name", ["BertMasked", "T5"])

@@ -26,6 +26,7 @@ from components.server.setting_values import (
     whole,
 )
 from merging import MergingError
+from merging.judging.history import FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = "a whole number from 1"
@@ -217,7 +218,7 @@ class Settings:
     @property
     def history(self) -> Path:
         """Where runs and their scores are kept."""
-        return self.runs / "history.sqlite"
+        return self.runs / FILE
 
     @classmethod
     def declared(cls) -> dict[str, Told]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,20 +46,31 @@ def card_scores(history: History, owner: str, folder: str | Path) -> list[CardSc
     models = [(THIS, subject), *_named(run.models, made)]
     subjects = [one for _, one in models]
     totals, texts = history.totals(owner, subjects), history.perplexities(owner, subjects)
+    asked = {key: score.suite for (of, key), score in totals.items() if of == subject}
+    asked |= {key: f"{text.name}, perplexity" for (of, key), text in texts.items() if of == subject}
+    tasks = _apart(asked)
     found = [
-        CardScore(name, score.suite, score.value, score.interval, score.n)
+        CardScore(name, tasks[key], score.value, score.interval, score.n)
         for name, one in models
-        for (of, _), score in totals.items()
-        if of == one
+        for (of, key), score in totals.items()
+        if of == one and key in tasks
     ]
-    found += [
-        CardScore(name, f"{text.name}, perplexity", text.value, text.interval, text.tokens, is_share=False)
+    return found + [
+        CardScore(name, tasks[key], text.value, text.interval, text.tokens, is_share=False)
         for name, one in models
-        for (of, _), text in texts.items()
-        if of == one
+        for (of, key), text in texts.items()
+        if of == one and key in tasks
     ]
-    measured = {score.task for score in found if score.model == THIS}
-    return [score for score in found if score.task in measured]
+
+
+def _apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Names by key, each a name of its own: other questions under the same one are `sums (2)`."""
+    found: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for key, name in names.items():
+        seen[name] += 1
+        found[key] = f"{name} ({seen[name]})" if seen[name] > 1 else name
+    return found
 
 
 def _named(models: Sequence[ModelRef], made: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +20,18 @@ from rich.progress import (
 )
 
 from merging.cards.parcel import packing
+from merging.cards.scores import CardScore, card_scores
 from merging.errors import MergingError
 from merging.folders.room import bytes_text
 from merging.hub.client import Hub
 from merging.hub.push import LONGEST_MESSAGE, MESSAGE, Order, Pushed, push
+from merging.judging.history import FILE, LOCAL_OWNER, History
 from merging.writer import MARKER
+
+PATIENCE = 60.0
+"""Seconds that a push which ends early may take to remove what it made: the process is not left before."""
+RUNS = Path(__file__).resolve().parents[2] / "runs"
+"""Where the app keeps its history of runs, unless MERGESCOPE_RUNS says where."""
 
 
 def push_folder(
@@ -44,12 +52,16 @@ def push_folder(
 ) -> None:
     """Push a merged folder to the Hugging Face Hub, with its model card, in one commit; private unless --public.
 
-    The account is that of HF_TOKEN, or of `hf auth login`.
+    The account is that of HF_TOKEN, or of `hf auth login`. The card has the scores that the app on this machine measured.
     """
     if not (folder / MARKER).is_file():
         raise MergingError(f"{folder}: is no merged folder; name the OUT of `python -m merging merge`.")
-    order = Order(name, private=not public, add=add, message=message)
-    done = _follow(Hub.from_environment(), folder, order)
+    hub = Hub.from_environment()
+    if not hub.has_token:
+        raise MergingError(
+            "To push, the Hub has to know you: run `hf auth login`, or set HF_TOKEN to a token with the right to write."
+        )
+    done = _follow(hub, folder, Order(name.strip(), private=not public, add=add, message=message))
     if as_json:
         print(
             json.dumps(
@@ -71,7 +83,8 @@ def _follow(hub: Hub, folder: Path, order: Order) -> Pushed:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     ]
-    events = push(hub, folder, order, packing(folder, name=order.name))
+    files = packing(folder, scores=_scores(folder), name=order.name)
+    events = push(hub, folder, order, files, patience=PATIENCE)
     try:
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -86,3 +99,12 @@ def _follow(hub: Hub, folder: Path, order: Order) -> Pushed:
         print("cancelled; nothing of it is left on the Hub", file=sys.stderr)
         raise typer.Exit(130) from None
     raise AssertionError("a push ends with what was pushed")
+
+
+def _scores(folder: Path) -> list[CardScore]:
+    """What the app on this machine measured of a merge and its parents; nothing where its history cannot be read."""
+    file = Path(os.environ.get("MERGESCOPE_RUNS") or RUNS).expanduser() / FILE
+    try:
+        return card_scores(History(file), LOCAL_OWNER, folder) if file.is_file() else []
+    except MergingError:
+        return []

@@ -47,6 +47,10 @@ __all__ = [
     "text_fingerprint",
 ]
 
+LOCAL_OWNER = "local"
+"""Who owns what is made where one person uses the app."""
+FILE = "history.sqlite"
+"""Its name in the folder of runs."""
 MOST_RUNS = 1_000
 """Runs that are kept of one owner; the oldest without a note goes first."""
 MOST_BYTES = 200_000_000
