@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 
 from gradio.utils import get_upload_folder
 
@@ -18,6 +19,10 @@ from merging.jobs import JobStore
 
 ZIPS = "mergescope-"
 """What the names of the folders of our files begin with."""
+GONE = "This model is no longer there. Merge again."
+
+_zipping = Lock()
+"""Held while a zip is written: who asks for the same one waits, and gets it."""
 
 
 def zip_model(store: JobStore, owner: str, id: str, over: Mapping[str, bytes] | None = None) -> Path:
@@ -33,27 +38,36 @@ def zip_model(store: JobStore, owner: str, id: str, over: Mapping[str, bytes] | 
     """
     folder, job = store.model(owner, id), store.get(owner, id)
     if folder is None or job is None:
-        raise MergingError("This model is no longer there. Merge again.")
+        raise MergingError(GONE)
     name = re.sub(r"[^a-z0-9]+", "-", job.title.lower()).strip("-") or "merge"
-    own = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.is_symlink()]
     target = zip_folder(job.id) / _digest(over or {}) / f"{name[:60]}.zip"
-    if target.is_file():
-        return target
-    draft = target.with_name(f".{secrets.token_hex(4)}.partial")
     try:
-        shutil.rmtree(zip_folder(job.id), ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-            for file in own:
-                if file.name not in (over or {}):
-                    archive.write(file, f"{target.stem}/{file.name}")
-            for path, content in (over or {}).items():
-                archive.writestr(f"{target.stem}/{path}", content)
-        os.replace(draft, target)
+        with _zipping:
+            if not target.is_file():
+                shutil.rmtree(zip_folder(job.id), ignore_errors=True)
+                _write_zip(target, folder, over or {})
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        if store.model(owner, id) is None:
+            forget_zip(id)
+            raise MergingError(GONE) from None
         raise MergingError(f"The zip cannot be written ({error.strerror}). Free some disk space.") from None
     return target
+
+
+def _write_zip(target: Path, folder: Path, over: Mapping[str, bytes]) -> None:
+    """A folder's plain files and what lies over them, all in a folder of the zip's name; it appears when it is complete."""
+    draft = target.with_name(f".{secrets.token_hex(4)}.partial")
+    target.parent.mkdir(parents=True)
+    try:
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+            for file in sorted(folder.iterdir()):
+                if file.name not in over and file.is_file() and not file.is_symlink():
+                    archive.write(file, f"{target.stem}/{file.name}")
+            for path, content in over.items():
+                archive.writestr(f"{target.stem}/{path}", content)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def forget_zip(id: str) -> None:
@@ -64,7 +78,10 @@ def forget_zip(id: str) -> None:
 def model_bytes(store: JobStore, owner: str, id: str) -> int:
     """What the download will weigh; 0 where there is nothing to download."""
     folder = store.model(owner, id)
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder else 0
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder else 0
+    except OSError:  # deleted meanwhile
+        return 0
 
 
 def zip_folder(id: str) -> Path:

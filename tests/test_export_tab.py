@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
 
+from components import downloads
 from components.compare import runner
 from components.export import chosen, push_job
 from components.export.about import about_html
@@ -114,6 +116,29 @@ def test_the_zip_holds_what_goes_home(settings, merges):
             assert archive.read(f"{path.stem}/{name}") == content
             assert names.count(f"{path.stem}/{name}") == 1
     assert zip_merge(settings, ADA, merges[0]) == path
+
+
+def test_who_asks_for_the_same_zip_at_once_gets_it(settings, merges):
+    over = {"notes.txt": b"x" * 10**7}
+    with ThreadPoolExecutor(6) as visitors:
+        for _ in range(3):
+            downloads.forget_zip(merges[0])
+            paths = visitors.map(
+                lambda _: downloads.zip_model(job_store(settings), ADA, merges[0], over), range(6)
+            )
+            (path,) = {*paths}
+            assert zipfile.ZipFile(path).testzip() is None
+            assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_a_merge_that_is_deleted_while_it_is_zipped_is_gone(settings, models, monkeypatch):
+    id = merge_events.start(settings, default_recipe(models, "linear"), models, ADA)[0]
+    store, write = job_store(settings), downloads._write_zip
+    assert store.wait(ADA, id, 60).state == "done"
+    monkeypatch.setattr(downloads, "_write_zip", lambda *one: [store.delete(ADA, id), write(*one)])
+    with pytest.raises(MergingError, match="no longer there"):
+        zip_merge(settings, ADA, id)
+    assert not downloads.zip_folder(id).exists()
 
 
 def test_the_card_that_goes_home_has_the_scores_of_its_owner(settings, merges):

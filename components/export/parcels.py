@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.downloads import model_bytes, zip_folder, zip_model
+from components.downloads import GONE, model_bytes, zip_folder, zip_model
 from components.merge.cards import KIND
 from components.server.backend import job_store, run_history
 from components.server.kept_bytes import require_room
@@ -13,8 +13,6 @@ from components.server.settings import ROOT, Settings
 from merging import MergingError, Progress
 from merging.cards.parcel import packing
 from merging.cards.scores import CardScore, card_scores
-
-GONE = "This model is no longer there. Merge again."
 
 
 def merge_folder(settings: Settings, owner: str, id: str) -> Path:
