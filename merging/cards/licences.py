@@ -116,7 +116,8 @@ def licence_notes(parents: Sequence[Licensed]) -> list[str]:
     by_licence: dict[str, list[str]] = {}
     for parent in parents:
         for licence in parent.known:
-            by_licence.setdefault(licence, []).append(parent.name)
+            known = _id(licence) if _id(licence) in ON_THE_HUB else licence
+            by_licence.setdefault(known, []).append(parent.name)
     return list(dict.fromkeys([*_terms(by_licence), *_unstated(parents), *_conflicts(parents, by_licence)]))
 
 
