@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from merging.anatomy import locate
 from merging.block_config import origins, recut
@@ -83,6 +84,13 @@ def _add_files(plan: Plan, writer: CheckpointWriter, finished: Finished, files: 
             writer.add_text(name, content)
 
 
+def placeless(content: Any) -> Any:
+    """A config, and every config inside it, without the path that a model was loaded from."""
+    if isinstance(content, dict):
+        return {key: placeless(value) for key, value in content.items() if key != "_name_or_path"}
+    return [placeless(value) for value in content] if isinstance(content, list) else content
+
+
 def config_of(plan: Plan, reference: Checkpoint) -> dict[str, object]:
     """The config.json of a plan's output: the reference's, with the blocks, the vocabulary and the dtype of the output."""
     stored = {DTYPE_WORDS[t.info.dtype] for t in plan.tensors if t.info.dtype in DTYPE_WORDS}
@@ -93,7 +101,7 @@ def config_of(plan: Plan, reference: Checkpoint) -> dict[str, object]:
     if plan.tokens is not None:
         head = any(locate(tensor.info.name).kind == "head" for tensor in plan.tensors)
         config = plan.tokens.config(config, head)
-    config.pop("_name_or_path", None)
+    config = placeless(config)
     config.pop("auto_map", None)  # its code stays behind, and transformers knows the model without
     config["torch_dtype"] = dtype
     if "dtype" in config:

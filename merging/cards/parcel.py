@@ -4,7 +4,7 @@ recipe without the paths of this machine."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -17,7 +17,7 @@ from merging.cards.scores import CardScore, score_lines
 from merging.checkpoint import Checkpoint
 from merging.errors import MergingError
 from merging.events import Progress
-from merging.hub.pinning import public_recipe
+from merging.hub.pinning import names_elsewhere, public_recipe
 from merging.judging.subjects import SUBJECT, subject_of_plan
 from merging.plan import Plan, make_plan
 from merging.recipe import Recipe
@@ -32,8 +32,8 @@ MOST_ELEMENTS = 400_000_000
 MOST_KEPT = 16
 """Merges whose pictures are kept, a third of a megabyte each: the card is read, then downloaded, then pushed."""
 SETTINGS = "tokenizer_config.json"
-OWN_PLACE = "name_or_path"
-"""Where a tokenizer's settings say it was loaded from."""
+OWN_PLACES = ("name_or_path", "tokenizer_file", "special_tokens_map_file")
+"""Where a tokenizer's settings say it was loaded from; earlier versions of transformers wrote the files' paths, too."""
 GONE = "There are no maps here: the parents are no longer where the merge was made, so nothing could be measured."
 CHANGED = "There are no maps here: the parents have changed since they were merged, so they would show another merge."
 NO_BASE = "There are no maps here: they show changes from a base, and this merge has none that all of its parts share."
@@ -55,6 +55,9 @@ def parcel(
         scores: what the merge and its parents scored, see `merging.cards.scores`; the card then has a table of them.
         name: where the merge goes, `org/name`, for the lines that say how to use it.
         beside: where relative paths of its recipe are looked up too, after the working folder.
+
+    Raises:
+        MergingError: its weights tell of this machine.
     """
     for found in packing(folder, scores=scores, name=name, beside=beside):
         if isinstance(found, dict):
@@ -77,7 +80,13 @@ def packing(
         yield {}
         return
     recipe._folder = Path(beside) if beside is not None else folder
-    plan, subject = _planned(recipe), _subject(folder)
+    known = _metadata(folder)
+    if _tells_of_here(known, recipe):
+        raise MergingError(
+            f"{folder.name}: its weights name folders of this machine, as an early version of Mergescope wrote them. Merge "
+            "again; the same recipe gives the same weights."
+        )
+    plan, subject = _planned(recipe), known.get(SUBJECT, "")
     files = {MARKER: _recipe(folder, plan, recipe), **_settings(folder)}
     card = _text(folder / README)
     if not card:
@@ -106,12 +115,18 @@ def _planned(recipe: Recipe) -> Plan | None:
         return None
 
 
-def _subject(folder: Path) -> str:
-    """What decides a merge's weights, as they say it themselves."""
+def _metadata(folder: Path) -> Mapping[str, str]:
+    """What the weights say of themselves."""
     try:
-        return Checkpoint.open(folder).metadata.get(SUBJECT, "")
+        return Checkpoint.open(folder).metadata
     except MergingError:
-        return ""
+        return {}
+
+
+def _tells_of_here(metadata: Mapping[str, str], recipe: Recipe) -> bool:
+    """Whether a path of the recipe as it was run stands in the weights."""
+    places = [name for name in names_elsewhere(recipe, {}) if name.startswith(("/", "~"))]
+    return any(place in value for place in places for value in metadata.values())
 
 
 def _drawn(plan: Plan, subject: str) -> Iterator[Progress | list[Picture]]:
@@ -132,7 +147,8 @@ def _drawn(plan: Plan, subject: str) -> Iterator[Progress | list[Picture]]:
             else:
                 yield replace(event, stage="measuring the parents for the card's maps")
     except MergingError:
-        made = []
+        yield []
+        return
     with _drawing:
         _pictures[subject, names] = made
         while len(_pictures) > MOST_KEPT:
@@ -178,13 +194,14 @@ def _text(file: Path) -> str:
 
 
 def _settings(folder: Path) -> dict[str, bytes]:
-    """The tokenizer's settings without the path that it was loaded from."""
+    """The tokenizer's settings without the paths that it was loaded from."""
     try:
         known = json.loads(_text(folder / SETTINGS))
-        place = known.get(OWN_PLACE)
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
-    if place is None or is_hub_id(str(place)):
+    if not isinstance(known, dict):
         return {}
-    kept = {key: value for key, value in known.items() if key != OWN_PLACE}
+    kept = {key: value for key, value in known.items() if key not in OWN_PLACES or is_hub_id(str(value))}
+    if kept == known:
+        return {}
     return {SETTINGS: (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()}
