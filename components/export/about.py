@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from components.server.settings import Settings
+from components.theme import kept_words
 from merging import METHODS
 
 
@@ -39,10 +40,11 @@ def _limits(settings: Settings) -> str:
 def _privacy(settings: Settings) -> str:
     if settings.single_owner:
         return (
-            "Everything stays on this machine. The Hub is asked only for models that you name, and gets only what you push; "
-            "access tokens stay in memory."
+            "Everything stays on this machine. The Hub is asked whether it is there and for models that you name, and gets "
+            "only what you push; access tokens stay in memory."
         )
     return (
-        "Your merges, scores and uploads belong to this browser: nobody else sees them, and without its storage you do not "
-        "either. Your token stays in memory and is used for you alone. Nothing is sent anywhere but to the Hub, when you ask."
+        f"{kept_words(settings.ttl)} Your merges, scores and uploads belong to this browser: without its storage you do not "
+        "see them either. Your token stays in memory and is used for you alone. Nothing of yours is sent anywhere but to the "
+        "Hub, when you ask."
     )
