@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -24,29 +24,33 @@ sys.path.insert(0, str(ROOT))
 
 from merging.errors import MergingError  # noqa: E402
 from merging.hub.client import Hub  # noqa: E402
-from merging.hub.push import repository_name  # noqa: E402
+from merging.hub.push import account_of, repository_name  # noqa: E402
 from merging.hub.push_errors import why_not  # noqa: E402
 
 ATTRIBUTES = ".gitattributes"
 LARGE = ("*.safetensors", "*.png")
 """The kinds of binary files here; what else is binary the Hub finds out by itself."""
+OF_EVERY_SPACE = {ATTRIBUTES, ".gitignore", "README.md", "app.py", "requirements.txt"}
 
 
 def upload(hub: Hub, name: str, root: Path = ROOT, *, public: bool = False) -> str:
     """Make what git tracks under `root` the whole content of a Space; its address.
 
     Raises:
-        MergingError: a wrong name, no token or one that may not write there, no git, a Hub that does not answer.
+        MergingError: a wrong name, no token or one that may not write there, a Space that holds something else, no git, a Hub
+            that does not answer.
     """
     name = repository_name(name)
     if not hub.has_token:
         raise MergingError(
             "The Hub has to know you: run `hf auth login`, or set HF_TOKEN to a token that may write."
         )
+    account = account_of(hub)
     files = {file: root / file for file in tracked(root)}
     try:
         hub.api.create_repo(name, repo_type="space", space_sdk="gradio", private=not public, exist_ok=True)
         before = set(hub.api.list_repo_files(name, repo_type="space"))
+        _require_ours(name, before, files)
         hub.api.create_commit(
             name,
             [
@@ -58,8 +62,18 @@ def upload(hub: Hub, name: str, root: Path = ROOT, *, public: bool = False) -> s
             commit_message=f"Mergescope at {_git(root, 'rev-parse', '--short', 'HEAD')}",
         )
     except Exception as error:
-        raise why_not(error, hub, name, frozenset({name.partition("/")[0]})) from None
+        raise why_not(error, hub, name, account) from None
     return f"{hub.endpoint}/spaces/{name}"
+
+
+def _require_ours(name: str, before: Collection[str], files: Collection[str]) -> None:
+    """Refuse a Space whose files are another project's: all of them would be removed."""
+    theirs = {file for file in before if file not in OF_EVERY_SPACE}
+    if theirs and theirs.isdisjoint(files):
+        raise MergingError(
+            f"The Space {name} holds something else, such as {min(theirs)}, and all of it would be removed. Give another name, "
+            "or delete that Space first."
+        )
 
 
 def tracked(root: Path) -> list[str]:

@@ -110,13 +110,23 @@ def test_a_second_upload_removes_what_is_gone_and_keeps_who_may_see_it(hub, proj
     assert not hub.models[f"spaces/{NAME}"].private
 
 
+def test_a_space_of_something_else_is_not_emptied(hub, project):
+    api = Hub(TOKEN).api
+    api.create_repo(NAME, repo_type="space", space_sdk="gradio")
+    for file in ("app.py", "secret_sauce.py"):
+        api.upload_file(path_or_fileobj=b"theirs", path_in_repo=file, repo_id=NAME, repo_type="space")
+    with pytest.raises(MergingError, match=r"something else, such as secret_sauce\.py"):
+        upload(Hub(TOKEN), NAME, project)
+    assert there(hub)["app.py"] == b"theirs"
+
+
 @pytest.mark.parametrize(
     ("token", "name", "words"),
     [
         (None, NAME, "hf auth login"),
         (TOKEN, "no-owner", "org/name"),
         (TOKEN, "../../etc/passwd", "org/name"),
-        (TOKEN, "somebody/else", "may not write there"),
+        (TOKEN, "somebody/else", "may not write there.*push under atelier, mira"),
         ("hf_unknown", NAME, "does not know your token"),
     ],
 )

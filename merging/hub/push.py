@@ -120,7 +120,7 @@ def push(
         Stopped: `cancelled` said so.
     """
     order = _checked(order)
-    account = _account(hub)
+    account = account_of(hub)
     there = _there(hub, order, account)
     over: Mapping[str, bytes] = {}
     for event in packing:
@@ -150,7 +150,7 @@ def _checked(order: Order) -> Order:
     return Order(repository_name(order.name), bool(order.private), bool(order.add), message)
 
 
-def _account(hub: Hub) -> frozenset[str]:
+def account_of(hub: Hub) -> frozenset[str]:
     """The names under which the token's owner may push, in small letters.
 
     Raises:
