@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterator
+from contextvars import copy_context
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -20,8 +21,8 @@ class Stopped(Exception):
 def heartbeats(items: Iterator[Item], stop: threading.Event) -> Generator[Item | None, None, None]:
     """The items in their order, each as soon as it is there, and None every quarter of a second in between.
 
-    Closing it sets `stop`, which the work has to look at, and waits at most half a second for its end. What the work raises
-    is raised here.
+    Closing it sets `stop`, which the work has to look at, and waits at most half a second for its end; the work is closed on
+    its own thread, in the context of who asked for it. What the work raises is raised here.
     """
     found: queue.SimpleQueue[tuple[Item] | BaseException | None] = queue.SimpleQueue()
 
@@ -30,12 +31,14 @@ def heartbeats(items: Iterator[Item], stop: threading.Event) -> Generator[Item |
             for item in items:
                 found.put((item,))
                 if stop.is_set():
+                    if isinstance(items, Generator):
+                        items.close()
                     break
             found.put(None)
         except BaseException as error:
             found.put(error)
 
-    thread = threading.Thread(target=work, name="measuring", daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(work,), name="measuring", daemon=True)
     thread.start()
     try:
         while True:

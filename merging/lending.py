@@ -12,13 +12,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from numba.core.compiler_lock import global_compiler_lock
 
 from merging import devices, inference
 from merging.errors import MergingError
@@ -43,23 +42,32 @@ def prepare_to_fork() -> None:
     """From now on this process uses no GPU, and is not forked while a thread of it compiles a loop or loads a model."""
     devices.keep_off_the_gpu()
     os.register_at_fork(after_in_child=gc.freeze)  # else the first collection copies all that the parent made
-    for lock in (global_compiler_lock._lock, inference.LOADING):
+    for lock in _of_unfinished_work():
         turn = _Turn(lock)
-        os.register_at_fork(before=turn.take, after_in_parent=turn.give, after_in_child=turn.give)
+        os.register_at_fork(before=turn.take, after_in_parent=turn.give, after_in_child=lock._at_fork_reinit)
+
+
+def _of_unfinished_work() -> Iterator[Any]:
+    """The locks of what must not be half done in a fork."""
+    yield inference.LOADING
+    with suppress(ImportError):  # then there is nothing to compile
+        from numba.core.compiler_lock import global_compiler_lock
+
+        yield global_compiler_lock._lock
 
 
 class _Turn:
-    """Holds a lock while a process is forked, so that nobody else holds it in the child."""
+    """Holds a lock while a thread forks this process; several may do so at once."""
 
     def __init__(self, lock: Any):
         self._lock = lock
-        self._taken = False
+        self._mine = threading.local()
 
     def take(self) -> None:
-        self._taken = self._lock.acquire(timeout=LONGEST_WAIT)
+        self._mine.taken = self._lock.acquire(timeout=LONGEST_WAIT)
 
     def give(self) -> None:
-        if self._taken:
+        if self._mine.taken:
             self._lock.release()
 
 

@@ -78,6 +78,12 @@ def test_transformers_only_where_a_model_is_run(file):
     assert not roots & HEAVY_AT_IMPORT
 
 
+def test_numba_is_needed_by_the_compiled_loops_alone():
+    naming = [file for file in files("merging") if "numba" in file.read_text()]
+    needing = [file.name for file in naming if "numba" in str(imports(file, top_level_only=True))]
+    assert needing == ["kernels.py"]
+
+
 @pytest.mark.parametrize("file", files("merging/methods"), ids=lambda f: f.name)
 def test_methods_import_only_arithmetic(file):
     ours = {name for name in imports(file) if name.split(".")[0] == "merging"}

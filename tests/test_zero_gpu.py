@@ -23,7 +23,7 @@ from components.chat.replies import Reply
 from components.server import zero_gpu
 from components.server.backend import model_cache
 from components.server.zero_gpu import MOST_SECONDS, TAKEN_BACK, TO_START, Size, on_gpu
-from merging import METHODS, MergingError
+from merging import METHODS, MergingError, inference, lending
 from merging.answering.drawing import Sampling
 from merging.errors import CheckpointError, PlanError
 from merging.events import Finished, Progress
@@ -84,6 +84,11 @@ def test_a_chat_in_a_worker_says_the_same(on_a_space, here):
     said, gone = here["chat"][0], here["chat"][-1]
     assert said[1] == 8
     assert "no longer there" in gone[4]
+    again = on_a_space["said while a model was loaded"]
+    assert [one[4] for one in again] == [one[4] for one in here["chat"]], (
+        "it waits for no thread that it does not have"
+    )
+    assert again[-2] == here["chat"][-2]
 
 
 def test_every_job_and_question_is_one_call_for_its_visitor(on_a_space):
@@ -177,6 +182,89 @@ def test_a_gpu_that_is_not_lent_is_one_sentence(lender, store, monkeypatch):
     assert job.error.startswith(
         "No GPU could be had: You have exceeded your quota (60s requested vs. 3s left). "
     )
+
+
+@pytest.mark.parametrize(
+    ("title", "message", "said"),
+    [
+        (
+            "ZeroGPU queue timeout",
+            "No GPU was available after 60s [Create a free account](https://huggingface.co/join) to get a higher priority in "
+            "ZeroGPU queues.",
+            "No GPU could be had: No GPU was available after 60s. Try again later; ",
+        ),
+        (
+            "ZeroGPU quota exceeded",
+            "Space app has reached its GPU limit. Try re-running outside of examples if it happened after clicking one",
+            "No GPU could be had: Space app has reached its GPU limit. Try again later; ",
+        ),
+        ("ZeroGPU client error", "Expired ZeroGPU proxy token", zero_gpu.WAITED_TOO_LONG),
+    ],
+)
+def test_what_is_said_of_no_gpu_is_for_visitors_of_this_page(title, message, said):
+    assert zero_gpu._sentence(gr.Error(message, title=title)).startswith(said)
+
+
+def wait_for_a_gpu(*_):
+    waiting.set()
+    go_on.wait(60)
+    yield visitor.get()
+    begun.append("work")
+    yield {}
+
+
+waiting, go_on = threading.Event(), threading.Event()
+begun: list[str] = []
+
+
+def test_who_waits_for_a_gpu_may_stop_and_gets_none(lender, store, monkeypatch):
+    monkeypatch.setattr(zero_gpu, "_with_gpu", wait_for_a_gpu)
+    id = store.start(ADA, "work", on_gpu(LARGE, where))
+    assert waiting.wait(10)
+    store.cancel(ADA, id)
+    assert store.wait(ADA, id, 10).state == "cancelled"
+    assert ended(store, Size(1000), where).state == "done", "others do not wait for it"
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    reply = Reply(load_slowly, [{"role": "user", "content": "ab"}])
+    list(answer([[reply]], Sampling(), stop, LARGE))
+    assert (reply.stopped, reply.ended, reply.error) == (True, True, "")
+    go_on.set()
+    while any(thread.name == "measuring" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert not begun, "a GPU that comes then is given back unused"
+
+
+def test_a_worker_that_hangs_is_waited_for_as_long_as_it_has_its_gpu(lender, monkeypatch):
+    monkeypatch.setattr(zero_gpu, "LONGEST_QUEUE", 0.5)
+    with pytest.raises(MergingError, match="taken back"):
+        list(zero_gpu._borrow(0, hang))
+
+
+def hang():
+    time.sleep(60)
+    yield
+
+
+def test_a_lock_that_is_held_for_long_neither_stops_forks_nor_is_lost(monkeypatch):
+    """Two threads that fork at once, while a third loads a model."""
+    monkeypatch.setattr(lending, "LONGEST_WAIT", 0.05)
+    turn = lending._Turn(threading.Lock())
+    turn.take()
+    in_another_thread(lambda: (turn.take(), turn.give()))
+    turn.give()
+    assert not turn._lock.locked()
+
+
+def in_another_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+
+
+def test_numba_may_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba.core.compiler_lock", None)
+    assert list(lending._of_unfinished_work()) == [inference.LOADING]
 
 
 def die(out):

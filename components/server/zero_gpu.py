@@ -8,7 +8,11 @@ app.py imports this module first.
 from __future__ import annotations
 
 import os
+import re
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +26,7 @@ except ImportError:  # everywhere but on a Space
 
 from components.server.process import begin_anew
 from merging import MergingError, Plan
+from merging.heartbeats import heartbeats
 from merging.lending import at_work, prepare_to_fork, told
 
 LENT = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
@@ -30,8 +35,15 @@ WORTH_LENDING = 30_000_000
 """Parameters of all models of some work below which the CPU is done with it before a GPU is lent and started."""
 TO_START = 15
 """Seconds for a worker to get its GPU and the compiled loops."""
+TO_FORK = 5
+"""Of them those until the work begins."""
 MOST_SECONDS = 120
 """Seconds asked for at most: who asks for more than a visitor's share of the day gets nothing."""
+TO_END = 5.0
+"""Seconds in which a worker stops what it is at."""
+LONGEST_QUEUE = 120
+"""Seconds that the wait for a GPU may take: Hugging Face gives up after 60. Who has waited longer than this and the seconds
+asked for together waits for a worker that hangs."""
 PARAMETERS_PER_SECOND = 100_000_000
 """Read, merged and written, by a careful guess."""
 ANSWERS_PER_SECOND = 20
@@ -39,6 +51,12 @@ TAKEN_BACK = (
     "The GPU was taken back before this was done: it took longer than the GPU was lent for, or its worker ended. Try "
     "again, or with less to do at once."
 )
+WAITED_TOO_LONG = (
+    "This waited for its turn until the visit it was started in was no longer known to Hugging Face. Reload the page and "
+    "start it again."
+)
+NOT_FOR_US = re.compile(r"\[[^]]*\]\([^)]*\)[^.]*\.?|Try re-running outside of examples[^.]*\.?")
+"""What `spaces` says for toasts, and for examples of another kind than ours."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,11 @@ def size_of(plan: Plan, merges: int = 1, answers: int = 0) -> Size:
     return Size(parameters, merges, answers)
 
 
+def seconds_lent(size: Size) -> int | None:
+    """Seconds that work of this size has where a GPU is lent for it; None where it may take as long as it does."""
+    return size.seconds - TO_FORK if is_lent(size) else None
+
+
 def is_lent(size: Size) -> bool:
     """Whether work of this size is done in a worker that has a GPU."""
     return LENT and size.worth_lending
@@ -86,10 +109,30 @@ def on_gpu(size: Size, work: Callable[..., Iterator[Any]], *values: Any) -> Call
 
 
 def _borrow(seconds: int, work: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
+    """The events of a worker. Closing it waits for the worker's end, and not for a GPU that was not had yet."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def lent() -> Iterator[Any]:
+        try:
+            with closing(told(_with_gpu(seconds, work, *arguments))) as events:  # type: ignore[type-var]
+                for event in events:
+                    begun.set()
+                    yield event
+        finally:
+            ended.set()
+
+    until = time.monotonic() + LONGEST_QUEUE + seconds
     try:
-        yield from told(_with_gpu(seconds, work, *arguments))
+        with closing(heartbeats(lent(), threading.Event())) as beats:
+            for event in beats:
+                if time.monotonic() > until:
+                    raise MergingError(TAKEN_BACK)
+                yield event
     except gr.Error as error:
         raise MergingError(_sentence(error)) from None
+    finally:
+        if begun.is_set():
+            ended.wait(TO_END)
 
 
 def _with_gpu(seconds: int, work: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
@@ -105,7 +148,9 @@ def _sentence(error: gr.Error) -> str:
     """What `spaces` says of a GPU that it could not lend, or that was lost."""
     if getattr(error, "title", "") == "ZeroGPU worker error":
         return TAKEN_BACK
-    reason = str(error.message).strip().rstrip(".")
+    reason = NOT_FOR_US.sub("", str(error.message)).strip().rstrip(".")
+    if "Expired" in reason:
+        return WAITED_TOO_LONG
     return f"No GPU could be had: {reason}. Try again later; who is signed in to Hugging Face gets a larger share."
 
 

@@ -30,7 +30,7 @@ from components.merge.events import start as start_merge
 from components.merge.recipe import at_root, default_recipe
 from components.server.backend import job_store, run_history
 from components.server.settings import Settings
-from merging import METHODS
+from merging import METHODS, inference, lending
 from merging.answering.drawing import Sampling
 from merging.importances.measuring import Measurement
 from merging.judging.grid import Axis
@@ -132,14 +132,26 @@ def main(family: Path, runs: Path) -> None:
     LocalContext.request.set(SimpleNamespace(headers={"x-ip-token": VISITOR}))
     for name in METHODS.keys() - SOME_METHODS:
         del METHODS[name]
-    found = everything(settings_of(family, runs))
+    settings = settings_of(family, runs)
+    found, lent = everything(settings), [*spaces.lent]
     told = {
         "found": found,
-        "lent": spaces.lent,
+        "lent": lent,
+        "said while a model was loaded": _said_in_a_fork_of_one_that_loads(settings),
         "touched": torch.cuda.is_initialized(),
         "forbidden": _touch(),
     }
     print(json.dumps(told))
+
+
+def _said_in_a_fork_of_one_that_loads(settings: Settings) -> object:
+    """What a new worker says that was forked while a thread of this process loads a model for longer than a fork waits."""
+    import spaces
+
+    spaces.workers.pop().process.kill()
+    lending.LONGEST_WAIT = 0.1
+    with inference.LOADING:
+        return said(settings, Family.demo(settings.demo, ("one", "two", "three")))
 
 
 def _touch() -> str:
