@@ -154,6 +154,7 @@ def serve(app: gr.Blocks, settings: Settings, **options: Any) -> None:
         enable_monitoring=False,
         blocked_paths=private_paths(settings),
         app_kwargs={"middleware": [Middleware(Doors, settings=settings)]},
+        ssr_mode=False,  # a Space asks for it, and Node would then stand before the server
         **options,
     )
 

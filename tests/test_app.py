@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import gradio as gr
 import pytest
 
-from app import build_app
+from app import build_app, serve
 from components.server.settings import Settings
 
 
@@ -34,3 +36,17 @@ def test_a_page_may_leave_twice(app):
     for _ in range(2):  # what Gradio does for each stream of a page that hangs up
         del waiting["page"]
     assert "page" not in waiting
+
+
+def test_no_node_stands_before_the_server_where_a_space_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_SSR_MODE", "true")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        settings = Settings(runs=tmp_path, port=free.getsockname()[1])
+    with gr.Blocks() as page:
+        pass
+    serve(page, settings, prevent_thread_lock=True, quiet=True)
+    try:
+        assert not page.ssr_mode
+    finally:
+        page.close(verbose=False)

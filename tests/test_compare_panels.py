@@ -22,6 +22,7 @@ from components.compare.suites import Ruler
 from components.compare.tune_views import strategies_for
 from components.family import Family
 from components.merge.recipe import default_recipe
+from components.server import zero_gpu
 from components.server.backend import job_store, run_history
 from components.server.settings import Settings
 from merging import METHODS, MergingError, Recipe
@@ -262,6 +263,23 @@ def test_a_search_goes_on_while_the_history_is_held(settings, chosen, recipe, tm
         assert job.result["best"]
         assert "Not all scores are in the history" in job.result["remarks"][0]
         assert compare_tune.show(settings, owner, chosen, job)[4]["interactive"]
+
+
+def test_a_search_ends_before_a_lent_gpu_is_taken_back_and_says_so(
+    chosen, recipe, settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(zero_gpu, "LENT", True)
+    monkeypatch.setattr(zero_gpu, "WORTH_LENDING", 0)
+    request = compare_tune_job.Request(EVE, recipe, (SUITE,), "tpe", 500, None)
+    asked = compare_tune_job.work(settings, request).args[-1]
+    assert 0 < 60 * asked.minutes <= zero_gpu.MOST_SECONDS - zero_gpu.TO_FORK
+    *_, table = compare_tune_job._search(settings, replace(asked, minutes=1e-4), tmp_path / "model")
+    assert table["best"] is not None
+    assert "the GPU is lent for no longer" in table["remarks"][-1]
+    *_, table = compare_tune_job._search(settings, replace(asked, minutes=1e-4, trials=1), tmp_path / "model")
+    assert table["remarks"] == [], "it was over anyway"
+    own = compare_tune_job.work(settings, replace(request, trials=None, minutes=0.5)).args[-1]
+    assert (own.minutes, own.lent) == (0.5, False)
 
 
 def test_strategies_of_papers_are_offered_where_they_apply(chosen):

@@ -21,12 +21,17 @@ from components.family import Family
 from components.late_choice import LateRadio
 from components.merge.recipe import default_recipe
 from components.server.settings import Settings
+from components.server.zero_gpu import LENT, MOST_SECONDS
 from components.shared import Shared
 
 EMPTY = "No search yet. Press Tune: every trial is a merge in memory, and appears here as a dot as soon as it is scored."
 WHY = (
     '<p class="quiet cm-why">Judged by the validation files only. A search keeps whatever happens to suit the questions it '
     "sees, so its score on them is too good; the test files stay unseen until the one comparison at the end.</p>"
+)
+SHORT = (
+    f'<p class="quiet cm-why">Large models are searched on a GPU that is lent for at most {MOST_SECONDS} seconds at a time. '
+    "A search that would take longer ends then, with the best trial until then.</p>"
 )
 ENDINGS = {
     "cancelled": "Cancelled. The best trial until then is kept.",
@@ -91,7 +96,7 @@ def build_tune(settings: Settings) -> TunePart:
             30, minimum=1, maximum=MOST_TRIALS, label="Budget", min_width=110, elem_id="tune-budget"
         )
     parts["questions"] = build_questions(settings, "tune", None)
-    gr.HTML(WHY)
+    gr.HTML(WHY + SHORT if LENT else WHY)
     parts["runner"] = build_runner("Tune", "tune", width=120)
     parts["plot"] = clickable_plot(empty=EMPTY, name="mergescope-tuning", elem_id="tune-plot")
     with gr.Column(visible=False, elem_id="tune-result", elem_classes="cm-tuned") as parts["result"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from components.merge.recipe import at_root, check
 from components.preview.store import shared_previews
 from components.server.backend import run_history
 from components.server.settings import Settings
-from components.server.zero_gpu import MOST_SECONDS, on_gpu, size_of
+from components.server.zero_gpu import MOST_SECONDS, on_gpu, seconds_lent, size_of
 from merging import MergingError, Progress, Recipe
 from merging.evaluation import SuiteResult
 from merging.judging.history import subject_of_plan
@@ -23,16 +23,21 @@ from merging.judging.intervals import Interval, compare, mcnemar, paired_bootstr
 from merging.judging.suites import Suite
 from merging.judging.trials import Stop, Trials
 from merging.plan import make_plan
-from merging.tuning import Trial, tune
+from merging.tuning import Trial, Tuned, tune
 
 KIND = "tune"
 FINAL = "tune-final"
 ALL = "all items together"
+CUT_SHORT = (
+    "The search ended after {trials} trials in {seconds:.0f} seconds, because the GPU is lent for no longer. To go on, load the "
+    "best trial into Merge and tune that."
+)
 
 
 @dataclass(frozen=True)
 class Request:
-    """The recipe that a search begins with, what it is judged by, how it searches and for how long."""
+    """The recipe that a search begins with, what it is judged by, how it searches and for how long; `lent`: that it ends
+    then because a lent GPU is given back."""
 
     owner: str
     recipe: Recipe
@@ -40,12 +45,16 @@ class Request:
     strategy: str
     trials: int | None
     minutes: float | None
+    lent: bool = False
 
 
 def work(settings: Settings, request: Request) -> Callable[[Path], Iterator[Any]]:
     """The job: progress, every trial as it is done, in the end all of them with the best recipe."""
     trials = request.trials or MOST_SECONDS  # so many that all that may be asked for is
     size = size_of(make_plan(at_root(request.recipe)), trials, trials * sum(map(len, request.suites)))
+    lent = seconds_lent(size)
+    if lent is not None and 60 * (request.minutes or lent) >= lent:
+        request = replace(request, minutes=lent / 60, lent=True)
     return on_gpu(size, _search, settings, request)
 
 
@@ -80,7 +89,16 @@ class _Tuning(Search):
                     self._take(event)
                 elif isinstance(event, Progress):
                     self.doing, self.far = event.stage, event.share
+                else:
+                    self._ended(event)
                 yield
+
+    def _ended(self, tuned: Tuned) -> None:
+        """Say so where the search ended because a lent GPU is given back."""
+        minutes, scored = self.request.minutes, sum(trial.score is not None for trial in tuned.trials)
+        late = minutes is not None and tuned.seconds >= 60 * minutes
+        if self.request.lent and late and scored != self.request.trials:
+            self.remarks.append(CUT_SHORT.format(trials=scored, seconds=tuned.seconds))
 
     def _take(self, trial: Trial) -> None:
         self.trials.append(
