@@ -54,6 +54,13 @@ class OutputError(MergingError):
     """The result cannot be written where it was asked for."""
 
 
+def why_unread(cause: OSError | ValueError) -> str:
+    """Why a text file could not be read, in words: `No such file or directory`."""
+    if isinstance(cause, UnicodeError):
+        return "it is no text in UTF-8; save it as such"
+    return str(getattr(cause, "strerror", None) or cause)
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """`" Did you mean 'density'?"` where something known is close to `word`, else an empty string."""
     close = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -18,7 +18,7 @@ import torch
 
 from merging.anatomy import locate, output_axis
 from merging.checkpoint import HEAD_NAME, Checkpoint
-from merging.errors import MergingError, PlanError
+from merging.errors import MergingError
 from merging.events import Progress
 from merging.folders.adapter_file import PREFIX, SETTINGS
 from merging.folders.compatibility import compare
@@ -136,7 +136,7 @@ def _check(base: Checkpoint, model: Checkpoint, out: Path, rank: int) -> None:
             )
     problems += input_problem(out, [*base.folders, *model.folders])
     if problems:
-        raise PlanError(list(dict.fromkeys(problems)))
+        raise MergingError("\n".join(dict.fromkeys(problems)))
 
 
 class _Extraction:

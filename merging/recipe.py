@@ -5,21 +5,24 @@ What mergekit runs and we do not is refused by name; a key neither knows is an e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, ValidationError
 
-from merging.errors import RecipeError, did_you_mean
+from merging.errors import RecipeError, did_you_mean, why_unread
 from merging.methods import Profile, Scope
 from merging.references import path_exists
 from merging.values import ParameterValue, value_problem
 from merging.yaml_text import load_yaml
 
+MIXTURE = "mixtures of experts, as mergekit-moe makes them, are not supported yet"
 NOT_YET = {
     "modules": "multi-module models are not supported yet",
+    "experts": MIXTURE,
+    "gate_mode": MIXTURE,
 }
 IGNORED_PARAMETERS = {"int8_mask"}
 """mergekit's parameters that change no number of ours; accepted so that old recipes run."""
@@ -177,18 +180,21 @@ class Recipe(BaseModel):
                 "a recipe is a table of keys such as merge_method, base_model and models; this is none."
             ]
         content, problems = _without_unsupported(content)
+        told: set[Any] = set()
         while True:
             try:
                 recipe = cls.model_validate(content)
             except ValidationError as error:
-                found = [(problem["loc"], _sentence(problem)) for problem in error.errors()]
-                problems += dict.fromkeys(sentence for _, sentence in found)
-                content, smaller = _without({loc[0] for loc, _ in found}, content)
+                found = [problem for problem in error.errors() if _counts(problem)]
+                wrong = {problem["loc"][0] for problem in found}
+                problems += [_sentence(problem) for problem in found if problem["loc"][0] not in told]
+                told |= wrong
+                content, smaller = _without(wrong, content)
                 if not smaller:
-                    return None, problems
+                    return None, list(dict.fromkeys(problems))
                 continue
             recipe._folder = folder
-            return recipe, problems
+            return recipe, list(dict.fromkeys(problems))
 
     @property
     def experts(self) -> tuple[ModelEntry, ...]:
@@ -256,7 +262,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+        raise RecipeError(f"{path}: cannot be read ({why_unread(error)}).") from None
 
 
 def _without_unsupported(content: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -335,9 +341,44 @@ TABLES: dict[str, type[BaseModel]] = {
 }
 
 
+KINDS = {
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table of names and values",
+    "string_type": "must be a text",
+    "int_type": "must be a whole number",
+}
+"""pydantic's words for what YAML holds, in those of who writes it."""
+FORMS = ("str", "RowSource")
+"""What pydantic calls the two forms of a row's source."""
+
+
+def _counts(problem: Any) -> bool:
+    """Whether it is about the form that was meant, where a value may have two."""
+    last, kind = problem["loc"][-1] if problem["loc"] else "", problem["type"]
+    other = last == "str" and kind == "string_type" and isinstance(problem["input"], dict)
+    return not other and not (last == "RowSource" and kind == "model_type")
+
+
+def _place(loc: Sequence[int | str]) -> list[str]:
+    """Where in a recipe a problem is, counted from 1."""
+    before = (None, *loc)
+    named = [
+        part for part, last in zip(loc, before, strict=False) if not (last == "source" and part in FORMS)
+    ]
+    return [str(part + 1) if isinstance(part, int) else part for part in named]
+
+
+def _wanted(problem: Any, path: Sequence[int | str]) -> str:
+    """What should stand there."""
+    if problem["type"] == "model_type":
+        table = next((TABLES[part] for part in reversed(path) if part in TABLES), Recipe)
+        return f"must be a table of {', '.join(table.model_fields)}"
+    return KINDS.get(problem["type"]) or problem["msg"].removeprefix("Input ")
+
+
 def _sentence(problem: Any) -> str:
     *parents, key = problem["loc"] or ("recipe",)
-    where = ".".join(str(part + 1) if isinstance(part, int) else str(part) for part in problem["loc"])
+    where = ".".join(_place(problem["loc"]))
     if problem["type"] == "extra_forbidden":
         table = next((TABLES[part] for part in reversed(parents) if part in TABLES), Recipe)
         inside = where.removesuffix(str(key)).rstrip(".") or "the recipe"
@@ -353,4 +394,4 @@ def _sentence(problem: Any) -> str:
             f"{where}: must be two whole numbers, the first block and the one after the last, such as [0, 8]; it is "
             f"{given}."
         )
-    return f"{where}: {problem['msg'].removeprefix('Input ')}; it is {given}."
+    return f"{where}: {_wanted(problem, [*parents, key])}; it is {given}."

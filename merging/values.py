@@ -24,6 +24,8 @@ def value_problem(value: Any) -> str | None:
         for item in value:
             if not set(item) <= {"filter", "value"} or "value" not in item:
                 return f"{item!r} must have 'value' and may have 'filter'"
+            if not isinstance(item.get("filter"), str | None):
+                return f"the filter {item['filter']!r} is no text; write a part of the tensors' names, one filter for each"
             nested = item["value"]
             if isinstance(nested, list) and any(isinstance(part, dict) for part in nested):
                 return "a filter's value cannot hold filters"

@@ -16,7 +16,7 @@ import torch
 
 from merging.checkpoint import INDEX
 from merging.devices import to_host
-from merging.errors import OutputError
+from merging.errors import MergingError, OutputError
 from merging.folders.atomic_folder import AtomicFolder
 from merging.folders.header import TensorInfo, build_header, write_at
 
@@ -182,6 +182,16 @@ def ensure_replaceable(out: Path) -> None:
         raise OutputError(
             f"{str(out)[:300]}: cannot be used ({error.strerror}); choose another folder."
         ) from None
+
+
+def require_merged(folder: Path) -> None:
+    """Refuse a folder that no merge of ours wrote.
+
+    Raises:
+        MergingError: it is none.
+    """
+    if not (folder / MARKER).is_file():
+        raise MergingError(f"{folder}: is no merged folder; name the OUT of `python -m merging merge`.")
 
 
 def _split(tensors: Iterable[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:

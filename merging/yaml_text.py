@@ -87,4 +87,7 @@ def _yaml_problem(error: Exception) -> str:
         if isinstance(error, RecursionError)
         else "a value or character that is not allowed"
     )
-    return f"not valid YAML{where}: {getattr(error, 'problem', None) or reason}."
+    told = getattr(error, "problem", None) or reason
+    if told.startswith("but "):  # half a sentence, whose other half is the context
+        told = f"{getattr(error, 'context', None)}, {told}"
+    return f"not valid YAML{where}: {told}."

@@ -278,3 +278,8 @@ def test_wrong_usage_and_mistakes_on_the_command_line(tmp_path, monkeypatch, com
         assert done.stderr.startswith(reason), done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
+    nowhere = tmp_path / "recipe.yaml" / "i.safetensors"
+    for place, reason in ((recipe, "is no importance file"), (nowhere, "importance cannot be written")):
+        done = command_line("importance", recipe, "--data", "nowhere.jsonl", "--out", place)
+        assert done.returncode == 1
+        assert reason in done.stderr, "before the data are read, and long before anything is measured"

@@ -235,6 +235,8 @@ def test_the_command(family, write_recipe, command_line):
     assert done.returncode == 0
     assert "# left out: scope: model" in done.stdout
     assert yaml.safe_load(done.stdout)["parameters"] == {"weight": 1.0, "density": 0.2}
+    no_merge = command_line("export", family / "one")
+    assert "one: is no merged folder; name the OUT of" in no_merge.stderr
 
 
 def test_what_belongs_to_another_of_mergekits_methods_is_left_out(family):

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from merging.devices import resolve_device
-from merging.errors import MergingError
+from merging.errors import MergingError, why_unread
 from merging.evaluation import Perplexity, SuiteResult, perplexity
 from merging.evaluation import evaluate as score
 from merging.inference import LoadedModel
@@ -90,7 +90,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as cause:
-        raise MergingError(f"The text {file} cannot be read: {cause}") from cause
+        raise MergingError(f"The text {file} cannot be read ({why_unread(cause)}).") from cause
 
 
 def _ask(

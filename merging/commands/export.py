@@ -15,7 +15,7 @@ from merging.gguf import gguf_lines
 from merging.output import config_of
 from merging.plan import make_plan
 from merging.recipe import Recipe
-from merging.writer import MARKER
+from merging.writer import MARKER, require_merged
 
 
 def export(
@@ -30,6 +30,7 @@ def export(
     makes a GGUF file of the merged folder OUT. RECIPE may be the folder of a finished merge."""
     folder, config = Path("OUT"), {}
     if recipe.is_dir():
+        require_merged(recipe)
         folder, config, recipe = recipe.resolve(), Checkpoint.open(recipe).config, recipe / MARKER
     loaded = Recipe.load(recipe)
     print(loaded.to_mergekit(approximate=approximate), end="")

@@ -19,7 +19,7 @@ from merging.errors import MergingError
 from merging.events import Progress
 from merging.importance import Measurement, cache_folder, measure_importance
 from merging.importances.agreement import Agreement, Correlation
-from merging.importances.artefact import Importance
+from merging.importances.artefact import Importance, ensure_place
 
 SHOWN = 5
 """Partitions printed for each expert."""
@@ -61,6 +61,7 @@ def importance(
         seed=seed,
         agreement=agreement,
     )
+    ensure_place(out)
     folder = cache_folder() if cache else None
     found = _follow(measure_importance(recipe, _data(data), wanted, device=device, cache=folder))
     found.save(out)

@@ -26,7 +26,7 @@ from merging.folders.room import bytes_text
 from merging.hub.client import Hub
 from merging.hub.push import LONGEST_MESSAGE, MESSAGE, Order, Pushed, push
 from merging.judging.history import FILE, LOCAL_OWNER, History
-from merging.writer import MARKER
+from merging.writer import require_merged
 
 PATIENCE = 60.0
 """Seconds that a push which ends early may take to remove what it made: the process is not left before."""
@@ -54,8 +54,7 @@ def push_folder(
 
     The account is that of HF_TOKEN, or of `hf auth login`. The card has the scores that the app on this machine measured.
     """
-    if not (folder / MARKER).is_file():
-        raise MergingError(f"{folder}: is no merged folder; name the OUT of `python -m merging merge`.")
+    require_merged(folder)
     hub = Hub.from_environment()
     if not hub.has_token:
         raise MergingError(

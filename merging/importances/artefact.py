@@ -181,10 +181,9 @@ class Importance:
             OutputError: it cannot be written, or would replace a file that holds no importance.
         """
         target = Path(path)
-        _require_replaceable(target)
+        ensure_place(target)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             self._write(partial)
             partial.replace(target)
         except OSError as error:
@@ -289,18 +288,25 @@ def _gather(stored: Checkpoint, partitions: Partitions, prefix: str) -> torch.Te
     return values
 
 
-def _require_replaceable(target: Path) -> None:
-    """Only importance may be overwritten by importance."""
-    if not target.exists():
-        return
+def ensure_place(target: Path) -> None:
+    """Make the folder for a file of importance; whoever measures asks before, lest the result be lost.
+
+    Raises:
+        OutputError: it cannot be written there, or would replace a file that holds no importance.
+    """
     try:
-        replaceable = ENTRY in read_header(target)[1]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replaceable = not target.exists() or ENTRY in read_header(target)[1]
+    except OSError as error:
+        raise OutputError(f"{target}: importance cannot be written ({error.strerror}).") from None
     except CheckpointError:
         replaceable = False
     if not replaceable:
         raise OutputError(
             f"{target}: exists and is no importance file; it is not overwritten. Choose another name."
         )
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target}: importance cannot be written there; choose another place.")
 
 
 def head_settings(config: Mapping[str, Any]) -> dict[str, Any]:

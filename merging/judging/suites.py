@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from merging.errors import MergingError, did_you_mean
+from merging.errors import MergingError, did_you_mean, why_unread
 
 Scoring = Literal["exact", "normalised", "choice"]
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
@@ -61,7 +61,7 @@ class Suite:
                 raise MergingError(_too_large(f"The suite {name or file}"))
             text = file.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as cause:
-            raise MergingError(f"The suite {file} cannot be read: {cause}") from cause
+            raise MergingError(f"The suite {file} cannot be read ({why_unread(cause)}).") from cause
         return cls._of(
             text, name or f"{file.absolute().parent.name}/{file.stem}", scoring, name or str(file), limited
         )

@@ -117,7 +117,7 @@ class Method(BaseModel):
         try:
             return cls.model_validate({**(cls.MERGEKIT if profile == "mergekit" else {}), **parameters})
         except ValidationError as error:
-            raise ParameterError("; ".join(dict.fromkeys(cls._sentences(error)))) from None
+            raise ParameterError(" ".join(dict.fromkeys(cls._sentences(error)))) from None
 
     @classmethod
     @cache
