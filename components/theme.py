@@ -14,7 +14,7 @@ from components.shared import MODELS_KEY
 CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
 SCRIPTS = "".join(
     Path(__file__).with_name(name).read_text(encoding="utf-8")
-    for name in ("event_stream.js", "number_fields.js")
+    for name in ("event_stream.js", "told_fields.js", "number_fields.js")
 )
 RESTORING = f"""
 try {{

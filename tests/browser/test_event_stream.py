@@ -43,3 +43,29 @@ def test_an_event_at_the_end_of_the_stream_is_answered(new_window, app_url, cons
         page.get_by_role("button", name="Remove expert 4").click()
         field.wait_for(state="detached")
     assert console_errors == []
+
+
+def test_fields_are_not_told_of_events_that_read_them(page):
+    """The page asks what to tell to whom by `Object.entries`, and did so for every field that any event had ever read."""
+    page.evaluate(
+        """() => {
+          const entries = Object.entries;
+          window.told = new Set();
+          Object.entries = (table) => {
+            const found = entries(table);
+            if (found.every(([, one]) => one?.component_id)) for (const [field] of found) told.add(Number(field));
+            return found;
+          };
+        }"""
+    )
+    page.get_by_role("tab", name="3 Merge").click()
+    page.locator("#merge-method label:has(input[value='linear'])").click()
+    page.locator("#recipe-yaml", has_text="merge_method: linear").wait_for()
+    read = page.evaluate("gradio_config.dependencies.flatMap((one) => one.inputs)")
+    written = page.evaluate(
+        "gradio_config.dependencies.flatMap((one) => one.show_progress_on ?? one.outputs)"
+    )
+    told = set(page.evaluate("[...told]"))
+    assert told
+    assert len(set(read) - set(written)) > 100
+    assert told <= set(written)
