@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,9 @@ def _write_zip(target: Path, folder: Path, over: Mapping[str, bytes]) -> None:
                 if file.name not in over and file.is_file() and not file.is_symlink():
                     archive.write(file, f"{target.stem}/{file.name}")
             for path, content in over.items():
-                archive.writestr(f"{target.stem}/{path}", content)
+                entry = zipfile.ZipInfo(f"{target.stem}/{path}", time.localtime()[:6])
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, content)
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from merging.judging.history import FILE, LOCAL_OWNER, Draft, History
 from merging.judging.intervals import Interval
 from merging.judging.suites import Item, Suite
 from merging.recipe import ModelEntry
+from merging.reports.report import Grid
 from tests.conftest import edit_config
 from tests.families import save_family
 from tests.hub_server import TOKEN
@@ -61,7 +62,7 @@ def front(card: str) -> dict:
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_the_card_has_all_that_a_stranger_needs(packed):
+def test_the_card_has_all_that_a_stranger_needs(own, packed):
     card = packed["README.md"].decode()
     found = front(card)
     assert found["library_name"] == "transformers"
@@ -70,10 +71,12 @@ def test_the_card_has_all_that_a_stranger_needs(packed):
     headings = re.findall(r"^## (.*)$", card, re.M)
     wanted = ["How to use it", "Parents", "Licences", "Maps", "What was attained", "How it was made"]
     assert [one for one in headings if one in wanted] == wanted
-    assert "TIES put what one and two changed in base together into one model." in card
+    taken = "TIES took what sets one and two (the experts) apart from base (the base)"
+    assert f"{taken}, and put it together into one model." in card
     assert re.search(r"Made with Mergescope \S+, torch \S+, transformers \S+ and Python 3", card)
     assert "no legal advice" in card
     assert "FOLDER" not in card.split("## Parents")[0]
+    assert "In place of `FOLDER` write where this model lies." in (own[1] / "README.md").read_text()
 
 
 def test_its_lines_of_code_run(own, packed):
@@ -277,6 +280,15 @@ def test_names_elsewhere_are_short_and_differ(tmp_path):
         str(places[2]): "c",
         f"{places[0]}+org/lora": "model+org/lora",
     }
+
+
+@pytest.mark.parametrize("columns", [1, 600, 2000])
+def test_a_map_of_any_number_of_modules_is_drawn(columns):
+    grid = Grid([0], [f"kind {number}" for number in range(columns)], [[0.5] * columns])
+    panel = card_pictures._Panel("one", grid, lambda row, column: 0.5, "{:.2f}".format)
+    assert card_pictures._maps("Change", [panel], card_pictures.CIVIDIS, ["a", "b", "c"]).startswith(
+        b"\x89PNG"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.0015, 0.0025, 1.0])

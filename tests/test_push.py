@@ -75,7 +75,6 @@ def test_what_everybody_may_see_is_public(hub, folder):
 @pytest.mark.parametrize(
     "name",
     [
-        "",
         "one",
         "a/b/c",
         "../x",
@@ -97,6 +96,8 @@ def test_a_name_the_hub_would_not_take_is_one_sentence(hub, folder, name):
     with pytest.raises(HubError, match="is no name of a repository; write org/name") as told:
         pushed(folder, Order(name))
     assert len(str(told.value)) < 330
+    with pytest.raises(HubError, match=r"^Write the name of the repository: org/name"):
+        pushed(folder, Order(" "))
     assert hub.seen == []
 
 

@@ -24,6 +24,8 @@ from merging.writer import MARKER
 
 FOLDER = "FOLDER"
 """What stands in a card for where the model lies, until that is known."""
+LIES_IN = f"In place of `{FOLDER}` write where this model lies."
+"""What the card says as long as that word stands in it."""
 ATTAINED = "## What was attained"
 """The heading before which `merging.cards.parcel` puts what was measured later."""
 PIPELINES = {
@@ -94,18 +96,24 @@ def _what_it_is(plan: Plan, lineage: Ancestor, config: Mapping[str, Any]) -> tup
     experts = _listed([_named(one) for one in lineage.parents if not one.is_base])
     bases = [_named(one) for one in lineage.parents if one.is_base]
     what = "language model" if config and not why_silent(config) else "model"
-    source = f"what {experts} changed in {bases[0]}" if bases else f"the weights of {experts}"
+    named = f"{experts} (the expert{'s' if len(lineage.parents) - len(bases) > 1 else ''})"
+    work = (
+        f"took what sets {named} apart from {bases[0]} (the base), and put it together into one model"
+        if bases
+        else f"put the weights of {named} together into one model"
+    )
+    loads = " and loads like any other model of transformers" if config else ""
     dtypes = sorted({DTYPE_WORDS.get(one.info.dtype, one.info.dtype.lower()) for one in plan.tensors})
     return f"# {experts}, merged by {method.title}", [
-        f"This {what} was made without any training: {method.title} put {source} together into one model. It has "
-        f"{_count(plan.parameters)} parameters in {' and '.join(dtypes)} and loads like any other model of transformers.",
+        f"This {what} was made without any training: {method.title} {work}. It has {_count(plan.parameters)} parameters in "
+        f"{' and '.join(dtypes)}{loads}.",
         "",
-        f"About the method, [{method.title}]({method.paper}): {method.when_to_use}",
+        f"What [{method.title}]({method.paper}) is for: {method.when_to_use}",
     ]
 
 
 def _use(plan: Plan, config: Mapping[str, Any]) -> list[str]:
-    """Three lines of Python; none for weights without a config."""
+    """Three lines of Python, and what to put into them; none for weights without a config."""
     if not config:
         return []
     task = _pipeline(config)
@@ -130,7 +138,7 @@ def _use(plan: Plan, config: Mapping[str, Any]) -> list[str]:
             f'model = {kind}.from_pretrained("{FOLDER}")',
             "print(model.config)",
         ]
-    return ["```python", *lines, "```"]
+    return [LIES_IN, "", "```python", *lines, "```"]
 
 
 def _parents(one: Ancestor, depth: int = 0) -> Iterator[str]:
@@ -155,9 +163,12 @@ def _licences(lineage: Ancestor) -> list[str]:
 def _attained(plan: Plan, finished: Finished) -> list[str]:
     facts = []
     if finished.relative_change is not None:
-        facts.append(f"- relative change of the merge, ‖Δ‖/‖θ0‖: {finished.relative_change:.4g}")
         facts.append(
-            f"- changed weights that the output dtype rounds back to the base: {finished.lost_share:.1%}"
+            f"- relative change, ‖Δ‖/‖θ0‖: {finished.relative_change:.4g}, the length of what the merge changed beside that of "
+            "the base's weights"
+        )
+        facts.append(
+            f"- weights that the merge changed, but the output's number format rounds back to the base: {finished.lost_share:.1%}"
         )
     if finished.attained is not None:
         for name, kept, tied in zip(
@@ -165,9 +176,8 @@ def _attained(plan: Plan, finished: Finished) -> list[str]:
         ):
             share = kept / max(1, finished.attained.elements)
             known = _code(short(plan.elsewhere.get(name, name)))
-            facts.append(
-                f"- density attained for {known}: {share:.4f} ({tied:,} elements tied at the threshold)"
-            )
+            equal = f"; {tied:,} were equal at the threshold" if tied else ""
+            facts.append(f"- density attained for {known}: {share:.4f} of its changes were kept{equal}")
     return facts or ["- no base, so no change was measured"]
 
 
@@ -190,7 +200,7 @@ def _made(plan: Plan) -> list[str]:
         plan.public.to_yaml().rstrip(),
         "```",
         "",
-        "To make the same files again, install Mergescope and run",
+        f"To make the same files again, in the folder {FOLDER}, install Mergescope and run",
         "",
         "```bash",
         f"python -m merging merge {MARKER} {FOLDER}",
@@ -214,6 +224,8 @@ def _models(plan: Plan) -> list[str]:
 
 def _llama_cpp(config: Mapping[str, Any]) -> list[str]:
     said, *command = gguf_lines(FOLDER, config) or [""]
+    if command:
+        said = f"{said.removesuffix(':')}, with this model in {FOLDER}:"
     shown = ["", "```bash", *command, "```"] if command else []
     return [f"{said[:1].upper()}{said[1:]}", *shown] if said else []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 from merging.cards.front_matter import README
-from merging.cards.model_card import ATTAINED, FOLDER
+from merging.cards.model_card import ATTAINED, FOLDER, LIES_IN
 from merging.cards.pictures import FOLDER as PICTURES
 from merging.cards.pictures import Picture, card_pictures
 from merging.cards.scores import CardScore, score_lines
@@ -175,7 +175,9 @@ def _card(card: str, parts: Sequence[str], name: str) -> str:
     before, heading, after = card.partition(f"{ATTAINED}\n")
     text = "\n".join(parts).lstrip("\n")
     made = f"{before}{text}\n{heading}{after}" if heading else f"{card.rstrip()}\n\n{text}"
-    return made.replace(f'"{FOLDER}"', f'"{name}"') if is_hub_id(name) else made
+    if not name:
+        return made
+    return made.replace(f"{LIES_IN}\n\n", "").replace(f'"{FOLDER}"', json.dumps(name))
 
 
 def _recipe(folder: Path, plan: Plan | None, recipe: Recipe) -> bytes:

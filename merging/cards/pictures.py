@@ -35,6 +35,9 @@ LEAST_LIMIT = 0.02
 LEAST_TOLD = 0.005
 """A smaller share is not spoken of."""
 MOST_NAME = 30
+LLAMA = {"q", "k", "v", "o", "gate", "up", "down"}
+"""The modules of most language models of today."""
+_MODULES = " The attention consists of q, k, v and o, the feed-forward layer of gate, up and down."
 NOT_LATIN = 0x250
 """The first letter that Pillow's own font lacks for sure."""
 
@@ -86,7 +89,7 @@ def _change(report: Report, names: Sequence[str]) -> Picture | None:
         name="change.png",
         title=title,
         note="Length of the change beside the length of the base's weights, block by block and module by module; the "
-        "brighter, the larger. A gap: no such module.",
+        "brighter, the larger. A gap: no such module." + (_MODULES if {*grids[0].columns} >= LLAMA else ""),
         alt=" ".join([f"{title}.", *(_told(name, grid) for name, grid in zip(names, grids, strict=True))]),
         png=_maps(
             title,
@@ -159,7 +162,7 @@ def _maps(title: str, panels: Sequence[_Panel], stops: Sequence[str], ticks: Seq
     across = min(len(panels), 3 if len(grid.columns) <= 8 else 2 if len(grid.columns) <= 14 else 1)
     left = max(_wide(word, SMALL) for word in ("block", *map(_row, grid.rows))) + 16
     room = (WIDTH - 2 * EDGE - left - GAP * (across - 1)) // across
-    cell = min(WIDEST, room // len(grid.columns)), max(LOWEST, min(TALLEST, MAP // len(grid.rows)))
+    cell = min(WIDEST, max(1, room // len(grid.columns))), max(LOWEST, min(TALLEST, MAP // len(grid.rows)))
     turned = max(_wide(column, SMALL) for column in grid.columns) > cell[0] - 6
     under = (max(_wide(column, SMALL) for column in grid.columns) if turned else SMALL) + 18
     step = TEXT + 16 + cell[1] * len(grid.rows) + under + 22
@@ -192,7 +195,7 @@ def _cells(
                 continue
             colour = colour_at(stops, panel.place(row, column))
             x, y = corner[0] + column * cell[0], corner[1] + row * cell[1]
-            draw.rectangle((x, y, x + cell[0] - 3, y + cell[1] - 1 - gap), fill=colour)
+            draw.rectangle((x, y, x + max(0, cell[0] - 3), y + cell[1] - 1 - gap), fill=colour)
             word = panel.word(value)
             if cell[1] >= SMALL + 8 and _wide(word, SMALL) <= cell[0] - 8:
                 middle = (x + cell[0] / 2 - 1, y + (cell[1] - gap) / 2)

@@ -83,6 +83,8 @@ def repository_name(text: str) -> str:
         HubError: it is none; says what the Hub allows.
     """
     name = text.strip()
+    if not name:
+        raise HubError("Write the name of the repository: org/name, with your account or organisation first.")
     try:
         validate_repo_id(name)
     except HFValidationError:
