@@ -20,7 +20,7 @@ from merging.executors import MOST_WORKERS, workers_here
 from merging.folders.compatibility import compare_parts, recipe_problems
 from merging.folders.header import DTYPES
 from merging.folders.room import bytes_text, disk_problem, memory_problem, output_problem
-from merging.hub.pinning import commits_here, names_elsewhere, public_recipe, renamed
+from merging.hub.pinning import commits_here, from_anywhere, names_elsewhere, public_recipe, renamed
 from merging.importances.artefact import Importance
 from merging.layout import Slot, layout
 from merging.methods import Method, get_method
@@ -78,8 +78,8 @@ class Plan:
 
     @cached_property
     def record(self) -> Recipe:
-        """The recipe as a result keeps it: every Hub model at the commit that was merged."""
-        return renamed(self.recipe, self.commits)
+        """The recipe as a result keeps it, to be run again from any folder: every Hub model at the commit that was merged."""
+        return from_anywhere(renamed(self.recipe, self.commits))
 
     @cached_property
     def elsewhere(self) -> Mapping[str, str]:

@@ -71,7 +71,7 @@ def test_two_stages_on_the_command_line(family, write_recipe, tmp_path, command_
     assert done.returncode == 0
     assert "a merge by `Task arithmetic` of" in (tmp_path / "last" / "README.md").read_text()
     exported = command_line("export", tmp_path / "last").stdout
-    assert Recipe.from_yaml(exported).base_model == "skills"
+    assert Recipe.from_yaml(exported).base_model == str(tmp_path / "skills"), "found from any folder"
     assert (
         f"# python convert_hf_to_gguf.py {tmp_path}/last --outfile {tmp_path}/last.gguf --outtype f32"
         in exported

@@ -11,7 +11,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from merging import METHODS, MergingError
+from merging import METHODS, Checkpoint, MergingError, merge
 from merging.cli import app
 from merging.commands.tuning import _until_interrupted
 from merging.evaluation import ItemResult, SuiteResult
@@ -152,6 +152,49 @@ def test_experts_whose_folders_are_called_alike_are_searched_apart(strategy, fam
     tried, _ = search(recipe, [SUITE], trials, strategy=strategy, budget=4)
     first, second = ([trial.values[f"weight of {folder}"] for trial in tried] for folder in folders)
     assert first[1:] != second[1:]
+
+
+def test_a_value_of_the_whole_merge_goes_before_those_of_slices():
+    ranges = [{"model": name, "layer_range": [0, 6]} for name in ("a", "b")]
+    text = {
+        "merge_method": "slerp",
+        "base_model": "a",
+        "slices": [{"sources": ranges, "parameters": {"t": 0.3}}],
+    }
+    recipe = Recipe.from_yaml(json.dumps(text))
+    (t,) = search_space(recipe)
+    assert current(recipe, t) == 0.3
+    changed = with_values(recipe, {t: 0.7})
+    assert current(changed, t) == 0.7
+    assert [part.parameters for part in changed.slices] == [{}]
+    halves = [{"sources": [one | {"layer_range": at} for one in ranges]} for at in ([0, 3], [3, 6])]
+    halves[0]["parameters"] = {"t": 0.3}
+    assert current(Recipe.from_yaml(json.dumps(text | {"slices": halves})), t) is None
+
+
+def test_a_recipe_whose_models_lie_beside_it_can_be_tuned_and_run_again(
+    family, tmp_path, command_line, monkeypatch
+):
+    shutil.copytree(family, tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    override = {"tensors": "*mlp*", "model": "one", "parameters": {"weight": 0.3}}
+    content = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"model": "one"}, {"model": "./two"}],
+    }
+    recipe = tmp_path / "models" / "r.yaml"
+    recipe.write_text(json.dumps(content | {"overrides": [override], "tokenizer_source": "base"}))
+    (tmp_path / "s.jsonl").write_text('{"prompt": "a", "answer": "b"}')
+    done = command_line("tune", recipe, "--suite", "s.jsonl", "--out", "tuned.yaml", "--trials", "1")
+    assert done.returncode == 0, done.stderr
+    assert Recipe.load("tuned.yaml").overrides[0].model == str(tmp_path / "models" / "one")
+    assert Recipe.load("tuned.yaml").tokenizer_source == "base", "a word, though a folder is called so"
+    first, again = merge("tuned.yaml", "first"), merge(recipe, "again")
+    monkeypatch.chdir(tmp_path / "again")
+    last = merge("mergescope.yaml", "../last")
+    written = {Checkpoint.open(tmp_path / out.name).fingerprint for out in (first, again, last)}
+    assert len(written) == 1
 
 
 def test_the_result_is_a_recipe_with_a_note(family, trials):

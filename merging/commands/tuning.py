@@ -19,12 +19,12 @@ from rich.progress import Progress as Bar
 
 from merging.errors import OutputError
 from merging.events import Progress
+from merging.hub.pinning import from_anywhere
 from merging.judging.strategies import STRATEGIES
 from merging.judging.suites import Suite
 from merging.judging.trials import Trials
 from merging.memory.whatif import Residents
 from merging.recipe import Recipe
-from merging.references import path_exists
 from merging.tuning import TRIALS, Trial, Tuned
 from merging.tuning import tune as search
 
@@ -56,7 +56,7 @@ def tune(
 ) -> None:
     """Search over a method's parameters and the experts' weights. Ctrl-C keeps the best so far."""
     _require_writable(out, recipe)
-    start = _to_be_moved(Recipe.load(recipe))
+    start = from_anywhere(Recipe.load(recipe))
     suites = [Suite.load(path) for path in suite]
     maker = Trials(Residents(), device)
     stop = threading.Event()
@@ -163,21 +163,3 @@ def _write(out: Path, text: str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(f"--out {out}: cannot be written ({error.strerror}).") from None
-
-
-def _to_be_moved(recipe: Recipe) -> Recipe:
-    """The recipe with models that lie beside its file named so that they are found from any folder."""
-
-    def moved(name: str | None) -> str | None:
-        if name is None or path_exists(Path(name).expanduser()):
-            return name
-        place = recipe.locate(name)
-        return str(place.resolve()) if path_exists(place) else name
-
-    models = tuple(entry.model_copy(update={"model": moved(entry.model)}) for entry in recipe.models)
-    changed = {
-        "base_model": moved(recipe.base_model),
-        "importance": moved(recipe.importance),
-        "models": models,
-    }
-    return recipe.model_copy(update=changed)

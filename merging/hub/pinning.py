@@ -14,6 +14,8 @@ from merging.references import Reference, path_exists
 
 NAMING_KEYS = ("model", "base_model", "tokenizer_source", "chat_template", "special_tokens", "source")
 """The keys of a recipe whose value may be the name of a model."""
+WORDS = ("base", "union", "auto")
+"""Values of the last four of them that name no folder, even where one is called so."""
 
 
 def commits_here(recipe: Recipe) -> dict[str, str]:
@@ -30,7 +32,7 @@ def commits_here(recipe: Recipe) -> dict[str, str]:
         return replace(own, adapter=adapter)
 
     values = _values(recipe.model_dump(mode="json", exclude_defaults=True))
-    named = {text: Reference.parse(text, exists) for text in values if "{" not in text}
+    named = {text: Reference.parse(text, exists) for text in values}
     return {text: str(pinned(one)) for text, one in named.items() if pinned(one) != one}
 
 
@@ -55,9 +57,8 @@ def names_elsewhere(recipe: Recipe, commits: Mapping[str, str]) -> dict[str, str
         raise AssertionError("numbers do not end")
 
     for text in _values(recipe.model_dump(mode="json", exclude_defaults=True)):
-        if "{" not in text:
-            known = commits.get(text, text)
-            found[text] = str(named(Reference.parse(known, lambda one: path_exists(recipe.locate(one)))))
+        known = commits.get(text, text)
+        found[text] = str(named(Reference.parse(known, lambda one: path_exists(recipe.locate(one)))))
     return {text: name for text, name in found.items() if text != name}
 
 
@@ -65,6 +66,24 @@ def public_recipe(recipe: Recipe, commits: Mapping[str, str]) -> Recipe:
     """A recipe with the names that its models have elsewhere, and with no path of this machine."""
     new = renamed(recipe, names_elsewhere(recipe, commits))
     return new if new.importance is None else new.model_copy(update={"importance": Path(new.importance).name})
+
+
+def from_anywhere(recipe: Recipe) -> Recipe:
+    """A recipe whose models and importance are found from any folder: what lies beside its file, by its whole path."""
+
+    def whole(text: str) -> str:
+        if path_exists(Path(text).expanduser()) or not path_exists(place := recipe.locate(text)):
+            return text
+        return str(place.resolve())
+
+    def named(one: Reference) -> Reference:
+        model = one.model if one.revision is not None else whole(one.model)
+        return replace(one, model=model, adapter=named(one.adapter) if one.adapter else None)
+
+    values = _values(recipe.model_dump(mode="json", exclude_defaults=True))
+    exists = {text: Reference.parse(text, lambda one: path_exists(recipe.locate(one))) for text in values}
+    new = renamed(recipe, {text: str(named(one)) for text, one in exists.items()})
+    return new if new.importance is None else new.model_copy(update={"importance": whole(new.importance)})
 
 
 def folder_name(path: Path) -> str:
@@ -82,9 +101,15 @@ def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
     return new
 
 
+def _names_model(key: str, value: Any) -> bool:
+    if key not in NAMING_KEYS or not isinstance(value, str) or "{" in value:
+        return False
+    return key in NAMING_KEYS[:2] or value not in WORDS
+
+
 def _values(content: Any) -> Iterator[str]:
     for key, value in content.items() if isinstance(content, dict) else ():
-        if key in NAMING_KEYS and isinstance(value, str):
+        if _names_model(key, value):
             yield value
     inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
     for value in inner:
@@ -94,9 +119,7 @@ def _values(content: Any) -> Iterator[str]:
 def _renamed(content: Any, names: Mapping[str, str]) -> Any:
     if isinstance(content, dict):
         return {
-            key: names.get(value, value)
-            if key in NAMING_KEYS and isinstance(value, str)
-            else _renamed(value, names)
+            key: names.get(value, value) if _names_model(key, value) else _renamed(value, names)
             for key, value in content.items()
         }
     if isinstance(content, (list, tuple)):

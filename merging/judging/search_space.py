@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from merging.errors import ParameterError, did_you_mean
 from merging.methods import Method, get_method
-from merging.recipe import ModelEntry, Recipe
+from merging.recipe import ModelEntry, Recipe, Slice, SliceSource
 
 WIDE = 2.0
 """How far a search goes above 0 where nothing limits a number; further for one that is larger already."""
@@ -26,6 +26,8 @@ MARGIN = 1e-3
 DIGITS = 4
 
 Value = float | int | bool | str
+P = TypeVar("P", ModelEntry, Slice, SliceSource)
+"""What has parameters of its own."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,13 @@ def current(recipe: Recipe, one: Dimension) -> Value | None:
     found: Any = recipe.parameters.get(one.name, method.defaults(recipe.profile)[one.name])
     if one.name == "scope" and recipe.scope is not None:
         found = recipe.scope
-    given = [entry.parameters[one.name] for entry in recipe.models if one.name in entry.parameters]
+    given = [*_given(recipe, one.name)]
     if one.expert is not None:
         entry = next(entry for entry in recipe.models if entry.model == one.expert)
         found = entry.parameters.get(one.name, found)
-    elif len(given) == len(recipe.models) and given and all(value == given[0] for value in given):
+    elif given and all(value is not None and value == given[0] for value in given):
         found = given[0]
-    elif given:
+    elif any(value is not None for value in given):
         return None
     if one.place is not None:
         found = found[one.place]
@@ -150,7 +152,7 @@ def current(recipe: Recipe, one: Dimension) -> Value | None:
 
 def with_values(recipe: Recipe, values: Values) -> Recipe:
     """The recipe with other values in it; an expert's own goes before that of all alike."""
-    parameters, models = dict(recipe.parameters), list(recipe.models)
+    parameters, models, slices = dict(recipe.parameters), list(recipe.models), list(recipe.slices)
     scope = recipe.scope
     defaults = get_method(recipe.merge_method).defaults(recipe.profile)
     for one, raw in sorted(values.items(), key=_of_an_expert):
@@ -168,7 +170,9 @@ def with_values(recipe: Recipe, values: Values) -> Recipe:
         else:
             parameters[one.name] = value
             models = [_without(entry, one.name) for entry in models]
-    changed = {"parameters": parameters, "models": tuple(models), "scope": scope}
+        if one.expert is None:
+            slices = [_cleared(part, one.name) for part in slices]
+    changed = {"parameters": parameters, "models": tuple(models), "slices": tuple(slices), "scope": scope}
     return recipe.model_copy(update=changed)
 
 
@@ -263,6 +267,19 @@ def _with(entry: ModelEntry, name: str, value: Value) -> ModelEntry:
     return entry.model_copy(update={"parameters": {**entry.parameters, name: value}})
 
 
-def _without(entry: ModelEntry, name: str) -> ModelEntry:
-    kept = {key: value for key, value in entry.parameters.items() if key != name}
-    return entry.model_copy(update={"parameters": kept})
+def _given(recipe: Recipe, name: str) -> Iterator[Any]:
+    """What each model, or each source of a slice, has of a parameter by itself or by its slice; None: nothing."""
+    yield from (entry.parameters.get(name) for entry in recipe.models)
+    for part in recipe.slices:
+        yield from (source.parameters.get(name, part.parameters.get(name)) for source in part.sources)
+
+
+def _cleared(part: Slice, name: str) -> Slice:
+    """A slice in which the whole recipe's value of a parameter holds."""
+    sources = tuple(_without(source, name) for source in part.sources)
+    return _without(part, name).model_copy(update={"sources": sources})
+
+
+def _without(place: P, name: str) -> P:
+    kept = {key: value for key, value in place.parameters.items() if key != name}
+    return place.model_copy(update={"parameters": kept})
