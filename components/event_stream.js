@@ -5,7 +5,6 @@
 // Two events sent at nearly the same time may overtake each other on their way. Those of one kind, as quick clicks on a map,
 // are sent one after another, so that the last one is answered last. The page keeps an answer that comes before the receipt
 // of its event, and then puts it before answers that came earlier: here an answer waits until the page has read the receipt.
-// That an event waits or is worked on, the page knows since it sent it: it is not told so twice more.
 (() => {
   const send = window.fetch.bind(window);
   const unanswered = new Set();
@@ -95,7 +94,6 @@
       rest = messages.pop();
       for (const message of messages) {
         const { msg, event_id: event } = JSON.parse(message.slice("data:".length));
-        if (msg === "estimation" || msg === "process_starts") continue;
         await receipted(event);
         if (msg === "process_completed") unanswered.delete(event);
         if (msg === "unexpected_error") unanswered.clear();
