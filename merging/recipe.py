@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, ValidationError
@@ -31,6 +31,8 @@ IGNORED_KEYS = {"residual_weight"}
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPE_KEYS = ("dtype", "out_dtype")
+Glob = Annotated[str, Field(max_length=500)]
+"""Longer than any tensor's name: Python takes the square of the time to read one with many brackets."""
 
 
 class ModelEntry(BaseModel):
@@ -67,7 +69,7 @@ class Override(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tensors: str
+    tensors: Glob
     model: str | None = None
     parameters: dict[str, ParameterValue]
 
@@ -143,7 +145,7 @@ class Recipe(BaseModel):
     special_tokens: str | None = None
     """The model whose end, beginning and padding tokens the output has; the one that gives the tokenizer by default."""
     chat_template: str | None = None
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[Glob, ...] = ()
     keep: Keep = Keep()
     overrides: tuple[Override, ...] = ()
 

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 MOST_VALUES = 20_000
+MOST_DIGITS = 100
+"""Of a whole number; Python does not write one of more than 4300 digits in an error."""
 
 
 def load_yaml(text: str) -> tuple[Any, str | None]:
@@ -56,6 +58,14 @@ class _Loader(yaml.SafeLoader):
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > MOST_DIGITS:
+            problem = f"a whole number of more than {MOST_DIGITS} digits"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return int(super().construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
