@@ -43,6 +43,9 @@ from components.shared import build_shared
 from components.theme import CSS, HEAD, about, build_header, build_theme
 from merging import MergingError
 
+PAGES = 1000
+"""Of which the server remembers what they show: each takes 1.5 MB from its first event on, and Gradio forgets none before."""
+
 
 def build_app(settings: Settings) -> gr.Blocks:
     """The page: header, numbered tabs, and their events."""
@@ -152,6 +155,7 @@ def serve(app: gr.Blocks, settings: Settings, **options: Any) -> None:
         max_file_size=settings.largest_upload,
         run_history=False,
         enable_monitoring=False,
+        state_session_capacity=PAGES,
         blocked_paths=private_paths(settings),
         app_kwargs={"middleware": [Middleware(Doors, settings=settings)]},
         ssr_mode=False,  # a Space asks for it, and Node would then stand before the server

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from app import PAGES
 from components.family import Family
 from components.merge.recipe import default_recipe
 from components.preview.store import Desk, shared_pages
@@ -290,6 +291,10 @@ def test_a_request_that_is_too_long_is_not_read(server):
     answer = server.client.post("/gradio_api/queue/join", content=b"[" * 9_000_000)
     assert (answer.status_code, answer.text[:45]) == (413, "This request has more than 8,000,000 bytes, a")
 
+    many = b'{"data": [' + b"[]," * 300_000 + b"[]]}"
+    answer = server.client.post("/gradio_api/queue/join", content=many)
+    assert (answer.status_code, answer.text[:40]) == (413, "This request has more than 200,000 value")
+
     def endless():
         for _ in range(100):
             yield b"x" * 100_000
@@ -363,6 +368,11 @@ def test_a_slider_on_its_way_to_a_number_that_is_none(server, ada):
         }
         answer = server.client.post("/gradio_api/component_server", content=json.dumps(body))
         assert (answer.status_code, answer.text) == (200, "null"), value
+
+
+def test_pages_that_are_no_longer_there_are_forgotten(server):
+    """Each takes more than a megabyte."""
+    assert server.app.app.state_holder.capacity == PAGES
 
 
 def test_a_page_that_calls_itself_endlessly_is_not_known(server):

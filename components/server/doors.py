@@ -17,6 +17,8 @@ from merging import MergingError
 
 MOST_BODY = 8_000_000
 """Bytes of a request that is no upload: the longest text that a field takes, several times."""
+MOST_PARTS = 200_000
+"""Values in it: as many lists as fit into so many bytes take half a gigabyte, and all pages wait while they are made."""
 AROUND = 10_000
 """Bytes that stand around an uploaded file in its request."""
 UPLOAD = re.compile(r"/gradio_api/upload/?$")
@@ -107,6 +109,10 @@ async def _read(receive: Receive) -> Receive:
             )
         if message["type"] != "http.request" or not message.get("more_body"):
             break
+    if sum(map(body.count, (b"[", b"{", b","))) > MOST_PARTS:
+        raise Refused(
+            413, f"This request has more than {MOST_PARTS:,} values, and no more are read. Send less."
+        )
     first = [message if message["type"] != "http.request" else {**message, "body": bytes(body)}]
 
     async def again() -> Message:
