@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from merging.cards.licences import licences_in
+from merging.cards.licences import UNSTATED, licences_in
 from merging.errors import CheckpointError
 from merging.folders.config_check import config_problems
 from merging.folders.header import DTYPE_NAMES, TensorInfo, read_at, read_header
@@ -154,8 +154,11 @@ class Checkpoint:
 
     @property
     def licences(self) -> tuple[str, ...]:
-        """The licences that its cards state."""
-        return tuple(dict.fromkeys(one for folder in self.folders for one in licences_in(folder)))
+        """The licences that its card states; for what is made of several models, those of all, `unknown` among them where
+        one states none."""
+        if not self.made_of:
+            return licences_in(self.folder)
+        return tuple(dict.fromkeys(said for one in self.made_of for said in one.licences or (UNSTATED,)))
 
     @cached_property
     def config(self) -> dict[str, Any]:

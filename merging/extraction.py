@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from merging.anatomy import locate, output_axis
+from merging.cards.licences import licence_of_merge
+from merging.cards.lineage import Ancestor, licensed, lineage_of_model
 from merging.checkpoint import HEAD_NAME, Checkpoint
 from merging.errors import MergingError
 from merging.events import Progress
@@ -115,7 +117,10 @@ def extract(
             bytes_written=sum(info.nbytes for info in layout),
             seconds=time.monotonic() - started,
         )
-        writer.add_text("README.md", card(done, str(settings["base_model_name_or_path"]), model.label))
+        licence = licence_of_merge(licensed(Ancestor("", parents=(lineage_of_model(model),))))
+        writer.add_text(
+            "README.md", card(done, str(settings["base_model_name_or_path"]), model.label, licence)
+        )
     yield done
 
 

@@ -135,6 +135,7 @@ def test_the_page_extracts_the_merge_on_its_card(family, tmp_path, monkeypatch):
     assert "rank 4</td>" in page[3]
     with zipfile.ZipFile(part.download(settings, id, owner)["value"]) as archive:
         names = {Path(name).name for name in archive.namelist()}
+        assert not any(str(family).encode() in archive.read(name) for name in archive.namelist())
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "errors.csv", "README.md"}
     assert part.attach(settings, other)[0] == ""
     assert f"job:{id}" not in [key for _, key in choices(store, owner, chosen)]

@@ -7,9 +7,11 @@ import shutil
 import pytest
 
 import merging
+from merging import Checkpoint
 from merging.cards.front_matter import front_matter
 from merging.cards.licences import Licensed, licence_notes, licence_of_merge, licences_in
 from merging.cards.lineage import Ancestor, licensed, lineage_of_model, lineage_of_plan
+from merging.extraction import extract
 
 NC, ND, SA, GPL, LLAMA, GEMMA = (
     "cc-by-nc-4.0",
@@ -121,6 +123,22 @@ def test_licences_go_with_a_merge_into_the_next(family, licensed_as, write_recip
     second = merging.check(write_recipe(tmp_path / "both", "task_arithmetic", ["first"]))
     assert "licence of one in first (cc-by-nc-4.0): forbids commercial use" in "\n".join(second.warnings)
     assert lineage_of_plan(second).parents[1].licences == ("licences-of-the-parents",)
+
+
+def test_an_adapter_keeps_the_licence_of_the_model_that_it_is_of(licensed_as, tmp_path, write_recipe):
+    models = licensed_as(base="apache-2.0", one=NC)
+    (_, lora) = [
+        *extract(Checkpoint.open(models / "base"), Checkpoint.open(models / "one"), tmp_path / "lora", 2)
+    ][-2:]
+    assert licences_in(lora.path) == (NC,)
+    recipe = write_recipe(models, "task_arithmetic", [f"base+{lora.path}"])
+    plan = merging.check(recipe)
+    assert lineage_of_plan(plan).parents[1].licences == ("apache-2.0", NC)
+    assert any("licence of base+lora (cc-by-nc-4.0): forbids" in text for text in plan.warnings)
+    (lora.path / "README.md").unlink()
+    plan = merging.check(recipe)
+    assert any("licence of base+lora: not stated." in text for text in plan.warnings)
+    assert licence_of_merge(licensed(lineage_of_plan(plan))) == {}
 
 
 def test_folders_that_state_no_licence_are_no_warning_before_they_are_shared(family, write_recipe):

@@ -25,6 +25,7 @@ from components.tables import html_table
 from merging import MergingError, Progress, Recipe
 from merging.checkpoint import Checkpoint
 from merging.extraction import extract
+from merging.hub.pinning import names_elsewhere
 from merging.inspecting.extraction_report import TABLE, Extracted
 from merging.job_records import Job
 from merging.sources import open_model
@@ -118,14 +119,16 @@ def start(settings: Settings, rank: Any, merge: str, stored: Any) -> list[Any]:
         model = Checkpoint.open(folder)
         model.label = job.title
         require_room(settings, model_bytes(store, owner, merge), "An adapter of this merge", owner)
-        id = store.start(owner, KIND, partial(_work, recipe, base, model, int(rank)), title=title)
+        named = base if settings.single_owner else names_elsewhere(recipe, {}).get(base, base)
+        id = store.start(owner, KIND, partial(_work, recipe, named, model, int(rank)), title=title)
     except MergingError as error:
         raise toast(str(error), NOT_STARTED) from None
     return shown(settings, id, stored)
 
 
-def _work(recipe: Recipe, base: str, model: Checkpoint, rank: int, out: Path) -> Iterator[Any]:
-    for event in extract(open_model(base, recipe.locate), model, out, rank, base_name=base):
+def _work(recipe: Recipe, named: str, model: Checkpoint, rank: int, out: Path) -> Iterator[Any]:
+    base = open_model(str(recipe.base_model), recipe.locate)
+    for event in extract(base, model, out, rank, base_name=named):
         yield _found(event) if isinstance(event, Extracted) else event
 
 

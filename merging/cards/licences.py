@@ -29,7 +29,9 @@ fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 lla
 """
 ON_THE_HUB = frozenset(_HUB.split())
 """The identifiers that the Hub accepts in a card, without `unknown` and `other`."""
-SAYS_NOTHING = frozenset({"unknown", "other"})
+UNSTATED = "unknown"
+"""Stands beside the licences of a model that is made of several, of which one states none."""
+SAYS_NOTHING = frozenset({UNSTATED, "other"})
 OF_THE_PARENTS = "licences-of-the-parents"
 """What a merge's own card calls its licence where those of its parents differ."""
 
@@ -97,6 +99,11 @@ class Licensed:
     def known(self) -> tuple[str, ...]:
         return tuple(one for one in self.licences if _id(one) not in SAYS_NOTHING)
 
+    @property
+    def is_stated(self) -> bool:
+        """Whether all that it is made of states one."""
+        return bool(self.known) and self.known == self.licences
+
 
 def licences_in(folder: Path) -> tuple[str, ...]:
     """The licences that a folder's README states; by name where it says that they are other than the Hub's."""
@@ -134,7 +141,7 @@ def asked_by(licences: Iterable[str]) -> list[str]:
 def licence_of_merge(parents: Sequence[Licensed]) -> dict[str, str]:
     """The licence in a merge's own card: that of all parents where it is one and the same; nothing where one of them
     states none, for then nobody may grant one."""
-    if not parents or not all(parent.known for parent in parents):
+    if not parents or not all(parent.is_stated for parent in parents):
         return {}
     licences = {_id(licence) for parent in parents for licence in parent.known}
     only = licences.pop() if len(licences) == 1 else OF_THE_PARENTS
@@ -152,7 +159,7 @@ def _terms(by_licence: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _unstated(parents: Sequence[Licensed]) -> Iterator[str]:
-    silent = list(dict.fromkeys(parent.name for parent in parents if not parent.known))
+    silent = list(dict.fromkeys(parent.name for parent in parents if not parent.is_stated))
     if silent:
         yield (
             f"licence of {_listed(silent)}: not stated. Without one, only those who made a model may share what is made from "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from merging.cards.front_matter import as_front_matter
 from merging.version import __version__
 
 TABLE = "errors.csv"
@@ -67,17 +67,18 @@ def table(errors: Sequence[TensorError]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def card(done: Extracted, base: str, model: str) -> str:
+def card(done: Extracted, base: str, model: str, licence: Mapping[str, str]) -> str:
+    """The README of an adapter.
+
+    Args:
+        licence: that of the model, as front matter says it; empty where it states none.
+    """
+    facts = {"library_name": "peft", **licence, "base_model": base, "tags": ["lora", "mergescope"]}
     count = len(done.tensors)
     worst = sorted(done.tensors, key=lambda one: -one.error)[:WORST]
     return "\n".join(
         [
-            "---",
-            "library_name: peft",
-            f"base_model: {json.dumps(base)}",
-            "tags: [lora, mergescope]",
-            "---",
-            f"# The change of {model} as a LoRA adapter of rank {done.rank}",
+            f"{as_front_matter(facts)}# The change of {model} as a LoRA adapter of rank {done.rank}",
             "",
             f"Extracted with Mergescope {__version__} from {count} changed tensors. What it leaves out of the whole change is "
             f"{done.relative:.2%} of its norm. Every tensor is in {TABLE}; those with the largest errors:",
