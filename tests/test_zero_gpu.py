@@ -191,18 +191,28 @@ def test_a_gpu_that_is_not_lent_is_one_sentence(lender, store, monkeypatch):
             "ZeroGPU queue timeout",
             "No GPU was available after 60s [Create a free account](https://huggingface.co/join) to get a higher priority in "
             "ZeroGPU queues.",
-            "No GPU could be had: No GPU was available after 60s. Try again later; ",
+            "No GPU could be had: No GPU was available after 60s. Try again later. Who",
         ),
         (
             "ZeroGPU quota exceeded",
             "Space app has reached its GPU limit. Try re-running outside of examples if it happened after clicking one",
-            "No GPU could be had: Space app has reached its GPU limit. Try again later; ",
+            "No GPU could be had: Space app has reached its GPU limit. Try again later. Who",
         ),
         ("ZeroGPU client error", "Expired ZeroGPU proxy token", zero_gpu.WAITED_TOO_LONG),
     ],
 )
 def test_what_is_said_of_no_gpu_is_for_visitors_of_this_page(title, message, said):
     assert zero_gpu._sentence(gr.Error(message, title=title)).startswith(said)
+
+
+def does_not_answer(*_):
+    raise ConnectionError("refused")
+    yield
+
+
+def test_a_service_that_does_not_answer_is_one_sentence(lender, store, monkeypatch):
+    monkeypatch.setattr(zero_gpu, "_with_gpu", does_not_answer)
+    assert ended(store, LARGE, where).error == zero_gpu.NO_ANSWER
 
 
 def wait_for_a_gpu(*_):

@@ -7,6 +7,7 @@ app.py imports this module first.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -55,8 +56,11 @@ WAITED_TOO_LONG = (
     "This waited for its turn until the visit it was started in was no longer known to Hugging Face. Reload the page and "
     "start it again."
 )
+NO_ANSWER = "No GPU could be had: the service that lends it does not answer as it should. Try again later."
 NOT_FOR_US = re.compile(r"\[[^]]*\]\([^)]*\)[^.]*\.?|Try re-running outside of examples[^.]*\.?")
 """What `spaces` says for toasts, and for examples of another kind than ours."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,13 @@ def _borrow(seconds: int, work: Callable[..., Iterator[Any]], *arguments: Any) -
                 yield event
     except gr.Error as error:
         raise MergingError(_sentence(error)) from None
+    except MergingError:
+        raise
+    except Exception:
+        if begun.is_set():
+            raise
+        _log.exception("no GPU could be asked for")
+        raise MergingError(NO_ANSWER) from None
     finally:
         if begun.is_set():
             ended.wait(TO_END)
@@ -151,7 +162,8 @@ def _sentence(error: gr.Error) -> str:
     reason = NOT_FOR_US.sub("", str(error.message)).strip().rstrip(".")
     if "Expired" in reason:
         return WAITED_TOO_LONG
-    return f"No GPU could be had: {reason}. Try again later; who is signed in to Hugging Face gets a larger share."
+    when = "" if "Try again" in reason else "Try again later. "
+    return f"No GPU could be had: {reason}. {when}Who is signed in to Hugging Face gets a larger share."
 
 
 def _asked_for(seconds: int, *_: Any) -> int:
