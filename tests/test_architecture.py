@@ -146,6 +146,7 @@ MAY_CALL_OUT = {
     "hub/requests.py",
     "hub/push.py",
     "hub/push_errors.py",
+    "hub/upload.py",
     "hub/remote.py",
     "commands/hub.py",
     "commands/push.py",

@@ -262,7 +262,7 @@ def test_a_commit_that_was_made_before_it_could_be_stopped_is_named(hub, folder)
 
 
 def test_a_silent_hub_is_given_up(hub, folder, monkeypatch):
-    monkeypatch.setattr(push, "SILENCE", 0.3)
+    monkeypatch.setattr("merging.hub.upload.SILENCE", 0.3)
     hub.fail("/upload/*", pause=3)
     with pytest.raises(HubError, match="takes no more bytes"):
         pushed(folder, Order(NAME))
