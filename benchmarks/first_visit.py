@@ -9,6 +9,7 @@ soon as the server answers. Times are from the address typed in; clicks are coun
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -32,8 +33,13 @@ SPACE = {
     "HF_ENDPOINT": "http://127.0.0.1:9",
 }
 """A Space whose Hub does not answer: nothing here waits for it."""
-PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "desk": {"viewport": DESK},
+    "dark": {"viewport": DESK, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}},
+}
+"""What pictures are taken of, by the end of their names."""
 
 
 @dataclass
@@ -49,21 +55,21 @@ class Visit:
         self.seconds[what] = round(time.perf_counter() - since, 2)
 
 
-def walk(page: Any, url: str, pictures: Path | None = None) -> Visit:
-    """From the address to the merge's first answer, as a stranger goes: by the buttons that lead on."""
+def walk(page: Any, url: str, pictures: str = "") -> Visit:
+    """From the address to the merge's first answer, as a stranger goes: by the buttons that lead on.
+
+    Args:
+        pictures: the name of the files to take pictures in, with {} for the tab; empty takes none.
+    """
     visit = Visit(round(os.getloadavg()[0] / (os.cpu_count() or 1), 2))
-    name = "phone" if page.viewport_size["width"] < DESK["width"] else "desk"
 
     def click(locator: Any) -> None:
         locator.click()
         visit.clicks += 1
 
     def picture(of: str) -> None:
-        if pictures is not None:
-            page.mouse.move(0, 0)
-            page.wait_for_timeout(2500)
-            page.evaluate("window.scrollTo(0, 0)")
-            page.screenshot(path=pictures / f"first-visit-{of}-{name}.png")
+        if pictures:
+            take_picture(page, Path(pictures.format(of)))
 
     started = time.perf_counter()
     page.goto(url)
@@ -91,6 +97,17 @@ def walk(page: Any, url: str, pictures: Path | None = None) -> Visit:
     return visit
 
 
+def take_picture(page: Any, file: Path) -> None:
+    """The top of the page once it stands still, in few bytes."""
+    from PIL import Image
+
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(2500)
+    page.evaluate("window.scrollTo(0, 0)")
+    taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    taken.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
 @contextmanager
 def space() -> Iterator[str]:
     """The address of an app as it runs on a Space without a GPU."""
@@ -99,19 +116,21 @@ def space() -> Iterator[str]:
 
 
 def visits(count: int, pictures: Path | None = None) -> list[Visit]:
-    """So many strangers one after another; two more, one of them by phone, have their pictures taken and no clock."""
+    """So many strangers one after another; after them one for each of `WINDOWS`, with pictures and no clock."""
     from playwright.sync_api import sync_playwright
 
-    sizes = [DESK] * count + ([DESK, PHONE] if pictures is not None else [])
+    strangers = [(WINDOWS["desk"], "")] * count
+    if pictures is not None:
+        strangers += [(window, f"{pictures}/first-visit-{{}}-{name}.png") for name, window in WINDOWS.items()]
     found = []
     with sync_playwright() as playwright:
         chromium = next(filter(None, map(shutil.which, BROWSERS)))
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         with space() as url:
-            for number, size in enumerate(sizes):
-                page = browser.new_page(viewport=size, reduced_motion="reduce")
+            for window, name in strangers:
+                page = browser.new_page(reduced_motion="reduce", **window)
                 page.set_default_timeout(120_000)
-                found.append(walk(page, url, pictures if number >= count else None))
+                found.append(walk(page, url, name))
                 page.close()
         browser.close()
     return found[:count]
@@ -144,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visits", type=int, default=3)
     parser.add_argument("--save", help="write benchmarks/results/NAME.json")
-    parser.add_argument("--pictures", type=Path, help="a folder for pictures, of two more visits")
+    parser.add_argument("--pictures", type=Path, help="a folder for pictures, of three more visits")
     options = parser.parse_args()
     found = measured_visits(options.visits, options.pictures)
     if options.save and found:

@@ -48,8 +48,8 @@ HEADER = """
   </div>
   <p class="purpose">Models that were fine-tuned from one base can be merged into a single model. See where they changed
   it and where they fight, merge them, and talk to the result.</p>
-  <p class="first">The demo models are tiny, about a million parameters each, trained by us on sums, list and string
-  expressions and word games: they know nothing else and cannot hold a conversation.</p>
+  <p class="first">The demo models are tiny: trained on sums, list and string expressions and word games, they know
+  nothing else.</p>
 {kept}</header>
 """
 HEADER_SCRIPT = """
@@ -166,14 +166,14 @@ def build_header(settings: Settings) -> gr.HTML:
 def kept_words(ttl: int | None) -> str:
     """What visitors of a shared server should know of how long their things stay, and that nobody else sees them."""
     if ttl is None:
-        return "Others use this server too; nobody sees what you make, and it stays here until you delete it."
+        return "Nobody else sees what you make here; it stays until you delete it."
     named = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
     unit, word = next(
         (length, word) for length, word in named if (ttl % length == 0 and ttl > length) or length == 1
     )
     return (
-        f"Others use this server too; nobody sees what you make, and it is deleted {ttl // unit} {word}s after your last visit. Download what "
-        "you want to keep."
+        f"Nobody else sees what you make here. It is deleted {ttl // unit} {word}s after your last visit: download what you "
+        "want to keep."
     )
 
 

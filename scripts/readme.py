@@ -22,6 +22,7 @@ def table() -> str:
         lines.append(f"| `{name}` {method.title} | {method.when_to_use} | [link]({method.paper}) |")
     lines += [
         "",
+        *_fold("Every parameter of every method, with the defaults of both profiles"),
         "| method | parameter | symbol | `paper` | `mergekit` | meaning |",
         "|---|---|---|---|---|---|",
     ]
@@ -34,7 +35,15 @@ def table() -> str:
                 f"| `{name}` | `{parameter}` | {extra['symbol']} | {_word(field.default)} | {_word(mergekit)} "
                 f"| {field.description}{each} |"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *UNFOLDED])
+
+
+UNFOLDED = ["", "</details>"]
+
+
+def _fold(summary: str) -> list[str]:
+    """The beginning of a long part that is read on demand; `UNFOLDED` ends it."""
+    return [f"<details><summary>{summary}</summary>", ""]
 
 
 def _word(value: object) -> str:
@@ -69,7 +78,8 @@ def tuned_table() -> str:
     whether it was worth it."""
     content = json.loads((ROOT / "benchmarks" / "results" / "tuning-demo.json").read_text(encoding="utf-8"))
     tasks, searches = content["tasks"], content["searches"]
-    lines = [f"| model or method | {' | '.join(tasks)} | mean |", "|---|" + "---:|" * (len(tasks) + 1)]
+    lines = _fold("The table: every method on four tasks, untuned and tuned")
+    lines += [f"| model or method | {' | '.join(tasks)} | mean |", "|---|" + "---:|" * (len(tasks) + 1)]
     for name, measured in content["untuned"].items():
         pair = name in METHODS and METHODS[name].experts_wanted is not None
         label = f"`{name}`" if name in METHODS else name
@@ -78,6 +88,7 @@ def tuned_table() -> str:
             if one["method"] == name:
                 lines.append(_score_row(f"`{name}`, tuned by {one['strategy']}", one["test"]))
     lines += [
+        *UNFOLDED,
         "",
         "| search | trials (failed) | minutes | mean on validation | mean on test |",
         "|---|---:|---:|---:|---:|",

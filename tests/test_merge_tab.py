@@ -20,7 +20,7 @@ from components.late_choice import LateCheckboxGroup, LateDropdown, LateRadio
 from components.merge import events
 from components.merge.fields import at_field
 from components.merge.form import MergeForm, about_html, build_merge_form, preset_note, profile_note
-from components.merge.html import kept_words, plan_html, progress_html, result_html, share
+from components.merge.html import kept_words, plan_html, progress_html, result_html, seconds, share
 from components.merge.picker import build_picker, groups, picked, picker_value, unfit
 from components.merge.recipe import check, default_recipe, to_form, to_recipe
 from components.server.backend import job_store
@@ -577,6 +577,7 @@ def test_a_job_that_is_done_before_the_answer_is_still_watched(settings, models,
 
 
 def test_shares_never_round_to_a_lie():
+    assert [seconds(v) for v in (0, 0.04, 0.05, 61.25)] == ["below 0.1 s", "below 0.1 s", "0.1 s", "61.2 s"]
     assert [share(v) for v in (0, 1e-9, 0.0123, 0.5, 1)] == [
         "0 %",
         "below 0.01 %",

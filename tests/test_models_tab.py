@@ -251,3 +251,19 @@ def test_a_damaged_tokenizer_is_a_problem_on_the_card(tmp_path):
     (tmp_path / "math" / "tokenizer.json").write_text('{"model": {"vocab": 5}}')
     choice = choose(Settings(), str(tmp_path / "base"), [str(tmp_path / "math")])
     assert "vocabulary is malformed" in choice.experts[0].problems[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "download", "words"),
+    [
+        (True, None, "a folder, demo:math or org/name of the Hub"),
+        (False, None, "demo:math or org/name of the Hub"),
+        (True, 0, "a folder or demo:math"),
+        (False, 0, "demo:math"),
+    ],
+)
+def test_a_field_names_only_what_may_be_typed_here(settings, folders, download, words):
+    here = dataclasses.replace(settings, local_folders=folders, largest_download=download)
+    with gr.Blocks():
+        tab = build_models_tab(here)
+    assert {field.placeholder for field in tab.fields} == {words}

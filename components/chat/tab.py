@@ -74,7 +74,9 @@ def build_chat_tab(settings: Settings) -> ChatTab:
         for number in range(COLUMNS):
             built.append(_build_column(number, options, keys[number]))
     afterwards = _build_afterwards()
-    with gr.Accordion("How replies are drawn", open=False, elem_classes="mg-more"):
+    with gr.Accordion(
+        "Settings of the replies: system prompt, length, chance", open=False, elem_classes="mg-more"
+    ):
         sampling = build_sampling(settings)
     models, chats, notes = zip(*built, strict=True)
     states = gr.State(views.silence), gr.State(()), gr.State(keys)

@@ -89,6 +89,7 @@ def build_inspect_tab() -> InspectTab:
         )
         parts["measure"] = gr.Button("Measure now", variant="primary", scale=0, min_width=140, visible=False)
         parts["stop"] = gr.Button("Stop", scale=0, min_width=100, visible=False)
+        parts["next"] = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
     parts["status"] = gr.HTML(elem_classes="status")
     parts["totals"] = gr.HTML(elem_id="totals")
     _build_map(parts)
@@ -99,8 +100,6 @@ def build_inspect_tab() -> InspectTab:
     _build_story(parts)
     parts["detail"] = build_detail()
     parts["cell_importance"] = build_importance_story()
-    with gr.Row(elem_classes="actions"):
-        parts["next"] = gr.Button("Merge these models", variant="primary", size="md", scale=0, min_width=220)
     return InspectTab(**parts)
 
 

@@ -39,6 +39,11 @@ def share(value: float) -> str:
     return f"{value * 100:.2f} %" if value < 0.1 else f"{value * 100:.1f} %"
 
 
+def seconds(value: float) -> str:
+    """How long something took, never as nothing."""
+    return f"{value:.1f} s" if value >= 0.05 else "below 0.1 s"
+
+
 def plan_html(checked: Checked) -> str:
     """One line about a merge that can run, or all that is in its way."""
     if checked.plan is None:
@@ -113,7 +118,7 @@ def _card(job: Job, result: dict[str, Any]) -> str:
             )
         )
     facts.append(
-        (f"{result.get('seconds', 0):.1f} s", "to merge", f"{count(result.get('parameters', 0))} parameters")
+        (seconds(result.get("seconds", 0)), "to merge", f"{count(result.get('parameters', 0))} parameters")
     )
     facts.append((size(result.get("bytes_written", 0)), "written", f"{result.get('tensors', 0)} tensors"))
     health = result.get("health")

@@ -19,9 +19,6 @@ from components.models.words import KEYS, LABELS
 from components.server.settings import Settings
 from components.shared import Shared
 
-PLACEHOLDER = "a folder, demo:math{hub}"
-ON_HUB = " or org/name of the Hub"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -126,7 +123,7 @@ def build_models_tab(settings: Settings) -> ModelsTab:
         onwards = gr.Button(variant="primary", size="md", scale=0, min_width=220, **following(choice))
     offered = _build_presets(settings)
     download = build_runner("Download", "models-download", width=220, visible=False)
-    hint = PLACEHOLDER.format(hub=ON_HUB if settings.hub else "")
+    hint = _hint(settings)
     base = _build_row("Base", typed_base, card_html(choice.base, is_base=True), hint, visible=True)
     experts = []
     for number in range(MOST_EXPERTS):
@@ -154,6 +151,13 @@ def build_models_tab(settings: Settings) -> ModelsTab:
     return ModelsTab(
         base, tuple(experts), gr.State(len(typed)), demo, add_long, offered, add, costs, onwards, hub, words
     )
+
+
+def _hint(settings: Settings) -> str:
+    """What may be typed for a model on this server."""
+    folder, hub = settings.local_folders, settings.hub
+    *others, last = [*["a folder"] * folder, "demo:math", *["org/name of the Hub"] * hub]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _build_presets(settings: Settings) -> PresetsPart:

@@ -72,7 +72,7 @@ def test_a_reply_can_be_stopped_and_the_chat_cleared(page):
     page.get_by_role("tab", name="4 Chat").click()
     assert page.locator("#chat-send").is_disabled()
     assert page.locator("#chat-clear").is_disabled()
-    page.get_by_role("button", name="How replies are drawn").click()
+    page.get_by_role("button", name="Settings of the replies").click()
     length = page.locator("#chat-max-new-tokens input[type=number]")
     length.fill("512")
     length.press("Tab")
@@ -92,7 +92,7 @@ def test_a_reply_can_be_stopped_and_the_chat_cleared(page):
 
 def test_another_try_and_the_record_of_both(page, tmp_path, console_errors):
     page.get_by_role("tab", name="4 Chat").click()
-    page.get_by_role("button", name="How replies are drawn").click()
+    page.get_by_role("button", name="Settings of the replies").click()
     page.locator("#chat-system textarea").fill("Answer in one word.")
     for field, typed in (("temperature", "2"), ("max-new-tokens", "9")):
         number = page.locator(f"#chat-{field} input[type=number]")

@@ -39,6 +39,10 @@ def test_a_phone_scrolls_in_one_direction_only(open_page, console_errors):
     assert_fits("chat")
     first, second = (page.locator(f"#chat-column-{number}").bounding_box() for number in (0, 1))
     assert second["y"] >= first["y"] + first["height"], "columns are stacked"
+    arrows = page.locator(".label-wrap .icon:visible").evaluate_all(
+        "arrows => arrows.map(one => one.offsetWidth)"
+    )
+    assert min(arrows) >= 8, "no long name leaves its arrow without room"
     open_tab(page, "5 Compare")
     page.locator("#compare-parts").wait_for()
     assert_fits("compare")
