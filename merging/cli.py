@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from merging import api
@@ -29,11 +27,11 @@ from merging.commands.hub import download, fetch, missing_models, say_commits
 from merging.commands.importance import importance
 from merging.commands.mergekit_flags import Flags, MergeCommand, known
 from merging.commands.push import push_folder
+from merging.commands.terminal import INTERRUPTED, follow
 from merging.commands.tuning import tune
 from merging.effective import summary
 from merging.errors import MergingError, OutputError, PlanError
-from merging.events import Event
-from merging.events import Progress as EngineProgress
+from merging.events import Event, Progress
 from merging.folders.room import bytes_text, input_problem
 from merging.hub.client import Hub
 from merging.importances.artefact import Importance
@@ -73,9 +71,6 @@ app.command()(tune)
 app.command()(download)
 app.command("push")(push_folder)
 app.command("extract")(extraction)
-
-
-INTERRUPTED = 130
 
 
 def main() -> None:
@@ -195,7 +190,7 @@ def merge(
     hub = Hub.from_environment()
     fetch(hub, missing_models(api.check(asked, out, memory=memory, hub=hub)))
     events = api.run(asked, out, device=device, memory=memory, files=flags.files)
-    finished = _follow(events, as_json or flags.quiet)
+    finished = follow(events, describe, quiet=flags.quiet)
     looked = health_of(finished.path, api.check(asked), device) if look else None
     if as_json:
         _print_json({**_plain(finished), **({"health": looked.as_json()} if looked else {})})
@@ -246,7 +241,7 @@ def inspect(
     if out is not None:
         _keep_models(plan, out)
     events = full_report(plan, device=device, sample=sample, density=density, scope=checked_scope(scope))
-    report = _follow(events, as_json)
+    report = follow(events, describe)
     kin, found = kinship(report), advice(report, plan)
     written = write_report(report, _page(plan, report, found, recipe), out) if out is not None else []
     if as_json:
@@ -288,32 +283,7 @@ def _page(plan: Plan, report: Report, found: list[Advice], recipe: Path) -> str:
     return page_html(report, found, read_text(recipe), known=known)
 
 
-def _follow(events: Iterator[Any], as_json: bool) -> Any:
-    """Show progress until the last event, and return that one. An interrupt closes the events, which undoes all."""
-    try:
-        return _show(events, as_json)
-    except KeyboardInterrupt:
-        events.close()  # type: ignore[attr-defined]
-        print("cancelled; nothing was written", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _show(events: Iterator[Any], as_json: bool) -> Any:
-    if as_json or not sys.stderr.isatty():
-        for event in events:
-            last = event
-        return last
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
-        for event in events:
-            if isinstance(event, EngineProgress):
-                bar.update(task, completed=event.share, description=describe(event))
-            last = event
-    return last
-
-
-def describe(event: EngineProgress) -> str:
+def describe(event: Progress) -> str:
     """`merging · 128/291 tensors · 3.1 GB/s · 0:07 left`."""
     text = f"{event.stage} · {event.tensors_done}/{event.tensors} tensors · {event.bytes_per_second / 1e9:.1f} GB/s"
     if event.seconds_left is None:

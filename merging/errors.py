@@ -61,6 +61,13 @@ def why_unread(cause: OSError | ValueError) -> str:
     return str(getattr(cause, "strerror", None) or cause)
 
 
+def some(items: Sequence[str], noun: str) -> str:
+    """`5 tensors ('a', 'b', 'c' and 2 more)`."""
+    shown = ", ".join(item if item.startswith("'") else f"'{item}'" for item in items[:3])
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{len(items)} {noun}{'s' if len(items) > 1 else ''} ({shown}{more})"
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """`" Did you mean 'density'?"` where something known is close to `word`, else an empty string."""
     close = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -11,12 +11,15 @@ import time
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import merging
 from merging import METHODS, Report
 from merging.cli import app
+from merging.commands.terminal import INTERRUPTED, bar, follow
+from merging.events import Progress
 
 
 def run(*arguments):
@@ -248,3 +251,28 @@ def test_models_are_scored_in_one_table_and_looked_at(family, tmp_path):
     done = CliRunner().invoke(app, ["health", str(family / "one")], catch_exceptions=False)
     assert done.exit_code == 0
     assert "weights: All weights of 30 tensors are finite." in done.stdout
+
+
+def test_ctrl_c_closes_what_runs_and_ends_with_its_own_code(capsys):
+    closed = []
+
+    def events():
+        try:
+            yield Progress("math[b]", 0, 1, 0, 0.5, 1.0)
+            raise KeyboardInterrupt
+        finally:
+            closed.append(True)
+
+    with pytest.raises(typer.Exit) as ended:
+        follow(events())
+    assert ended.value.exit_code == INTERRUPTED
+    assert closed
+    assert capsys.readouterr().err == "cancelled; nothing was written\n"
+
+
+def test_a_bar_shows_names_as_they_are(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with bar() as show:
+        show(0.5, "math[b]")
+    assert "math[b]" in capsys.readouterr().err

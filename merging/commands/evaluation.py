@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
+from merging.commands.terminal import bar, cancelling
 from merging.devices import resolve_device
 from merging.errors import MergingError, why_unread
 from merging.evaluation import Perplexity, SuiteResult, perplexity
@@ -96,30 +95,17 @@ def _text(file: Path) -> str:
 def _ask(
     name: str, folder: Path, suites: Sequence[Suite], texts: Sequence[tuple[str, str]], device: str
 ) -> tuple[list[SuiteResult], list[Perplexity]]:
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-    ]
-    try:
-        with Bar(
-            *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-        ) as bar:
-            task = bar.add_task(f"loading {name}", total=None)
-            model = LoadedModel.of_checkpoint(open_model(str(folder)), device)
+    with cancelling(None, ""), bar() as show:
+        show(0, f"loading {name}")
+        model = LoadedModel.of_checkpoint(open_model(str(folder)), device)
 
-            def show(what: str) -> Any:
-                return lambda done, of: bar.update(
-                    task, completed=done, total=of, description=f"{name} · {what}"
-                )
+        def steps(what: str) -> Callable[[int, int], None]:
+            return lambda done, of: show(done / of, f"{name} · {what}")
 
-            return (
-                [score(model, one, progress=show(one.name)) for one in suites],
-                [perplexity(model, text, name=title, progress=show(title)) for title, text in texts],
-            )
-    except KeyboardInterrupt:
-        print("cancelled", file=sys.stderr)
-        raise typer.Exit(130) from None
+        return (
+            [score(model, one, progress=steps(one.name)) for one in suites],
+            [perplexity(model, text, name=title, progress=steps(title)) for title, text in texts],
+        )
 
 
 def _print(found: Found, pair: Sequence[str], compared: Sequence[Comparison]) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
+from merging.commands.terminal import follow
 from merging.errors import ParameterError
 from merging.events import Progress
 from merging.extraction import EMBEDDINGS, extract
@@ -49,32 +47,15 @@ def extraction(
         embeddings=embeddings,
         base_name=base,
     )
-    try:
-        done = _follow(events)
-    except KeyboardInterrupt:
-        events.close()  # type: ignore[attr-defined]
-        print("cancelled; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
+    done = follow(events, _told)
     if as_json:
         print(json.dumps({**asdict(done), "relative": done.relative}, default=str))
         return
     _print(done)
 
 
-def _follow(events: Any) -> Extracted:
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")]
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("starting", total=1.0)
-        for event in events:
-            if isinstance(event, Progress):
-                bar.update(
-                    task,
-                    completed=event.share,
-                    description=f"{event.stage} · {event.tensors_done}/{event.tensors}",
-                )
-        assert isinstance(event, Extracted)
-        return event
+def _told(event: Progress) -> str:
+    return f"{event.stage} · {event.tensors_done}/{event.tensors}"
 
 
 def _print(done: Extracted) -> None:

@@ -8,17 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from merging.checkpoint import Checkpoint
+from merging.commands.terminal import cancelling, transfer
 from merging.folders.room import bytes_text
 from merging.hub.client import Hub
 from merging.hub.download import Downloaded
@@ -96,21 +88,8 @@ def fetch(hub: Hub, models: Sequence[Pinned], as_json: bool = False) -> None:
 
 
 def _follow(events: Iterator[Downloaded], name: str) -> Downloaded:
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    ]
-    try:
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task(name, total=None)
-            for event in events:
-                bar.update(task, completed=event.bytes_done, total=event.nbytes)
-    except KeyboardInterrupt:
-        events.close()  # type: ignore[attr-defined]
-        print("cancelled; what was downloaded stays, and the next download goes on there", file=sys.stderr)
-        raise typer.Exit(130) from None
+    stays = "what was downloaded stays, and the next download goes on there"
+    with cancelling(events, stays), transfer(name) as show:
+        for event in events:
+            show(event.bytes_done, event.nbytes, name)
     return event

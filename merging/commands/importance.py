@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
+from merging.commands.terminal import follow
 from merging.errors import MergingError
-from merging.events import Progress
 from merging.importance import Measurement, cache_folder, measure_importance
 from merging.importances.agreement import Agreement, Correlation
 from merging.importances.artefact import Importance, ensure_place
@@ -63,7 +60,7 @@ def importance(
     )
     ensure_place(out)
     folder = cache_folder() if cache else None
-    found = _follow(measure_importance(recipe, _data(data), wanted, device=device, cache=folder))
+    found = follow(measure_importance(recipe, _data(data), wanted, device=device, cache=folder))
     found.save(out)
     if as_json:
         print(json.dumps({"path": str(out), **summary(found)}))
@@ -84,24 +81,6 @@ def _data(given: Sequence[str]) -> str | dict[str, str]:
     if len(table) < len(pairs):
         raise MergingError("--data: an expert has two files; give it one.")
     return table
-
-
-def _follow(events: Iterator[Progress | Importance]) -> Importance:
-    """Show progress until the artefact is there; an interrupt stops the measurement."""
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")]
-    console = Console(stderr=True)
-    try:
-        with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task("starting", total=1.0)
-            for event in events:
-                if isinstance(event, Importance):
-                    return event
-                bar.update(task, completed=event.share, description=event.stage)
-    except KeyboardInterrupt:
-        events.close()  # type: ignore[attr-defined]
-        print("cancelled; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
-    raise AssertionError("a measurement ends with Importance")
 
 
 def summary(found: Importance) -> dict[str, Any]:

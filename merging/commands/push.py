@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from merging.cards.parcel import packing
 from merging.cards.scores import CardScore, card_scores
+from merging.commands.terminal import cancelling, transfer
 from merging.errors import MergingError
 from merging.folders.room import bytes_text
 from merging.hub.client import Hub
@@ -75,28 +66,14 @@ def push_folder(
 
 
 def _follow(hub: Hub, folder: Path, order: Order) -> Pushed:
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    ]
     files = packing(folder, scores=_scores(folder), name=order.name)
     events = push(hub, folder, order, files, patience=PATIENCE)
-    try:
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task(order.name, total=None)
-            for event in events:
-                if isinstance(event, Pushed):
-                    return event
-                total = event.bytes_done / event.share if event.bytes_done and event.share else None
-                bar.update(task, completed=event.bytes_done, total=total, description=event.stage)
-    except KeyboardInterrupt:
-        events.close()  # type: ignore[attr-defined]
-        print("cancelled; nothing of it is left on the Hub", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with cancelling(events, "nothing of it is left on the Hub"), transfer(order.name) as show:
+        for event in events:
+            if isinstance(event, Pushed):
+                return event
+            total = event.bytes_done / event.share if event.bytes_done and event.share else None
+            show(event.bytes_done, total, event.stage)
     raise AssertionError("a push ends with what was pushed")
 
 

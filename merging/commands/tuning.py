@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 
+from merging.commands.terminal import INTERRUPTED, bar
 from merging.errors import OutputError
 from merging.events import Progress
 from merging.hub.pinning import from_anywhere
@@ -27,8 +25,6 @@ from merging.memory.whatif import Residents
 from merging.recipe import Recipe
 from merging.tuning import TRIALS, Trial, Tuned
 from merging.tuning import tune as search
-
-INTERRUPTED = 130
 
 
 def tune(
@@ -100,15 +96,12 @@ def _until_interrupted(stop: threading.Event) -> Iterator[None]:
 
 def _follow(events: Iterator[Progress | Trial | Tuned], as_json: bool) -> Tuned | None:
     """Show the search until its end."""
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")]
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("starting", total=1.0)
+    with bar() as show:
         for event in events:
             if isinstance(event, Tuned):
                 return event
             if isinstance(event, Progress):
-                bar.update(task, completed=event.share, description=event.stage)
+                show(event.share, event.stage)
             elif as_json:
                 print(json.dumps(_plain(event)), flush=True)
     return None

@@ -16,7 +16,7 @@ import torch
 from merging import ops
 from merging.anatomy import locate, output_axis
 from merging.checkpoint import HEAD_NAME, Checkpoint, bytes_of
-from merging.errors import CheckpointError
+from merging.errors import CheckpointError, some
 from merging.folders.adapter_file import SETTINGS, AdapterFile, LowRank, Update
 from merging.folders.header import TensorInfo
 
@@ -267,17 +267,12 @@ class _Fitting:
         self.misfits.append(f"'{name}' {shape} against {list(info.shape)}")
 
     def _unfit(self, missing: list[str]) -> CheckpointError:
-        what = [f"changes {_some(missing)} that {self.base.label} lacks"] if missing else []
+        what = [f"changes {some(missing, 'tensor')} that {self.base.label} lacks"] if missing else []
         if self.misfits:
-            what.append(f"has {_some(self.misfits)} of other shapes than {self.base.label}")
+            what.append(f"has {some(self.misfits, 'tensor')} of other shapes than {self.base.label}")
         named = self.adapter.base
         trained = f"It was trained on {named[:100]}" if named else "It was trained on another model"
         return CheckpointError(f"{self.adapter.folder}: {' and '.join(what)}. {trained}; put it on that one.")
-
-
-def _some(names: list[str]) -> str:
-    few = ", ".join(names[:3])
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({few}{', …' if len(names) > 3 else ''})"
 
 
 def _doubts(base: Checkpoint, adapter: AdapterFile) -> Iterator[str]:

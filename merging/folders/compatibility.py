@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from merging.anatomy import in_block, locate
 from merging.checkpoint import Checkpoint, TensorSource
+from merging.errors import some
 from merging.folders.header import MERGEABLE, TensorInfo
 from merging.layout import Slot, taken
 from merging.methods import Method
@@ -103,7 +104,7 @@ def _width_problems(reference: TensorSource, parts: Sequence[Part], arranged: bo
         ]
         if unlike:
             yield (
-                f"{part.where}: {member.entry.model} has {_some(unlike, 'shape')} unlike {reference.label}'s, so their "
+                f"{part.where}: {member.entry.model} has {some(unlike, 'shape')} unlike {reference.label}'s, so their "
                 "blocks do not make one model."
             )
 
@@ -141,11 +142,11 @@ def _tensor_problems(
     extra = [name for name in model if name not in base and not is_buffer(model[name])]
     if missing:
         problems.append(
-            f"{label}: lacks {_some(missing, 'tensor')} of the base. Is it a fine-tune of this base?"
+            f"{label}: lacks {some(missing, 'tensor')} of the base. Is it a fine-tune of this base?"
         )
     if extra:
         problems.append(
-            f"{label}: has {_some(extra, 'tensor')} that the base lacks. Is it a fine-tune of this base?"
+            f"{label}: has {some(extra, 'tensor')} that the base lacks. Is it a fine-tune of this base?"
         )
     shapes, kinds = [], []
     for name, info in base.items():
@@ -164,17 +165,11 @@ def _tensor_problems(
             kinds.append(f"'{name}' {other.dtype} against {info.dtype}")
     if shapes:
         problems.append(
-            f"{label}: {_some(shapes, 'shape')} unlike the base's. Only equal shapes can be merged."
+            f"{label}: {some(shapes, 'shape')} unlike the base's. Only equal shapes can be merged."
         )
     if kinds:
-        problems.append(f"{label}: {_some(kinds, 'dtype')} unlike the base's.")
+        problems.append(f"{label}: {some(kinds, 'dtype')} unlike the base's.")
     return problems
-
-
-def _some(items: Sequence[str], noun: str) -> str:
-    shown = ", ".join(item if item.startswith("'") else f"'{item}'" for item in items[:3])
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return f"{len(items)} {noun}{'s' if len(items) > 1 else ''} ({shown}{more})"
 
 
 def _config_problems(base: Checkpoint, model: Checkpoint, label: str) -> Iterable[str]:
