@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -114,6 +115,24 @@ def test_models_that_fit_answer_at_once(settings, models):
     told = ask(visit(settings, models), keys_of(models, *ALL))
     assert not any("one after another" in note for note in told["notes"])
     assert len(model_cache(settings)) == 4
+
+
+def test_on_a_shared_server_one_visitor_asks_one_question_at_a_time(settings, models, monkeypatch):
+    """Else four pages of one would take the four places that there are."""
+    keys, said = keys_of(models, "one"), []
+    monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
+    first = asking(visit(settings, models, "one"), keys)
+    next(first)
+    assert next(asking(visit(settings, models, "two"), keys)) == events.NOTHING
+    assert said == [
+        "A question of yours is being answered on another page. Others wait too: let it end, or stop it there."
+    ]
+    other = replace(visit(settings, models, "three"), stored="b" * 32)
+    alone = replace(visit(settings, models, "four"), settings=replace(settings, single_owner=True))
+    for here in (other, alone):
+        assert next(asking(here, keys)) != events.NOTHING
+    first.close()
+    assert next(asking(visit(settings, models, "two"), keys)) != events.NOTHING
 
 
 def test_a_model_in_two_columns_needs_no_second_turn(settings, models, short_of_memory):

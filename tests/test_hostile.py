@@ -19,7 +19,7 @@ from components.merge.recipe import default_recipe
 from components.preview.store import Desk, shared_pages
 from components.preview.views import Choice
 from components.server.backend import hub_desk, job_store
-from components.server.strangers import FORGED
+from components.server.strangers import FORGED, MOST_WAITING
 from merging.cli import main
 from merging.hub.client import Hub
 from merging.references import Reference
@@ -176,6 +176,8 @@ def test_recipes_that_are_pasted(server, ada, text, words):
         ("merge-button", "click", "lambda (λ)", True, FORGED),
         ("merge-button", "click", "lambda (λ)", 10**30, FORGED),
         ("merge-button", "click", "lambda (λ)", {"filter": UP}, FORGED),
+        ("merge-button", "click", "merge-zero_sum", {"a": 1}, FORGED),
+        ("merge-button", "click", "merge-elect_on", [], FORGED),
         ("merge-published", "input", "merge-published", UP, '"success": true'),
         ("merge-keep-blocks", "input", "merge-keep-blocks", [UP, MILLION], '"success": true'),
         ("preview-brush-set", "click", "preview-brush-number", file("/etc/passwd"), FORGED),
@@ -183,7 +185,7 @@ def test_recipes_that_are_pasted(server, ada, text, words):
         ("Your merges", "input", "Your merges", "{bobs}", "No merge yet"),
         ("Your merges", "input", "Your merges", "../" + BOB + "/{bobs}", "No merge yet"),
         ("export-list", "input", "export-list", "{bobs}", "Nothing to take home yet"),
-        ("export-list", "input", "export-list", {"id": [None]}, "Nothing to take home yet"),
+        ("export-list", "input", "export-list", {"id": [None]}, FORGED),
         ("export-name", "change", "export-name", UP, "org/name"),
         ("export-name", "change", "export-name", "org/../x", "org/name"),
         ("export-name", "change", "export-name", MILLION, "org/name"),
@@ -212,7 +214,8 @@ def test_recipes_that_are_pasted(server, ada, text, words):
         ("tune-run", "click", "tune-budget", 10**12, "greater than maximum value"),
         ("tune-run", "click", "tune-budget", [5], FORGED),
         ("tune-run", "click", "tune-strategy", UP, "Choose one of: tpe"),
-        ("compare-who", "change", "compare-who", ["job:{bobs}", UP, None], '"success": true'),
+        ("compare-who", "change", "compare-who", ["job:{bobs}", UP], '"success": true'),
+        ("compare-who", "change", "compare-who", ["job:{bobs}", None], FORGED),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -373,6 +376,16 @@ def test_a_slider_on_its_way_to_a_number_that_is_none(server, ada):
 def test_pages_that_are_no_longer_there_are_forgotten(server):
     """Each takes more than a megabyte."""
     assert server.app.app.state_holder.capacity == PAGES
+
+
+def test_one_page_does_not_fill_the_queue(server, ada):
+    number, _ = server.handler("export-name", "change")
+    asked = {"data": ["org/x"], "fn_index": number, "session_hash": ada.session}
+    codes = [
+        server.client.post("/gradio_api/queue/join", json=asked).status_code for _ in range(MOST_WAITING + 1)
+    ]
+    assert codes == [200] * MOST_WAITING + [503]
+    assert '"success": true' in Visitor(server).fire("export-name", "change", "export-name", "org/x")
 
 
 def test_a_page_that_calls_itself_endlessly_is_not_known(server):

@@ -42,6 +42,7 @@ class Asking:
 
     halt: threading.Event = field(default_factory=threading.Event)
     left: set[int] = field(default_factory=set)
+    owner: str = ""
 
 
 running: dict[str, Asking] = {}
@@ -112,7 +113,7 @@ def ask(
         Chats, notes, conversations, log, question field, buttons to send, stop, retry, clear and export.
     """
     question, system, sampling = (prompt or "").strip(), system_of(drawn), sampling_of(visit.settings, drawn)
-    asking = Asking()
+    asking = Asking(owner=visit.owner)
     if (
         not _can_be_asked(visit, question, system, log, keys)
         or running.setdefault(visit.session, asking) is not asking
@@ -208,10 +209,21 @@ def _can_be_asked(visit: Visit, question: str, system: str, log: Log, keys: Sequ
             title="Long enough",
         )
         return False
+    if question and not visit.settings.single_owner and _asks_elsewhere(visit):
+        gr.Warning(
+            "A question of yours is being answered on another page. Others wait too: let it end, or stop it there.",
+            title="One at a time",
+        )
+        return False
     if question and all(key == NOBODY for key in keys):
         gr.Warning("Choose a model in one of the columns first.", title="Nobody to ask")
         return False
     return bool(question)
+
+
+def _asks_elsewhere(visit: Visit) -> bool:
+    others = [asking.owner for page, asking in list(running.items()) if page != visit.session]
+    return visit.owner in others
 
 
 def typed(prompt: str, request: gr.Request) -> dict[str, Any]:

@@ -18,6 +18,8 @@ LARGEST = 2**63 - 1
 """The largest whole number that an answer can hold."""
 LONGEST_NAME = 100
 """Letters of what a page calls itself; Gradio's own are a tenth of it."""
+MOST_WAITING = 64
+"""Events of one page that may wait; opening it is ten."""
 CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
 
 
@@ -59,6 +61,13 @@ def check_values(app: gr.Blocks) -> None:
             or len(body.session_hash or "") > LONGEST_NAME
         ):
             return False, FORGED, "error"
+        waiting = len(app._queue.pending_event_ids_session.get(body.session_hash, ()))
+        if waiting >= MOST_WAITING:
+            return (
+                False,
+                f"{waiting} requests of this page wait already. Try again in a moment.",
+                "queue_full",
+            )
         return await push(body, *rest, **named)
 
     async def told(*values: Any, event_data: Any = None, **named: Any) -> Any:
@@ -77,6 +86,10 @@ def fits(block: Any, value: Any) -> bool:
         return True
     if isinstance(block, (gr.Number, gr.Slider)):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(block, (gr.Radio, gr.Dropdown, gr.CheckboxGroup)):
+        several = isinstance(block, gr.CheckboxGroup) or getattr(block, "multiselect", False)
+        chosen = value if several and isinstance(value, list) else [value]
+        return all(isinstance(one, (str, int, float)) for one in chosen)
     if isinstance(block, (gr.Textbox, gr.Code, gr.Button)):
         return isinstance(value, str)
     return isinstance(value, bool) if isinstance(block, gr.Checkbox) else True
