@@ -28,6 +28,7 @@ LONGEST_WAIT = 20.0
 """Seconds that a fork waits for a thread that compiles or loads; then it is made all the same."""
 
 _log = logging.getLogger(__name__)
+_turns: list[_Turn] = []
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,15 @@ def prepare_to_fork() -> None:
     os.register_at_fork(after_in_child=gc.freeze)  # else the first collection copies all that the parent made
     for lock in _of_unfinished_work():
         turn = _Turn(lock)
+        _turns.append(turn)
         os.register_at_fork(before=turn.take, after_in_parent=turn.give, after_in_child=lock._at_fork_reinit)
+
+
+def wait_to_fork() -> None:
+    """Wait as a fork would, so that the one to come need not: the time of a lent GPU runs by then."""
+    for turn in _turns:
+        turn.take()
+        turn.give()
 
 
 def _of_unfinished_work() -> Iterator[Any]:

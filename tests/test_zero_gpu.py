@@ -266,6 +266,16 @@ def test_a_lock_that_is_held_for_long_neither_stops_forks_nor_is_lost(monkeypatc
     assert not turn._lock.locked()
 
 
+def test_no_gpu_is_asked_for_while_a_fork_would_wait(lender, store, monkeypatch):
+    loading = threading.Lock()
+    monkeypatch.setattr(lending, "_turns", [lending._Turn(loading)])
+    with loading:
+        id = store.start(ADA, "work", on_gpu(LARGE, where))
+        store.wait(ADA, id, 0.5)
+        assert not lender.lent
+    assert store.wait(ADA, id, 30).state == "done"
+
+
 def in_another_thread(work):
     thread = threading.Thread(target=work)
     thread.start()

@@ -28,7 +28,7 @@ except ImportError:  # everywhere but on a Space
 from components.server.process import begin_anew
 from merging import MergingError, Plan
 from merging.heartbeats import heartbeats
-from merging.lending import at_work, prepare_to_fork, told
+from merging.lending import at_work, prepare_to_fork, told, wait_to_fork
 
 LENT = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 """Whether a GPU is lent here, told by what `spaces` itself goes by."""
@@ -118,6 +118,7 @@ def _borrow(seconds: int, work: Callable[..., Iterator[Any]], *arguments: Any) -
 
     def lent() -> Iterator[Any]:
         try:
+            wait_to_fork()
             with closing(told(_with_gpu(seconds, work, *arguments))) as events:  # type: ignore[type-var]
                 for event in events:
                     begun.set()
