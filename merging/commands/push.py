@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from huggingface_hub.utils import logging
 
 from merging.cards.parcel import packing
 from merging.cards.scores import CardScore, card_scores
@@ -51,6 +52,7 @@ def push_folder(
         raise MergingError(
             "To push, the Hub has to know you: run `hf auth login`, or set HF_TOKEN to a token with the right to write."
         )
+    logging.set_verbosity_error()  # its remarks are for programmers; what fails is said below
     done = _follow(hub, folder, Order(name.strip(), private=not public, add=add, message=message))
     if as_json:
         print(
