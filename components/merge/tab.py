@@ -31,6 +31,7 @@ PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 EACH: dict[str, Any] = {"trigger_mode": "multiple", **PRIVATE}
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#merge-file')?.click(), 250)"
+TO_PROBLEMS = "() => setTimeout(() => document.querySelector('#merge-plan .mg-problems')?.scrollIntoView({block: 'center'}), 250)"
 TO_PROGRESS = (
     "() => document.querySelector('#merge-progress, #merge-result')?.scrollIntoView({block: 'center'})"
 )
@@ -248,6 +249,7 @@ def wire_merge_tab(
     applied = tab.apply.click(
         partial(events.apply_yaml, form), [tab.yaml, *state], filled, **PRIVATE, **IN_TURN
     )
+    applied.success(None, None, None, js=TO_PROBLEMS, api_visibility="private")
     shared.family.change(
         partial(events.take_family, form), state, [*filled, tab.lead, tab.default], **PRIVATE, **IN_TURN
     )
