@@ -104,6 +104,23 @@ def test_a_block_of_zeros(merged, plan, tmp_path):
     assert "is all zeros" in check_health(folder).problems[0]
 
 
+def test_a_size_that_the_recipe_asks_for_is_no_problem(family, tmp_path):
+    scale = [{"filter": "down_proj", "value": 0.0}, {"value": 1.0}]
+    source = {"model": str(family / "one"), "layer_range": [0, 3], "parameters": {"scale": scale}}
+    recipe = Recipe.from_yaml(json.dumps({"merge_method": "passthrough", "slices": [{"sources": [source]}]}))
+    folder = merging.merge(recipe, tmp_path / "out")
+    norms = [
+        check for check in check_health(folder, plan=merging.check(recipe)).checks if check.name == "norms"
+    ]
+    assert norms[0].ok
+    assert "is all zeros" in check_health(folder).problems[0]
+
+
+def test_a_model_with_an_adapter_is_no_folder_to_look_at(family, command_line):
+    done = command_line("health", f"{family / 'one'}+org/adapter")
+    assert done.stderr.startswith(f"error: {family / 'one'}+org/adapter: is a model with an adapter on it")
+
+
 def test_a_head_of_its_own_that_is_declared_tied(merged, tmp_path):
     def change(tensors):
         tensors["lm_head.weight"] = -tensors["model.embed_tokens.weight"]

@@ -20,6 +20,7 @@ from merging.heartbeats import Stopped
 from merging.inference import TOKENIZER_FILES, LoadedModel
 from merging.layout import Input
 from merging.plan import Plan
+from merging.tensor_plan import TensorPlan
 
 PROMPTS = (
     "Say hello.",
@@ -125,7 +126,9 @@ def health_after_merge(
 
 def _weights(checkpoint: Checkpoint, plan: Plan | None, stopped: Callable[[], bool]) -> Iterator[Check]:
     """Whether all weights are finite, and of a size like their parents'; one tensor is in memory at a time."""
-    inputs = {one.info.name: (one.reference, *one.inputs) for one in plan.tensors} if plan else {}
+    tensors = plan.tensors if plan else ()
+    inputs = {one.info.name: (one.reference, *one.inputs) for one in tensors}
+    asked = {one.info.name for one in tensors if _scaled(one)}
     broken: list[tuple[str, str]] = []
     odd: list[tuple[str, str]] = []
     for name, tensor in checkpoint.tensors.items():
@@ -139,13 +142,21 @@ def _weights(checkpoint: Checkpoint, plan: Plan | None, stopped: Callable[[], bo
             norm = math.hypot(norm, _norm(checkpoint.read(name, start, start + rows)))
         if not math.isfinite(norm):
             broken.append((name, "holds values that are not finite"))
-        elif reason := _odd(checkpoint, tensor, norm, inputs.get(name, ())):
+        elif name not in asked and (reason := _odd(checkpoint, tensor, norm, inputs.get(name, ()))):
             odd.append((name, reason))
     count = len(checkpoint.tensors)
     yield _listed("weights", broken, f"All weights of {count} tensors are finite.")
     yield _listed(
         "norms", odd, "All tensors are as large as their parents'." if plan else "No matrix is all zeros."
     )
+
+
+def _scaled(tensor: TensorPlan) -> bool:
+    """Whether the recipe itself sets its size, such as 0 for what an added block gives to the others."""
+    method = tensor.method
+    if method is None or "scale" not in method.parameters():
+        return False
+    return any(factor != 1 for factor in method.for_experts("scale", len(tensor.experts)))
 
 
 def _norm(values: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ import typer
 
 from merging.answering.health import Health, check_health, health_after_merge
 from merging.devices import resolve_device
+from merging.errors import MergingError
 from merging.hub.cache import cached_model
 from merging.plan import Plan
 from merging.references import Reference, path_exists
@@ -34,8 +35,15 @@ def health(
 
 
 def _folder(model: Path) -> Path:
-    here = None if path_exists(model) else cached_model(Reference.parse(str(model)))
-    return here or model
+    if path_exists(model):
+        return model
+    named = Reference.parse(str(model))
+    if named.adapter is not None:
+        raise MergingError(
+            f"{model}: is a model with an adapter on it, and health looks at the folder of one model. Merge it into one "
+            "first, with merge_method: passthrough."
+        )
+    return cached_model(named) or model
 
 
 def health_of(folder: Path, plan: Plan, device: str) -> Health:
