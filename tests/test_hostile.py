@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from components.family import Family
 from components.merge.recipe import default_recipe
 from components.preview.store import Desk, shared_pages
 from components.preview.views import Choice
-from components.server.backend import hub_desk, job_store
+from components.server.backend import hub_desk, job_store, visits
 from components.server.strangers import FORGED, MOST_WAITING
+from components.shared import still_here
 from merging.cli import main
 from merging.hub.client import Hub
 from merging.references import Reference
@@ -376,6 +378,14 @@ def test_a_slider_on_its_way_to_a_number_that_is_none(server, ada):
 def test_pages_that_are_no_longer_there_are_forgotten(server):
     """Each takes more than a megabyte."""
     assert server.app.app.state_holder.capacity == PAGES
+
+
+def test_who_has_a_page_open_is_there(server, ada):
+    """Also who only looks at it, for longer than things are kept."""
+    number = next(n for n, one in server.app.fns.items() if getattr(one.fn, "func", None) is still_here)
+    begun = time.time()
+    assert '"success": true' in ada.send(number, [ADA])
+    assert visits(server.settings).last(ADA) >= begun
 
 
 def test_one_page_does_not_fill_the_queue(server, ada):
