@@ -159,6 +159,7 @@ def serve(app: gr.Blocks, settings: Settings, **options: Any) -> None:
         blocked_paths=private_paths(settings),
         app_kwargs={"middleware": [Middleware(Doors, settings=settings)]},
         ssr_mode=False,  # a Space asks for it, and Node would then stand before the server
+        _frontend=False,  # else Gradio ends an app whose first page takes a busy machine more than 3 seconds
         **options,
     )
 

@@ -319,7 +319,10 @@ def test_a_page_that_goes_away_ends_its_run(visit, keys):
     next(running)
     running.close()
     assert layers._running == {}
-    assert not any(thread.name == "measuring" and thread.is_alive() for thread in threading.enumerate())
+    for thread in threading.enumerate():
+        if thread.name == "measuring":
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def test_a_bar_for_every_part_and_a_gap_where_none_is_measured():
