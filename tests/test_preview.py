@@ -17,6 +17,7 @@ from components.newest import Newest
 from components.preview import events, views
 from components.preview.events import AROUND, PICTURE, choice_of, follow, move, pick, place_of
 from components.preview.store import Pages, Previews, asked_for
+from components.preview.unmoved import unmoved_html
 from components.preview.views import Choice
 from components.server.settings import Settings
 from components.tables import csv_text
@@ -234,6 +235,15 @@ def test_why_nothing_moved_is_said_until_something_does(previews, pages, models)
     assert skipped(look(previews, pages, second, models, seen[KEY])[FACTS]), "it stays"
     seen = look(previews, pages, edited(second, models, density__0=0.2), models, seen[KEY])
     assert seen[FACTS] == ""
+
+
+def test_one_expert_more_is_another_map(models):
+    fewer = Family(models.base, models.experts[:2])
+    before, after = (
+        exact(edited(default_recipe(family, "task_arithmetic"), family, weight__0=0.5))
+        for family in (fewer, models)
+    )
+    assert unmoved_html(before, after, ("one", "two", "three"), Choice()) == ""
 
 
 def test_a_method_without_parameters_offers_no_map_of_them(previews, pages, models):

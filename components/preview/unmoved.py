@@ -30,6 +30,8 @@ def unmoved(before: Preview, after: Preview, names: Sequence[str], choice: Choic
     """Why the chosen map is the same though a weight, λ or `normalize` changed; empty where it is not, or not known."""
     if before.method != after.method or before.effective.keys() != after.effective.keys():
         return ""
+    if {len(fate.along) for fate in before.tensors.values()} != {len(names)}:  # other experts
+        return ""
     merged = [(before.effective[name], after.effective[name]) for name in after.tensors]
     changed = {name for old, new in merged for name in new if old.get(name) != new[name]}
     if not changed or not changed <= SIZES or choice.number not in MAPS:

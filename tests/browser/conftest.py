@@ -26,7 +26,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
 ]
-START_SECONDS = 120
+START_SECONDS = 240
 WRITTEN = "document.querySelector('#recipe-yaml .cm-content').innerText.trim()"
 QUIZ = [
     ("2 + 3", "5"),
