@@ -13,11 +13,22 @@ import merging
 from merging import METHODS, MergingError, PlanError
 from merging.folders.room import parse_bytes
 from merging.plan import KEEP_BYTES
+from tests.conftest import save_llama, tune
 
 SMALL = "110kB"
 """Room for a row or two of the largest of the family's tensors."""
 SUM_UP = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "pcb", "ram", "dppa"}
 """Methods that need a sum over a tensor: another grid may change the last bit of it."""
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """One block: at a row or two a piece, a model is hundreds of pieces."""
+    root = tmp_path_factory.mktemp("one_block")
+    save_llama(root / "base", num_hidden_layers=1)
+    for seed, name in enumerate(("one", "two", "three"), 1):
+        tune(root / "base", root / name, seed=seed)
+    return root
 
 
 def weights(folder):

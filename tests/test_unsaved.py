@@ -36,10 +36,10 @@ def residents() -> Residents:
     return Residents()
 
 
-def demo_recipe(method: str, **keys) -> Recipe:
-    experts = EXPERTS[: METHODS[method].experts_wanted]
-    base = str(DEMO / "base") if METHODS[method].needs_base else None
-    models = tuple({"model": str(DEMO / name)} for name in experts)
+def demo_recipe(method: str, *, folder: Path = DEMO, names: tuple[str, ...] = EXPERTS, **keys) -> Recipe:
+    experts = names[: METHODS[method].experts_wanted]
+    base = str(folder / "base") if METHODS[method].needs_base else None
+    models = tuple({"model": str(folder / name)} for name in experts)
     return Recipe(merge_method=method, base_model=base, models=models, **{"profile": "paper", **keys})
 
 
@@ -53,11 +53,20 @@ def same_bits(plan: Plan, residents: Residents, out: Path) -> dict[str, torch.Te
     return made
 
 
-@pytest.mark.parametrize("profile", ["paper", "mergekit"])
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.needs_importance])
-def test_every_method_on_the_demo(method, profile, residents, tmp_path):
-    plan = merging.check(demo_recipe(method, profile=profile))
-    same_bits(plan, residents, tmp_path / "out")
+METHOD = pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if not method.needs_importance]
+)
+
+
+@METHOD
+def test_every_method_on_the_demo(method, residents, tmp_path):
+    same_bits(merging.check(demo_recipe(method)), residents, tmp_path / "out")
+
+
+@METHOD
+def test_every_method_as_mergekit_has_it(method, residents, bf16_family, tmp_path):
+    family = {"folder": bf16_family, "names": ("one", "two", "three")}
+    same_bits(merging.check(demo_recipe(method, **family, profile="mergekit")), residents, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
