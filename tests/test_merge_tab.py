@@ -35,7 +35,7 @@ LATE = (LateCheckboxGroup, LateDropdown, LateRadio)
 ADA, BOB = "a" * 32, "b" * 32
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models(family) -> Family:
     return Family(str(family / "base"), tuple(str(family / name) for name in ("one", "two", "three")))
 
@@ -47,7 +47,7 @@ def settings(tmp_path) -> Settings:
     job_store(made).close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def form(models) -> MergeForm:
     with gr.Blocks():
         return build_merge_form(models, build_picker(default_recipe(models), models))
