@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import gradio as gr
 
@@ -35,14 +34,9 @@ def build(report: Report, metric: str = "change") -> gr.Blocks:
         bar = build_brush_bar("test")
         yaml = gr.Code(recipe.to_yaml(), language="yaml", label="Recipe (YAML)", elem_id="yaml")
         clicked = gr.Textbox(label="Clicked cell", elem_id="clicked")
-        other = gr.Button("Another method")
 
         def click(event: gr.EventData) -> str:
             return str(clicked_cell(event))
-
-        def another(source):
-            changed = FAMILY.recipe("task_arithmetic")
-            return changed, changed.to_yaml(), replace(source, method="task_arithmetic")
 
         def fill():
             return payload(map_chart(report, METRICS[metric]), brush=True), filled
@@ -51,7 +45,6 @@ def build(report: Report, metric: str = "change") -> gr.Blocks:
         wire_brush_bar(
             bar, plot, source, state, Taken(lambda changed: [changed, changed.to_yaml()], [], [state, yaml])
         )
-        other.click(another, source, [state, yaml, source])
         page.load(fill, None, [plot, source])
     return page
 

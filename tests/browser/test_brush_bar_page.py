@@ -182,23 +182,6 @@ def test_the_keyboard_chooses_and_sets(open_map):
     ]
 
 
-def test_another_method_offers_its_own_parameters(open_map):
-    page = open_map()
-    drag(page, 0, (0, 0), (1, 1))
-    line(page, "4 cells chosen: blocks 0–1 × q, k")
-    take(page, "What to set", "density (k)")
-    page.get_by_role("button", name="Another method").click()
-    expect(page.get_by_label("What to set")).to_have_value("weight (w)")
-    line(page, "4 cells chosen: blocks 0–1 × q, k")
-    page.get_by_label("What to set").click()
-    offered = page.get_by_role("option").all_inner_texts()
-    assert not any("density" in option for option in offered)
-    assert [option.strip(" ✓\n") for option in offered][-2:] == [
-        "keep the base here",
-        "back to the recipe's own values",
-    ]
-
-
 def test_a_phone_scrolls_down_only_and_taps_names(open_map, console_errors):
     page = open_map(390, dark=True, touch=True)
     page.touchscreen.tap(*cell(page, 0, 2, 1))
