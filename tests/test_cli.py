@@ -181,15 +181,15 @@ def test_events_for_machines(family, write_recipe, tmp_path, command_line):
     assert told["health"]["checks"][0]["name"] == "weights"
 
 
-@pytest.fixture
-def slow_family(tmp_path):
+@pytest.fixture(scope="module")
+def slow_family(tmp_path_factory):
     """Large enough that a merge takes seconds, so that it can be killed in the middle."""
-    generator = torch.Generator().manual_seed(0)
+    folder, generator = tmp_path_factory.mktemp("slow"), torch.Generator().manual_seed(0)
     for name in ("base", "one", "two"):
-        (tmp_path / "slow" / name).mkdir(parents=True)
+        (folder / name).mkdir()
         tensors = {f"layers.{i}.w": torch.randn(1500, 1000, generator=generator) for i in range(16)}
-        save_file(tensors, tmp_path / "slow" / name / "model.safetensors")
-    return tmp_path / "slow"
+        save_file(tensors, folder / name / "model.safetensors")
+    return folder
 
 
 @pytest.mark.parametrize("point", ["loading", "compiling", "merging"])
