@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,9 +203,13 @@ def test_an_interrupt_leaves_nothing(slow_family, write_recipe, tmp_path, point)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "loops")} if point == "compiling" else None
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.time() + 60
-    while point != "loading" and not (folder / ".out.partial").exists() and time.time() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
+    if point == "loading":
+        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text() and time.time() < deadline:
+            time.sleep(0.01)
+    else:
+        while not (folder / ".out.partial").exists() and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     if point == "loading":
