@@ -25,7 +25,7 @@ from components.server.backend import job_store, model_cache
 from components.server.settings import Settings
 from merging.inference import LoadedModel, Sampling, stream
 
-ADA = "a" * 32
+ADA, BOB = "a" * 32, "b" * 32
 DRAWN = ("", 0.0, 1.0, 0, 1.0, 12, 0)
 SAMPLED = ("", 1.5, 1.0, 0, 1.0, 12, 7)
 WITH_SYSTEM = ("xyz", *DRAWN[1:])
@@ -57,8 +57,8 @@ def short_of_memory(settings, models) -> int:
     return size
 
 
-def visit(settings, models, session="s") -> Visit:
-    return Visit(settings, session, models, default_recipe(models), ADA)
+def visit(settings, models, session="s", owner=ADA) -> Visit:
+    return Visit(settings, session, models, default_recipe(models), owner)
 
 
 def keys_of(models, *names) -> list[str]:
@@ -127,7 +127,7 @@ def test_on_a_shared_server_one_visitor_asks_one_question_at_a_time(settings, mo
     assert said == [
         "A question of yours is being answered on another page. Others wait too: let it end, or stop it there."
     ]
-    other = replace(visit(settings, models, "three"), stored="b" * 32)
+    other = replace(visit(settings, models, "three"), stored=BOB)
     alone = replace(visit(settings, models, "four"), settings=replace(settings, single_owner=True))
     for here in (other, alone):
         assert next(asking(here, keys)) != events.NOTHING
@@ -232,14 +232,16 @@ def test_a_model_without_end_stops_at_the_length(settings, models):
     assert "reached the end of its context, 64 tokens" in notes[0]
 
 
-def test_two_pages_ask_at_the_same_time(settings, models):
+def test_two_visitors_ask_at_the_same_time(settings, models):
     """Each hears its own question; a stop on one does not reach the other."""
     told: dict[str, dict] = {}
     first = asking(visit(settings, models, "one page"), keys_of(models, "base", "one"))
     next(first)
 
     def other() -> None:
-        told["other"] = ask(visit(settings, models, "another"), keys_of(models, "base", "two"), prompt="xyz")
+        told["other"] = ask(
+            visit(settings, models, "another", BOB), keys_of(models, "base", "two"), prompt="xyz"
+        )
 
     thread = threading.Thread(target=other)
     thread.start()

@@ -48,6 +48,7 @@ def set_density(page, value: str) -> None:
 def choose(page, column: int, label: str) -> None:
     page.locator(f"#chat-model-{column} input").click()
     page.get_by_role("option", name=label).click()
+    expect(page.get_by_role("option")).to_have_count(0)
     expect(page.locator(f"#chat-model-{column} input")).to_have_value(label)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from tests.browser.conftest import write_recipe
+from tests.browser.conftest import stand_still, write_recipe
 from tests.browser.test_preview_page import at_preview, slide, values, wait_for_other
 from tests.browser.test_walk import open_tab
 from tests.browser.test_walk_importance import open_section
@@ -37,6 +37,7 @@ def test_a_phone_scrolls_in_one_direction_only(open_page, console_errors):
     before = values(page)
     slide(page, "#merge-density-0", 0.2)
     wait_for_other(page, before)
+    stand_still(page)
     write_recipe(page, "merge_methd: ties")
     expect(page.get_by_text("The recipe was not applied")).to_be_in_viewport()
     open_tab(page, "4 Chat")
