@@ -17,11 +17,11 @@ FRESH = 3600
 
 
 def read_last(settings: Settings) -> dict[Path, float]:
-    """Folder of a model -> when it was read last, at the latest; nothing where the folder of all is not this server's own."""
+    """Folder of a model -> when it was read last, as far as its disk tells (see `ACCESS`); nothing where the folder of all is not this server's own."""
     cache = cache_folder()
     if settings.single_owner or cache.resolve() != settings.hub_cache.resolve():
         return {}
-    return {folder: _told(folder) + ACCESS for folder in inside(cache)}
+    return {folder: _told(folder) for folder in inside(cache)}
 
 
 def make_room(settings: Settings, nbytes: int) -> int:
@@ -32,7 +32,7 @@ def make_room(settings: Settings, nbytes: int) -> int:
     store, freed = job_store(settings), 0
     jobs = [job for owner in store.owners() for job in store.list(owner) if job.active]
     named = " ".join(f"{job.title} {job.recipe}" for job in jobs)
-    by_age = sorted((read - ACCESS, folder) for folder, read in read_last(settings).items())
+    by_age = sorted((read, folder) for folder, read in read_last(settings).items())
     for read, folder in by_age:
         if freed >= nbytes or read > time.time() - FRESH:
             break

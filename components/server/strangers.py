@@ -42,8 +42,9 @@ def private_paths(settings: Settings) -> list[str]:
 
 
 def check_values(app: gr.Blocks) -> None:
-    """Have events and values that no page of ours sends answered by a sentence: Gradio's own parts and its answers fail on them with a
-    traceback, and a file is fetched from wherever a value says. What an event tells of itself is a table, or nothing."""
+    """Have events and values that no page of ours sends answered by a sentence: Gradio's own parts and its answers fail on
+    them with a traceback, and a file is fetched from wherever a value says. What an event tells of itself is a table, or
+    nothing."""
     read, process, push = app.preprocess_data, app.process_api, app._queue.push
 
     async def careful(block_fn: Any, inputs: Any, *rest: Any, **named: Any) -> Any:

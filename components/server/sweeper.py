@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from components.downloads import ZIPS, forget_zip, zip_folder
-from components.hub.kept_models import read_last
+from components.hub.kept_models import ACCESS, read_last
 from components.importance.job import cache_of
 from components.server.backend import (
     download_store,
@@ -61,7 +61,7 @@ def sweep(settings: Settings, now: float | None = None) -> list[str]:
     gone = [owner for owner in owners(settings) if _left(settings, owner, oldest) and forget(settings, owner)]
     _sweep_files(settings, now, oldest)
     for folder, read in read_last(settings).items():
-        if read < oldest:
+        if read + ACCESS < oldest:
             remove(folder)
     model_cache(settings).forget_idle(IDLE)
     return gone
