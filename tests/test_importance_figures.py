@@ -21,9 +21,9 @@ from components.figures.importance_maps import (
     owner_table,
     short_signs,
 )
-from components.importance.views import agreement_html, interval, recommendation
+from components.importance.views import agreement_html, recommendation
 from merging.checkpoint import Checkpoint
-from merging.importances.agreement import CHANGE, SIZE, Agreement, Correlation, ExpertAgreement
+from merging.importances.agreement import CHANGE, SIZE, Agreement, Correlation, ExpertAgreement, interval
 from merging.importances.artefact import Description, ExpertFacts, Importance, Parent, head_settings
 from merging.importances.attribution import carried
 from merging.partitions import make_partitions

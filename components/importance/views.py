@@ -26,7 +26,7 @@ from components.progress import job_bar, left
 from components.tables import Table, html_table, panels_table
 from merging import Importance, Report
 from merging.engine import Progress
-from merging.importances.agreement import CHANGE, SHUFFLED, SIZE, Agreement, Correlation
+from merging.importances.agreement import CHANGE, SHUFFLED, SIZE, Agreement, interval
 from merging.job_records import Job
 
 NOT_MEASURED = (
@@ -266,15 +266,6 @@ def show_agreement(found: Found | None) -> list[Any]:
     text = agreement_html(agreement, known.how) if known is not None else ""
     chart = payload(curves_chart(agreement)) if agreement is not None else None
     return [text, gr.update(visible=chart is not None), chart]
-
-
-def interval(found: Correlation) -> str:
-    """`0.57 (0.31 to 0.79)`; a dash where there is no order."""
-    if found.spearman is None:
-        return "–"
-    if found.low is None or found.high is None:
-        return f"{found.spearman:.2f}"
-    return f"{found.spearman:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def digits(value: float) -> str:

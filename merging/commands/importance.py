@@ -15,7 +15,7 @@ from rich.table import Table
 from merging.commands.terminal import follow
 from merging.errors import MergingError
 from merging.importance import Measurement, cache_folder, measure_importance
-from merging.importances.agreement import Agreement, Correlation
+from merging.importances.agreement import Agreement, interval
 from merging.importances.artefact import Importance, ensure_place
 
 SHOWN = 5
@@ -132,15 +132,6 @@ def agreement_table(report: Agreement) -> Table:
     for row in zip(*(expert.correlations for expert in report.experts), strict=True):
         table.add_row(row[0].predictor, *(interval(one) for one in row))
     return table
-
-
-def interval(found: Correlation) -> str:
-    """`0.57 (0.31 to 0.79)`; a dash where there is no order."""
-    if found.spearman is None:
-        return "–"
-    if found.low is None or found.high is None:
-        return f"{found.spearman:.2f}"
-    return f"{found.spearman:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def advice(report: Agreement) -> str:

@@ -34,6 +34,15 @@ class Correlation:
     high: float | None
 
 
+def interval(found: Correlation) -> str:
+    """`0.57 (0.31 to 0.79)`; a dash where there is no order."""
+    if found.spearman is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return f"{found.spearman:.2f}"
+    return f"{found.spearman:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
 @dataclass(frozen=True)
 class ExpertAgreement:
     """The report for one expert.
