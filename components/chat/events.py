@@ -23,8 +23,8 @@ from components.chat.recipe import page_merges
 from components.chat.replies import Reply
 from components.chat.sampling import sampling_of, system_of
 from components.chat.views import Talk
-from components.merge.events import toast
 from components.server.settings import Settings
+from components.toasts import toast
 from merging import MergingError
 from merging.answering.drawing import LIMITS
 

@@ -14,7 +14,7 @@ import gradio as gr
 
 from components.chat.models import unable
 from components.compare.job import KIND, Request, missing, work
-from components.compare.page import Asked, said, toast
+from components.compare.page import Asked, said
 from components.compare.runner import MOST_KEPT
 from components.compare.shown import BOARD, show_board
 from components.compare.suites import DEMO, Ruler, Text, options, pasted, read_suite, read_text
@@ -25,6 +25,7 @@ from components.progress import ending_html
 from components.server.backend import job_store
 from components.server.settings import Settings
 from components.shared import owner_id
+from components.toasts import toast
 from merging import MergingError
 from merging.job_records import Job
 from merging.judging.suites import Suite

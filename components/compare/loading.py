@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from components.merge.tab import MergeTab
 from components.merge.yaml import from_yaml
 from components.server.settings import Settings
 from components.shared import Shared, owner_id
+from components.toasts import toast
 from merging import MergingError, Recipe
 
 NOT_LOADED = "The recipe was not loaded"
@@ -60,5 +60,5 @@ class Loader:
         except MergingError as error:
             imported, problems = None, [str(error)]
         if imported is None:
-            raise gr.Error(html.escape(" ".join(problems)), title=NOT_LOADED, print_exception=False)
+            raise toast(" ".join(problems), NOT_LOADED)
         return refill(self.merge.form, imported, family, watched)

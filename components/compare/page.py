@@ -47,11 +47,6 @@ class Asked:
             return Board((), ())
 
 
-def toast(text: str, heading: str) -> gr.Error:
-    """An error as the page shows it; toasts take HTML, so the text is escaped."""
-    return gr.Error(html.escape(text), title=heading, print_exception=False)
-
-
 def warn(error: Exception, heading: str) -> None:
     """Say what went wrong, in a sentence."""
     gr.Warning(html.escape(said(error)), title=heading)

@@ -5,7 +5,6 @@ The parts of the Compare tab that search share it: a job yields `Partial` result
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from components.progress import ending_html
 from components.server.backend import job_store
 from components.server.settings import Settings
 from components.shared import Shared, owner_id
+from components.toasts import toast
 from merging import MergingError
 from merging.job_records import Job
 from merging.jobs import JobStore
@@ -147,7 +147,7 @@ def start(work: Work, family: Family, stored: Any, *values: Any) -> list[Any]:
             raise MergingError(NO_IDENTITY)
         id = work.start(owner, family, *values)
     except (MergingError, OSError) as error:
-        raise gr.Error(html.escape(_sentence(error)), title=work.failure, print_exception=False) from None
+        raise toast(_sentence(error), work.failure) from None
     work.jobs.forget_oldest(owner, work.kind, MOST_KEPT)
     job = work.jobs.get(owner, id)
     if job is not None and not job.active:  # quicker than this answer; the timer shows how it ended

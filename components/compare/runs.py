@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.compare.page import said, toast, warn
+from components.compare.page import said, warn
 from components.compare.rows import when
 from components.compare.views import percent
 from components.family import Family
@@ -22,6 +22,7 @@ from components.server.backend import run_history
 from components.server.settings import Settings
 from components.shared import owner_id
 from components.tables import html_table
+from components.toasts import toast
 from merging import MergingError, Recipe
 from merging.judging.history import Run, Score
 from merging.recipe_diff import diff

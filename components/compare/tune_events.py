@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import gradio as gr
@@ -21,6 +20,7 @@ from components.merge.recipe import at_root, check
 from components.server.backend import job_store, run_history
 from components.server.settings import Settings
 from components.shared import owner_id
+from components.toasts import toast
 from merging import MergingError, Recipe
 from merging.job_records import Job
 from merging.judging.history import Draft, subject_of_plan
@@ -208,7 +208,7 @@ def save(search: Work, family: Family, stored: Any) -> list[Any]:
             raise MergingError(" ".join(checked.problems))
         run_history(settings).add(owner, Draft.of(checked.plan, title=f"{summary(recipe, family)} · tuned"))
     except MergingError as error:
-        raise gr.Error(html.escape(str(error)), title="It was not saved", print_exception=False) from None
+        raise toast(str(error), "It was not saved") from None
     return [
         '<p class="quiet" role="status">Saved: it is under History and in the table of Scores.</p>',
         gr.update(interactive=False),

@@ -14,9 +14,9 @@ from components.export import chosen, push_job
 from components.export.about import about_html
 from components.hub.token import TO_PUSH, TokenField, build_token_field, shown, wire_token
 from components.late_choice import LateRadio
-from components.merge.events import toast
 from components.server.settings import Settings
 from components.shared import Shared
+from components.toasts import toast
 from merging import MergingError
 from merging.hub.push import LONGEST_MESSAGE, LONGEST_NAME, MESSAGE
 

@@ -29,6 +29,7 @@ from components.server.backend import job_store
 from components.server.kept_bytes import require_room
 from components.server.settings import Settings
 from components.shared import owner_id
+from components.toasts import toast
 from merging import MergingError
 from merging.folders.room import memory_problem
 from merging.importances.measuring import Measurement
@@ -42,11 +43,6 @@ ENDINGS = {
     "cancelled": "Cancelled. Nothing was kept.",
     "interrupted": "Interrupted: Mergescope was stopped while this ran. Compute again.",
 }
-
-
-def toast(text: str, heading: str) -> gr.Error:
-    """An error as the page shows it; toasts take HTML, so the text is escaped."""
-    return gr.Error(html.escape(text), title=heading, print_exception=False)
 
 
 def fill_rows(settings: Settings, family: Family) -> list[Any]:

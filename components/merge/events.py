@@ -6,7 +6,6 @@ nothing until the job store has found them for this owner.
 
 from __future__ import annotations
 
-import html
 import secrets
 from typing import Any
 
@@ -38,6 +37,7 @@ from components.server.kept_bytes import require_room
 from components.server.settings import Settings
 from components.server.zero_gpu import on_gpu, size_of
 from components.shared import owner_id
+from components.toasts import toast
 from merging import METHODS, MergingError, Recipe
 from merging.job_records import Job
 
@@ -53,11 +53,6 @@ def default_label(family: Family) -> str:
     if experts < 2:
         return "Merge now"
     return f"Merge these {numbers.get(experts, experts)} now"
-
-
-def toast(text: str, heading: str) -> gr.Error:
-    """An error as the page shows it; toasts take HTML, so the text is escaped."""
-    return gr.Error(html.escape(text), title=heading, print_exception=False)
 
 
 def judge(form: MergeForm, recipe: Recipe, family: Family, watched: str) -> list[Any]:

@@ -13,7 +13,6 @@ import gradio as gr
 
 from components.downloads import model_bytes, zip_model
 from components.merge.cards import KIND as MERGE
-from components.merge.events import toast
 from components.merge.recipe import at_root
 from components.numbers import size
 from components.progress import ending_html, job_bar, left
@@ -22,6 +21,7 @@ from components.server.kept_bytes import require_room
 from components.server.settings import Settings
 from components.shared import Shared, owner_id
 from components.tables import html_table
+from components.toasts import toast
 from merging import MergingError, Progress, Recipe
 from merging.checkpoint import Checkpoint
 from merging.extraction import extract

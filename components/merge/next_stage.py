@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.merge.events import toast
 from components.merge.tab import MergeTab
 from components.models.events import judge, with_model
 from components.models.tab import ModelsTab
@@ -15,6 +14,7 @@ from components.models.wiring import JUDGING, PRIVATE
 from components.server.settings import Settings
 from components.shared import Shared, owner_id
 from components.stages import RUN, run_folder
+from components.toasts import toast
 from merging import MergingError
 
 

@@ -12,12 +12,12 @@ from components.compare.runner import PRIVATE, wire_runner
 from components.hub import downloads, search, token
 from components.hub.reach import hub_reach
 from components.hub.token import TokenField
-from components.merge.events import toast
 from components.models import events
 from components.models.tab import ModelsTab
 from components.models.words import KEYS
 from components.server.settings import Settings
 from components.shared import Shared
+from components.toasts import toast
 from merging import MergingError
 
 RESTORED = "() => document.documentElement.classList.remove('restoring')"
