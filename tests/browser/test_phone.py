@@ -49,6 +49,10 @@ def test_a_phone_scrolls_in_one_direction_only(open_page, console_errors):
         "arrows => arrows.map(one => one.offsetWidth)"
     )
     assert min(arrows) >= 8, "no long name leaves its arrow without room"
+    edges = page.locator(".label-wrap .icon:visible").evaluate_all(
+        "arrows => arrows.map(one => one.getBoundingClientRect().right)"
+    )
+    assert max(edges) <= WIDTH, "nor pushes it off the page"
     open_tab(page, "5 Compare")
     page.locator("#compare-parts").wait_for()
     assert_fits("compare")
