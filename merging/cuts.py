@@ -37,6 +37,8 @@ EVERYTHING = -(1 << 31)
 """A threshold below every number: it keeps all."""
 Bracket = tuple[int, int]
 """The least and the largest key a threshold may be."""
+NONE: Bracket = (NOTHING, NOTHING)
+"""A bracket that no number lies in."""
 Keys = Callable[[Piece], torch.Tensor]
 """A piece's elements as int32 that order as their scores do: [rows, *shape]."""
 
@@ -53,11 +55,9 @@ class Ranking:
     rows: tuple[int, ...]
     keys: Keys = magnitudes
 
-    def of(self, piece: Piece) -> list[torch.Tensor]:
-        """What every cut ranks, [*shape] each: a row of keys or, where the keys are magnitudes, an expert's change, which
-        `ops` reads as one."""
-        values = piece.deltas if self.keys is magnitudes else self.keys(piece)
-        return [values[row] for row in self.rows]
+    def of(self, piece: Piece) -> ops.Changes:
+        """What is ranked: keys or, where these are magnitudes, the changes, which `ops` reads as such."""
+        return piece.changes if self.keys is magnitudes else ops.Changes(self.keys(piece))
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,9 @@ class Cut:
             self.ranking.of(piece), self.bits.tolist(), self.allowance.get(piece.key, [0] * len(self.bits))
         )
 
-    def _chosen(
-        self, rows: Sequence[torch.Tensor], bits: Sequence[int], allowed: Sequence[int]
-    ) -> torch.Tensor:
+    def _chosen(self, ranked: ops.Changes, bits: Sequence[int], allowed: Sequence[int]) -> torch.Tensor:
         """Of those that equal a threshold the first are kept."""
-        return ops.above(rows, bits, allowed)
+        return ops.above(ranked, self.ranking.rows, bits, allowed)
 
 
 class KeySample:
@@ -140,15 +138,13 @@ class KeyHistogram:
     """Counts of the upper 16 bits of keys; its result is an int64 tensor [rows, 65536], twice as wide if `signed`."""
 
     def __init__(self, ranking: Ranking, signed: bool = False):
-        self.keys = ranking.keys
+        self.ranking = ranking
         self.below = SIGN_BINS if signed else 0
         self.counts = torch.zeros(max(ranking.rows) + 1, COARSE_BINS + self.below, dtype=torch.int64)
 
     def update(self, piece: Piece) -> None:
-        rows = piece.deltas if self.keys is magnitudes else self.keys(piece)
-        self.counts = self.counts.to(rows.device)
-        for counts, row in zip(self.counts, rows, strict=True):
-            ops.count_bins(row, COARSE_SHIFT, self.below, counts)
+        self.counts = self.counts.to(piece.device)
+        ops.count_bins(self.ranking.of(piece), COARSE_SHIFT, self.below, self.counts)
 
     def combine(self, other: KeyHistogram) -> None:
         self.counts = self.result() + other.result()
@@ -252,17 +248,12 @@ class LargestCut:
         return LargestCut(self.ranking, self.kept, self.elements, brackets, values=self.values)
 
     def update(self, piece: Piece) -> None:
-        found = []
-        for cut, ((low, high), keys) in enumerate(zip(self.brackets, self.ranking.of(piece), strict=True)):
-            row = keys.flatten()
-            if not self.values and low <= 0:  # else nothing that is kept is 0
-                self.zeros[cut] += row.numel() - int(row.count_nonzero())
-            if self.kept[cut] in self.trivial:
-                row = row[:0]
-            values, counts, above = ops.distinct_within(row, low, high)
-            self.above[cut] += above
-            found.append((self.shelf.put(values), self.shelf.put(counts)))
-        self.found[piece.key] = found
+        asked = [NONE if kept in self.trivial else one for kept, one in zip(self.kept, self.brackets, strict=True)]
+        zeros = [not self.values and low <= 0 for low, _ in self.brackets]  # else nothing that is kept is 0
+        every = ops.within(self.ranking.of(piece), self.ranking.rows, asked, zeros)
+        self.found[piece.key] = [(self.shelf.put(one.keys), self.shelf.put(one.counts)) for one in every]
+        self.zeros = [before + one.zeros for before, one in zip(self.zeros, every, strict=True)]
+        self.above = [before + one.above for before, one in zip(self.above, every, strict=True)]
 
     def combine(self, other: LargestCut) -> None:
         self.found.update(other.found)

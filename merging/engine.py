@@ -29,7 +29,7 @@ from merging.executors import Executor, Inline, Streams, executor_for
 from merging.folders.header import MERGEABLE, TensorInfo
 from merging.inspecting.relations import Products, Relations
 from merging.methods import Group, Method, Survey
-from merging.pieces import Outcome, Piece
+from merging.pieces import Outcome, Piece, StoredPiece
 from merging.plan import KEEP_BYTES, Plan
 from merging.reading import Pieces, Reader, Spot, Thin, input_bytes
 from merging.statistics import Accumulator, Attained
@@ -331,7 +331,7 @@ class _Run:
 
     def _merged(self, tensor: TensorPlan, piece: Piece, known: Any, sink: Sink) -> _Merged:
         """Merge one piece, show it to the watches and write it."""
-        swept = None if self.watches else _swept_rows(tensor, piece)  # which gives the products, too
+        swept = None if self.watches else _swept_rows(tensor, piece, known)  # which gives the products, too
         products = Products.of(piece)
         if not products.finite:
             require_finite(self.plan, tensor, piece)
@@ -406,14 +406,19 @@ def rows_of(tensor: TensorPlan, piece: Piece, known: Any) -> tuple[torch.Tensor,
     assert method is not None
     if not method.elementwise:
         return _merged_whole(method, piece, known, dtype)[1:]
-    return ops.finish(piece.base, method.change_of(piece, known), dtype, in_float32=False)[1:]
+    sweep = method.sweep(piece, known)
+    assert sweep is not None
+    return ops.finish(piece.base, ops.summed(sweep, piece.deltas), dtype, in_float32=False)[1:]
 
 
-def _swept_rows(tensor: TensorPlan, piece: Piece) -> tuple[torch.Tensor, ops.Tally] | None:
+def _swept_rows(tensor: TensorPlan, piece: Piece, known: Any) -> tuple[torch.Tensor, ops.Tally] | None:
     """The same in one sweep, where the method and the values allow it."""
-    assert tensor.method is not None
-    sweep = tensor.method.one_sweep(piece)
-    return None if sweep is None else piece.add_up(sweep, tensor.info.torch_dtype)
+    method, dtype = tensor.method, tensor.info.torch_dtype
+    assert method is not None
+    if not isinstance(piece, StoredPiece) or not piece.sweepable(dtype):
+        return None
+    sweep = method.sweep(piece, known)
+    return None if sweep is None else piece.add_up(sweep, dtype)
 
 
 def _merged_whole(

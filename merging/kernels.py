@@ -6,7 +6,8 @@ become weights have the same bits (products and sums are rounded one by one, in 
 digits but for the last.
 
 Values come as contiguous NumPy views of float32 tensors: base [n] (empty for none), deltas [experts, n], and factors
-[experts, n] or, of one for all elements, [experts, 1]. Models as they are stored come as whole numbers of their bits.
+[experts, n] or, of one for all elements, [experts, 1]. `stored` are models as whole numbers of their bits [m, n], of which all
+but the first count as changes from it if `has_base`; changes that are there in float32 already are such models without a base.
 
 They are one file because numba keeps what it compiled until the file of a loop changes, whatever becomes of the loops it calls.
 """
@@ -366,11 +367,14 @@ def keep_common(models, merged):
 
 
 @_exact
-def add_up(stored, has_base, factors, scale, keeps_common, form, rows, sums, out):
-    """All of a merge by one factor [experts, 1] for each expert, from stored bits [m, n] to `rows`, in one sweep: adds to
-    `sums` as `finish` does, and to `out` the `products`. `keeps_common`: see `keep_common`."""
+def add_up(stored, has_base, factors, scale, keeps_common, elects, rule, form, rows, sums, out):
+    """All of a merge by factors [experts, n] or [experts, 1], from stored bits [m, n] to `rows`, in one sweep: adds to `sums`
+    as `finish` does, and to `out` the `products`. `keeps_common`: see `keep_common`; where it `elects`, by a `rule`, see
+    `elect`."""
     models, count = stored.shape
     values, wide = np.empty((models, CHUNK), np.float32), np.empty((len(out), CHUNK))
+    votes, shares = np.empty((models, CHUNK), np.float32), np.empty((len(factors), CHUNK), np.float32)
+    elected, divisor = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     merged, scratch, change = (
         np.empty(CHUNK, np.float32),
         np.empty(CHUNK, np.float32),
@@ -384,7 +388,13 @@ def add_up(stored, has_base, factors, scale, keeps_common, form, rows, sums, out
         moved, base = change[:size], values[0, : size * first]
         _take(stored, start, stop, has_base, values)
         _add_products(values, wide, 1 - first, size, out)
-        _sum_scaled(factors, 0, values[first:], 0, size, scale, moved)
+        if elects:
+            _elect(
+                factors, start, values[first:], 0, size, rule, votes, elected[:size], divisor[:size], shares
+            )
+            _sum_scaled(shares, 0, values[first:], 0, size, scale, moved)
+        else:
+            _sum_scaled(factors, start, values[first:], 0, size, scale, moved)
         if keeps_common:
             _keep_common_part(values, 0, moved, same)
         finite &= _finish_part(
@@ -395,14 +405,16 @@ def add_up(stored, has_base, factors, scale, keeps_common, form, rows, sums, out
 
 
 @_exact
-def l1_norms(factors, deltas, norms):
+def l1_norms(factors, stored, has_base, norms):
     """Σ|δ| and Σ|factor·δ| of every expert, into float64 [2, experts]."""
-    experts, count = deltas.shape
-    sparse = np.empty(CHUNK, np.float32)
-    for t in range(experts):
-        for start in range(0, count, CHUNK):
-            stop = min(start + CHUNK, count)
-            mine, whole = sparse[: stop - start], deltas[t, start:stop]
+    count, first = stored.shape[1], 1 if has_base else 0
+    values, sparse = np.empty((len(stored), CHUNK), np.float32), np.empty(CHUNK, np.float32)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        mine = sparse[: stop - start]
+        _take(stored, start, stop, has_base, values)
+        for t in range(norms.shape[1]):
+            whole = values[first + t, : stop - start]
             _scaled(mine, _own(factors, t, start, stop), whole)
             norms[0, t] += _sum_of_magnitudes(whole)
             norms[1, t] += _sum_of_magnitudes(mine)
@@ -428,14 +440,25 @@ def _cast_votes(factors, deltas, weight, frequency, votes, total):
 
 
 @_exact
-def _elect(factors, deltas, start, stop, rule, votes, elected, divisor):
-    """Puts the weights of the experts that agree where the `votes` [experts, CHUNK] of elements start to stop were, and what
-    to divide them by into `divisor` [size]; `elected` [size] is room."""
+def _share(agreed, divisor, factors, coefficients):
+    if len(factors) == 1:
+        factor = np.float32(factors[0])
+        for i in range(len(agreed)):
+            coefficients[i] = factor * (agreed[i] / divisor[i])
+    else:
+        for i in range(len(agreed)):
+            coefficients[i] = np.float32(factors[i]) * (agreed[i] / divisor[i])
+
+
+@_exact
+def _elect(factors, at, deltas, start, stop, rule, votes, elected, divisor, shares):
+    """The coefficients of elements start to stop, whose factors begin at `at`, into `shares` [experts, CHUNK]; `votes`
+    [experts, CHUNK], `elected` and `divisor` [size] are room."""
     vote_weight, weight, frequency, if_draw, normalize = rule
     size = stop - start
     elected[:] = ZERO
     for t in range(len(deltas)):
-        mine = _own(factors, t, start, stop)
+        mine = _own(factors, t, at, at + size)
         _cast_votes(mine, deltas[t, start:stop], vote_weight[t], frequency, votes[t, :size], elected)
     for i in range(size):
         value = elected[i]
@@ -448,17 +471,8 @@ def _elect(factors, deltas, start, stop, rule, votes, elected, divisor):
             divisor[i] += mine[i]
     for i in range(size):
         divisor[i] = divisor[i] if normalize and divisor[i] != ZERO else ONE
-
-
-@_exact
-def _share(agreed, divisor, factors, coefficients):
-    if len(factors) == 1:
-        factor = np.float32(factors[0])
-        for i in range(len(agreed)):
-            coefficients[i] = factor * (agreed[i] / divisor[i])
-    else:
-        for i in range(len(agreed)):
-            coefficients[i] = np.float32(factors[i]) * (agreed[i] / divisor[i])
+    for t in range(len(deltas)):
+        _share(votes[t, :size], divisor, _own(factors, t, at, at + size), shares[t, :size])
 
 
 @_exact
@@ -466,16 +480,14 @@ def elect(factors, deltas, rule, coefficients):
     """What `ops.elected_coefficients` says, into `coefficients` [experts, n]; factors are [experts, n] or [experts, 1]. The
     `rule` is (vote_weight [experts], weight [experts], frequency, if_draw, normalize)."""
     experts, count = deltas.shape
-    votes = np.empty((experts, CHUNK), np.float32)
+    votes, shares = np.empty((experts, CHUNK), np.float32), np.empty((experts, CHUNK), np.float32)
     elected, divisor = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         size = stop - start
-        _elect(factors, deltas, start, stop, rule, votes, elected[:size], divisor[:size])
+        _elect(factors, start, deltas, start, stop, rule, votes, elected[:size], divisor[:size], shares)
         for t in range(experts):
-            _share(
-                votes[t, :size], divisor[:size], _own(factors, t, start, stop), coefficients[t, start:stop]
-            )
+            coefficients[t, start:stop] = shares[t, :size]
 
 
 @_exact
@@ -487,24 +499,24 @@ def elected_sum(factors, deltas, rule, scale, change):
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         size = stop - start
-        _elect(factors, deltas, start, stop, rule, votes, elected[:size], divisor[:size])
-        for t in range(experts):
-            _share(votes[t, :size], divisor[:size], _own(factors, t, start, stop), shares[t, :size])
+        _elect(factors, start, deltas, start, stop, rule, votes, elected[:size], divisor[:size], shares)
         _sum_scaled(shares, 0, deltas, start, stop, scale, change[start:stop])
 
 
 @_exact
-def balance(factors, deltas, vote_weight):
+def balance(factors, stored, has_base, vote_weight):
     """Σ sign(Σ_t vote_t): by how many elements more go up than down."""
-    experts, count = deltas.shape
+    count, first = stored.shape[1], 1 if has_base else 0
+    values = np.empty((len(stored), CHUNK), np.float32)
     votes, total, found = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), 0
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         size = stop - start
         total[:] = ZERO
-        for t in range(experts):
+        _take(stored, start, stop, has_base, values)
+        for t in range(len(vote_weight)):
             mine = _own(factors, t, start, stop)
-            _cast_votes(mine, deltas[t, start:stop], vote_weight[t], False, votes[:size], total[:size])
+            _cast_votes(mine, values[first + t, :size], vote_weight[t], False, votes[:size], total[:size])
         for i in range(size):
             found += _sign_of(total[i])
     return found
@@ -519,31 +531,49 @@ def _count_equal_keys(keys, mask, threshold):
 
 
 @_exact
-def above(keys, mask, threshold, allowed, keep):
-    """Where keys, masked first, are above a threshold, and the first `allowed` that equal it: into bool [n]."""
-    for start in range(0, len(keys), CHUNK):
-        stop = min(start + CHUNK, len(keys))
-        some, mine = keys[start:stop], keep[start:stop]
-        for i in range(len(some)):
-            mine[i] = (some[i] & mask) > threshold
-        tied = _count_equal_keys(some, mask, threshold) if allowed else 0
-        if tied <= allowed:
-            if tied:
-                for i in range(len(some)):
-                    mine[i] = (some[i] & mask) >= threshold
-            allowed -= tied
-            continue
-        for i in range(len(some)):
-            if allowed and (some[i] & mask) == threshold:
-                mine[i] = True
-                allowed -= 1
+def _above(keys, mask, threshold, allowed, keep):
+    """`above` for some keys of one row: how many of the equal are still allowed."""
+    for i in range(len(keys)):
+        keep[i] = (keys[i] & mask) > threshold
+    tied = _count_equal_keys(keys, mask, threshold) if allowed else 0
+    if tied <= allowed:
+        if tied:
+            for i in range(len(keys)):
+                keep[i] = (keys[i] & mask) >= threshold
+        return allowed - tied
+    for i in range(len(keys)):
+        if allowed and (keys[i] & mask) == threshold:
+            keep[i] = True
+            allowed -= 1
+    return allowed
 
 
 @_exact
-def histogram(keys, mask, shift, below, counts):
-    """Counts of the upper bits of keys, masked first, with `below` added: adds to int64 [bins]."""
-    for i in range(len(keys)):
-        counts[np.uint32(((keys[i] & mask) >> shift) + below)] += 1  # unsigned: nothing counts from the end
+def above(stored, has_base, rows, mask, thresholds, allowed, keep):
+    """Where keys, masked first, are above the threshold of a cut, and the first `allowed` that equal it: into bool [cuts, n].
+    Cut c looks at the float32 bits of `rows[c]`, be they an expert's change or already keys; `allowed` [cuts] is used up."""
+    count, first = stored.shape[1], 1 if has_base else 0
+    values = np.empty((len(stored), CHUNK), np.float32)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        _take(stored, start, stop, has_base, values)
+        for c in range(len(rows)):
+            keys = values[first + rows[c], : stop - start].view(np.int32)
+            allowed[c] = _above(keys, mask, thresholds[c], allowed[c], keep[c, start:stop])
+
+
+@_exact
+def histogram(stored, has_base, mask, shift, below, counts):
+    """Counts of the upper bits of keys, masked first, with `below` added: adds to int64 [rows, bins]."""
+    count, first = stored.shape[1], 1 if has_base else 0
+    values = np.empty((len(stored), CHUNK), np.float32)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        _take(stored, start, stop, has_base, values)
+        for row in range(len(counts)):
+            keys, mine = values[first + row, : stop - start].view(np.int32), counts[row]
+            for i in range(len(keys)):
+                mine[np.uint32(((keys[i] & mask) >> shift) + below)] += 1  # unsigned: nothing counts from the end
 
 
 @_exact
@@ -573,22 +603,36 @@ def _count_keys_above(keys, mask, threshold):
 
 
 @_exact
-def within(keys, mask, low, high, inside):
-    """Collects the keys, masked first, from `low` to `high` in int32 `inside` [n + 1]: how many are above, and how many were
-    collected. Where few are, most stretches of keys are only looked at."""
-    span = np.uint32(high - low)
-    found, over = np.uint64(0), 0
-    for start in range(0, len(keys), CHUNK):
-        some = keys[start : min(start + CHUNK, len(keys))]
-        over += _count_keys_above(some, mask, high) if high != NOTHING else 0
-        for first in range(0, len(some), STRETCH):
-            part = some[first : min(first + STRETCH, len(some))]
-            if _any_within(part, mask, low, span):
-                for i in range(len(part)):
-                    key = np.int32(part[i] & mask)
-                    inside[found] = key
-                    found += np.uint64(np.uint32(key - low) <= span)
-    return over, np.int64(found)
+def _within(keys, mask, low, span, inside, found):
+    """`within` for some keys of one row, of which `found` were collected before: how many are now."""
+    for start in range(0, len(keys), STRETCH):
+        part = keys[start : min(start + STRETCH, len(keys))]
+        if _any_within(part, mask, low, span):
+            for i in range(len(part)):
+                key = np.int32(part[i] & mask)
+                inside[found] = key
+                found += np.uint64(np.uint32(key - low) <= span)
+    return found
+
+
+@_exact
+def within(stored, has_base, rows, mask, brackets, count_zeros, inside, found):
+    """Collects the keys of each cut, masked first, that lie in its bracket (low, high) of int32 [cuts, 2] in int32 `inside`
+    [cuts, n + 1]. Adds to uint64 `found` [3, cuts] how many these are, how many are above and, if asked for, how many are 0.
+    Where few are in a bracket, most stretches of keys are only looked at. For `rows` see `above`."""
+    count, first = stored.shape[1], 1 if has_base else 0
+    values = np.empty((len(stored), CHUNK), np.float32)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        _take(stored, start, stop, has_base, values)
+        for c in range(len(rows)):
+            keys = values[first + rows[c], : stop - start].view(np.int32)
+            low, high = brackets[c, 0], brackets[c, 1]
+            if high != NOTHING:
+                found[1, c] += np.uint64(_count_keys_above(keys, mask, high))
+            if count_zeros[c]:
+                found[2, c] += np.uint64(_count_equal_keys(keys, mask, np.int32(0)))
+            found[0, c] = _within(keys, mask, low, np.uint32(high - low), inside[c], found[0, c])
 
 
 @_exact
@@ -605,12 +649,18 @@ def survivors(uniform, limits, gains, factors):
 
 
 @_exact
-def rank_keys(rows, keys):
-    """What sorts each row as |δ| does, the largest first, with the index below: uint64 [rows, m]."""
-    for row in range(len(rows)):
-        bits, mine = rows[row].view(np.uint32), keys[row]
-        for i in range(len(bits)):
-            mine[i] = (np.uint64(~bits[i] & MAGNITUDE) << np.uint64(32)) | np.uint64(i)
+def rank_keys(stored, has_base, keys):
+    """What sorts each row as |δ| does, the largest first, with the index below: uint64 [experts, rows, m]."""
+    experts, rows, columns = keys.shape
+    first, values = 1 if has_base else 0, np.empty((len(stored), CHUNK), np.float32)
+    for row in range(rows):
+        for start in range(0, columns, CHUNK):
+            stop = min(start + CHUNK, columns)
+            _take(stored, row * columns + start, row * columns + stop, has_base, values)
+            for t in range(experts):
+                bits, mine = values[first + t, : stop - start].view(np.uint32), keys[t, row, start:stop]
+                for i in range(len(bits)):
+                    mine[i] = (np.uint64(~bits[i] & MAGNITUDE) << np.uint64(32)) | np.uint64(start + i)
 
 
 @_exact
@@ -827,11 +877,16 @@ def losses(change, differs, lost, energy):
 
 
 @_exact
-def outliers(deltas, limits, counts):
+def outliers(stored, has_base, limits, counts):
     """How many |δ| of every expert exceed each of its limits: adds to int64 [limits, experts]."""
-    for t in range(len(deltas)):
+    count, first = stored.shape[1], 1 if has_base else 0
+    values = np.empty((len(stored), CHUNK), np.float32)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        _take(stored, start, stop, has_base, values)
         for row in range(len(limits)):
-            counts[row, t] += _count_above(deltas[t], limits[row, t])
+            for t in range(counts.shape[1]):
+                counts[row, t] += _count_above(values[first + t, : stop - start], limits[row, t])
 
 
 @_exact
@@ -889,18 +944,20 @@ def _clipped(value, low, high):
 
 
 @_exact
-def competition(deltas, lower, upper, scores):
+def competition(stored, has_base, lower, upper, scores):
     """PCB's score β of every change, into float32 [experts, n]; see `methods.pcb.Clipped.score`."""
-    experts, count = deltas.shape
+    experts, count = scores.shape
+    first, values = 1 if has_base else 0, np.empty((len(stored), CHUNK), np.float32)
     wide, total = np.empty((experts, CHUNK)), np.empty(CHUNK)
     value, power, room, agreement = np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK)
     for start in range(0, count, CHUNK):
         size = min(CHUNK, count - start)
         sum_, one, two, three, agree = total[:size], value[:size], power[:size], room[:size], agreement[:size]
         sum_[:] = 0.0
+        _take(stored, start, start + size, has_base, values)
         for t in range(experts):
             mine = wide[t, :size]
-            _widen(deltas[t, start : start + size], mine)
+            _widen(values[first + t, :size], mine)
             for i in range(size):
                 sum_[i] += mine[i]
         for t in range(experts):
@@ -918,15 +975,17 @@ def competition(deltas, lower, upper, scores):
 
 
 @_exact
-def competing(scores, deltas, bounds, weight, coefficients):
+def competing(scores, stored, has_base, bounds, weight, coefficients):
     """PCB's coefficients from its scores, into float32 [experts, n]; `bounds` are lower and upper of |δ|, threshold and top
     of β: float64 [4, experts]. See `methods.pcb.Pcb.coefficients`."""
-    experts, count = deltas.shape
+    experts, count = scores.shape
+    first, values = 1 if has_base else 0, np.empty((len(stored), CHUNK), np.float32)
     shares, total = np.empty((experts, CHUNK)), np.empty(CHUNK)
     for start in range(0, count, CHUNK):
         size = min(CHUNK, count - start)
         sum_ = total[:size]
         sum_[:] = 0.0
+        _take(stored, start, start + size, has_base, values)
         for t in range(experts):
             part, mine = shares[t, :size], scores[t, start : start + size]
             low, span = bounds[2, t], bounds[3, t] - bounds[2, t]
@@ -936,7 +995,7 @@ def competing(scores, deltas, bounds, weight, coefficients):
         for i in range(size):
             sum_[i] = max(sum_[i], TINY)
         for t in range(experts):
-            part, mine = shares[t, :size], deltas[t, start : start + size]
+            part, mine = shares[t, :size], values[first + t, :size]
             out = coefficients[t, start : start + size]
             low, high, own = bounds[0, t], bounds[1, t], np.float64(weight[t])
             for i in range(size):

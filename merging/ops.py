@@ -26,6 +26,20 @@ INNER_CHUNK = 1 << 14
 Counting = Literal["nearest", "floor"]
 
 
+class Changes(NamedTuple):
+    """Rows of numbers [rows, *shape]: task vectors in float32, or keys in int32. `from_first`, for `loops` only: models as
+    they are stored, of which all but the first are task vectors from it, so that nobody has to widen them first."""
+
+    values: torch.Tensor
+    from_first: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """[rows, *shape]."""
+        rows, *shape = self.values.shape
+        return torch.Size((rows - self.from_first, *shape))
+
+
 def kept_count(density: float, elements: int, count: Counting) -> int:
     """How many of `elements` a density keeps.
 
@@ -70,44 +84,92 @@ def keys_of(row: torch.Tensor) -> torch.Tensor:
     return row if row.dtype == torch.int32 else magnitude_bits(row)
 
 
-def above(rows: Sequence[torch.Tensor], thresholds: Sequence[int], allowed: Sequence[int]) -> torch.Tensor:
-    """Where `keys_of` each row [*shape] are above its threshold, and the first few that equal it: bool [rows, *shape]."""
-    keep = torch.empty((len(rows), *rows[0].shape), dtype=torch.bool, device=rows[0].device)
+def above(
+    changes: Changes, rows: Sequence[int], thresholds: Sequence[int], allowed: Sequence[int]
+) -> torch.Tensor:
+    """Where `keys_of` some rows are above their thresholds, and the first few that equal it: bool [len(rows), *shape]."""
+    values = changes.values
+    keep = torch.empty((len(rows), *values.shape[1:]), dtype=torch.bool, device=values.device)
+    if looped(values):
+        few = np.array(allowed, dtype=np.int64)
+        loops().above(*bits(changes), _indices(rows), _mask(values), _keys(thresholds), few, array(keep, 2))
+        return keep
     for mine, row, threshold, few in zip(keep, rows, thresholds, allowed, strict=True):
-        if looped(row):
-            loops().above(*_masked(row), np.int32(threshold), few, array(mine))
-            continue
-        keys = keys_of(row)
+        keys = keys_of(values[row])
         mine.copy_(keys > threshold)
         if few:
             mine.view(-1)[positions(keys == threshold)[:few]] = True
     return keep
 
 
-def distinct_within(row: torch.Tensor, low: int, high: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The `distinct` of `keys_of` a row [n] that lie from `low` to `high`, and how many lie above."""
-    if not looped(row):
-        keys = keys_of(row)
-        return *distinct(keys[(keys >= low) & (keys <= high)]), int((keys > high).count_nonzero())
-    inside = np.empty(row.numel() + 1, dtype=np.int32)
-    over, count = loops().within(*_masked(row), np.int32(low), np.int32(high), inside)
-    return *distinct(torch.from_numpy(inside[:count])), over
+class Within(NamedTuple):
+    """What `within` finds of one row: the `distinct` of its keys between two bounds, how often each is there, how many keys
+    are above, and how many are 0, if that was asked for."""
+
+    keys: torch.Tensor
+    counts: torch.Tensor
+    above: int
+    zeros: int
 
 
-def count_bins(row: torch.Tensor, shift: int, below: int, counts: torch.Tensor) -> None:
-    """Add how often the bits above `shift` of `keys_of` a row occur, with `below` added, to int64 [bins] on its device."""
-    if looped(row):
-        loops().histogram(*_masked(row), np.int32(shift), np.int32(below), counts.numpy())
-    else:
+def within(
+    changes: Changes, rows: Sequence[int], brackets: Sequence[tuple[int, int]], count_zeros: Sequence[bool]
+) -> list[Within]:
+    """What lies between two bounds, both included, of `keys_of` some rows, for each of them."""
+    values = changes.values
+    if not looped(values):
+        return [
+            _within(keys_of(values[row]), *bounds, zeros)
+            for row, bounds, zeros in zip(rows, brackets, count_zeros, strict=True)
+        ]
+    inside = np.empty((len(rows), math.prod(values.shape[1:]) + 1), dtype=np.int32)
+    found, bounds = np.zeros((3, len(rows)), dtype=np.uint64), np.array(brackets, dtype=np.int32)
+    asked = np.array(count_zeros, dtype=np.bool_)
+    loops().within(*bits(changes), _indices(rows), _mask(values), bounds.reshape(-1, 2), asked, inside, found)
+    return [
+        Within(*distinct(torch.from_numpy(mine[:count])), above, zeros)
+        for mine, (count, above, zeros) in zip(inside, found.T.tolist(), strict=True)
+    ]
+
+
+def _within(keys: torch.Tensor, low: int, high: int, count_zeros: bool) -> Within:
+    zeros = keys.numel() - int(keys.count_nonzero()) if count_zeros else 0
+    return Within(
+        *distinct(keys[(keys >= low) & (keys <= high)]), int((keys > high).count_nonzero()), zeros
+    )
+
+
+def count_bins(changes: Changes, shift: int, below: int, counts: torch.Tensor) -> None:
+    """Add how often the bits above `shift` of `keys_of` the first rows occur, with `below` added, to int64 [rows, bins] on
+    their device."""
+    values = changes.values
+    if looped(values):
+        loops().histogram(
+            *bits(changes), _mask(values), np.int32(shift), np.int32(below), counts.numpy()
+        )
+        return
+    for mine, row in zip(counts, values, strict=False):
         bins = ((keys_of(row) >> shift) + below).flatten().long()
-        counts.scatter_add_(
-            0, bins, counts.new_ones(1).expand(len(bins))
-        )  # `bincount` waits for the device twice
+        ones = counts.new_ones(1).expand(len(bins))
+        mine.scatter_add_(0, bins, ones)  # `bincount` waits for the device twice
 
 
-def _masked(row: torch.Tensor) -> tuple[Any, np.int32]:
-    """A row as integers, and the mask that makes keys of them."""
-    return array(row).view(np.int32), np.int32(-1 if row.dtype == torch.int32 else 0x7FFFFFFF)
+def bits(changes: Changes) -> tuple[Any, bool]:
+    """Rows as `loops` take them: whole numbers of their bits [m, n], and whether all but the first are changes from it."""
+    return stored_bits(changes.values), changes.from_first
+
+
+def _mask(values: torch.Tensor) -> np.int32:
+    """What makes keys of the bits."""
+    return np.int32(-1 if values.dtype == torch.int32 else 0x7FFFFFFF)
+
+
+def _indices(rows: Sequence[int]) -> Any:
+    return np.array(rows, dtype=np.int64)
+
+
+def _keys(values: Sequence[int]) -> Any:
+    return np.array(values, dtype=np.int32)
 
 
 def distinct(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,7 +273,7 @@ def loops() -> Any:
     try:
         from merging import kernels
 
-        kernels.above(np.zeros(1, np.int32), np.int32(-1), np.int32(0), 0, np.empty(1, np.bool_))
+        kernels.order_bits(np.zeros(1, np.float32), np.zeros(1, np.float32))
     except Exception:  # whatever numba meets, torch does the same, only slower
         return None
     return kernels
@@ -279,20 +341,22 @@ def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
     return inner(rows, rows)
 
 
-def l1_norms(deltas: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+def l1_norms(changes: Changes, factors: torch.Tensor | None = None) -> torch.Tensor:
     """Σ|δ| and Σ|factor·δ| of each expert: float64 [2, experts] on the CPU, summed as such."""
-    factors = deltas.new_ones([1] * deltas.ndim) if factors is None else factors
-    if compiled(deltas):
-        norms = np.zeros((2, len(deltas)))
-        loops().l1_norms(factors_of(factors, deltas), array(deltas, 2), norms)
+    deltas, experts = changes.values, changes.shape[0]
+    factors = torch.ones([1] * deltas.ndim, device=deltas.device) if factors is None else factors
+    if looped(deltas):
+        norms = np.zeros((2, experts))
+        loops().l1_norms(factors_of(factors, changes.shape), *bits(changes), norms)
         return torch.from_numpy(norms)
     sizes = torch.stack([flat(values.abs()) for values in (deltas, factors * deltas)])
     return sizes.sum(2, dtype=torch.float64).cpu()
 
 
 def stored_bits(stored: torch.Tensor) -> Any:
-    """Stored models [m, *shape] as `loops` take them: whole numbers [m, n] of their bits."""
-    return array(stored.contiguous().view(BITS[stored.dtype]), 2).view(UNSIGNED[stored.dtype.itemsize])
+    """Stored models, or keys, [m, *shape] as `loops` take them: whole numbers [m, n] of their bits."""
+    whole = stored if stored.dtype == torch.int32 else stored.contiguous().view(BITS[stored.dtype])
+    return array(whole, 2).view(UNSIGNED[stored.dtype.itemsize])
 
 
 def sweepable(stored: torch.Tensor) -> bool:
@@ -325,7 +389,7 @@ def weighted_sum(coefficients: torch.Tensor, deltas: torch.Tensor, scale: float 
     if compiled(deltas):
         change = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
         loops().weighted_sum(
-            factors_of(coefficients, deltas), array(deltas, 2), _float32(scale), array(change)
+            factors_of(coefficients, deltas.shape), array(deltas, 2), _float32(scale), array(change)
         )
         return change
     total = coefficients[0] * deltas[0]
@@ -366,7 +430,7 @@ def finish(
     of it: [*shape] twice."""
     if compiled(change) and dtype in BITS:
         merged = torch.empty(change.shape, dtype=torch.float32) if in_float32 else None
-        rows, bits, sums = _rows(change.shape, dtype)
+        rows, written, sums = _rows(change.shape, dtype)
         finite = loops().finish(
             array(base), array(change), loops().FORMS[dtype.itemsize], array(merged), bits, sums
         )
@@ -388,35 +452,49 @@ def _tally(sums: Any, finite: bool) -> Tally:
     return Tally(moved, error, int(changed), int(lost), bool(finite))
 
 
+class Election(NamedTuple):
+    """How a sign is elected for every element, and who then counts: see `elected_coefficients`."""
+
+    weight: torch.Tensor
+    weighted: bool = False
+    sign: Literal["total", "frequency"] = "total"
+    if_draw: float = 1.0
+    normalize: bool = True
+
+
 class Sweep(NamedTuple):
-    """A merge that adds up by one factor for each expert [experts], times a scale; `keeps_common` (without a base): where all
-    models are equal their own value stays."""
+    """A merge that adds up by factors [experts, *shape], or what broadcasts to it, times a scale; after an `election`, if
+    there is one. `keeps_common` (without a base): where all models are equal their own value stays."""
 
     factors: torch.Tensor
     scale: float = 1.0
     keeps_common: bool = False
+    election: Election | None = None
 
 
 def add_up(
     stored: torch.Tensor, sweep: Sweep, dtype: torch.dtype, *, has_base: bool
 ) -> tuple[torch.Tensor, Tally, torch.Tensor]:
-    """All of a merge that adds up by one factor for each expert, in one sweep over `sweepable` models: the rows [*shape] in
-    the dtype they are written in, what came of it, and the `products`.
+    """All of a merge that adds up, in one sweep over `sweepable` models: the rows [*shape] in the dtype they are written in,
+    what came of it, and the `products`.
 
-    The stored models are [m, *shape], the base first if there is one. The same as `task_vectors`, `weighted_sum`,
-    `keep_common` (if that is asked for) and `finish`, bit by bit.
+    The stored models are [m, *shape], the base first if there is one. The same as `task_vectors`, `weighted_sum` or
+    `elected_sum`, `keep_common` (if that is asked for) and `finish`, bit by bit.
     """
-    factors, scale, keeps_common = sweep
-    rows, bits, sums = _rows(stored.shape[1:], dtype)
-    found = torch.zeros(1 + len(factors), 1 + len(factors), dtype=torch.float64)
+    factors, scale, keeps_common, election = sweep
+    changes = Changes(stored, has_base)
+    experts = changes.shape[0]
+    rows, written, sums = _rows(stored.shape[1:], dtype)
+    found = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
     finite = loops().add_up(
-        stored_bits(stored),
-        has_base,
-        factors.numpy()[:, None],
+        *bits(changes),
+        factors_of(factors, changes.shape),
         _float32(scale),
         keeps_common,
+        election is not None,
+        _rule(election or Election(torch.ones(experts))),
         loops().FORMS[dtype.itemsize],
-        bits,
+        written,
         sums,
         found.numpy(),
     )
@@ -490,16 +568,7 @@ def disjoint_coefficients(agree: torch.Tensor, weight: torch.Tensor, normalize: 
     return coefficients
 
 
-def elected_coefficients(
-    factors: torch.Tensor,
-    deltas: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    weighted: bool = False,
-    sign: Literal["total", "frequency"] = "total",
-    if_draw: float = 1.0,
-    normalize: bool = True,
-) -> torch.Tensor:
+def elected_coefficients(factors: torch.Tensor, deltas: torch.Tensor, election: Election) -> torch.Tensor:
     """Coefficients after an election among the sparse changes factor_t·δ_t, which are weighted first if `weighted`:
     [experts, *shape], 0 for who lost. See `elect_sign`, `agreement` and `disjoint_coefficients`.
 
@@ -507,50 +576,50 @@ def elected_coefficients(
     """
     if compiled(deltas):
         found = torch.empty_like(deltas, memory_format=torch.contiguous_format)
-        rule = _rule(weight, weighted, sign, if_draw, normalize)
-        loops().elect(factors_of(factors, deltas), array(deltas, 2), rule, array(found, 2))
+        loops().elect(
+            factors_of(factors, deltas.shape), array(deltas, 2), _rule(election), array(found, 2)
+        )
         return found
-    cast = votes(factors, deltas, weight, weighted)
-    agree = agreement(cast, elect_sign(cast, sign, if_draw))
-    return disjoint_coefficients(agree, weight, normalize).mul_(factors)
+    cast = votes(factors, deltas, election.weight, election.weighted)
+    agree = agreement(cast, elect_sign(cast, election.sign, election.if_draw))
+    return disjoint_coefficients(agree, election.weight, election.normalize).mul_(factors)
 
 
 def elected_sum(
-    factors: torch.Tensor,
-    deltas: torch.Tensor,
-    weight: torch.Tensor,
-    scale: float = 1.0,
-    *,
-    weighted: bool = False,
-    sign: Literal["total", "frequency"] = "total",
-    if_draw: float = 1.0,
-    normalize: bool = True,
+    factors: torch.Tensor, deltas: torch.Tensor, election: Election, scale: float = 1.0
 ) -> torch.Tensor:
     """The `weighted_sum` by `elected_coefficients`, bit by bit, without room for these: [*shape]."""
     if not compiled(deltas):
-        coefficients = elected_coefficients(
-            factors, deltas, weight, weighted=weighted, sign=sign, if_draw=if_draw, normalize=normalize
-        )
-        return weighted_sum(coefficients, deltas, scale)
+        return weighted_sum(elected_coefficients(factors, deltas, election), deltas, scale)
     change = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
-    rule = _rule(weight, weighted, sign, if_draw, normalize)
-    loops().elected_sum(factors_of(factors, deltas), array(deltas, 2), rule, _float32(scale), array(change))
+    loops().elected_sum(
+        factors_of(factors, deltas.shape), array(deltas, 2), _rule(election), _float32(scale), array(change)
+    )
     return change
 
 
-def _rule(weight: torch.Tensor, weighted: bool, sign: str, if_draw: float, normalize: bool) -> Any:
+def summed(sweep: Sweep, deltas: torch.Tensor) -> torch.Tensor:
+    """The change that comes of task vectors [experts, *shape]: [*shape]."""
+    if sweep.election is None:
+        return weighted_sum(sweep.factors, deltas, sweep.scale)
+    return elected_sum(sweep.factors, deltas, sweep.election, sweep.scale)
+
+
+def _rule(election: Election) -> Any:
     """How `loops` elect."""
-    mine = array(weight)
-    return mine if weighted else np.ones_like(mine), mine, sign == "frequency", np.float32(if_draw), normalize
+    mine = array(election.weight)
+    cast = mine if election.weighted else np.ones_like(mine)
+    return cast, mine, election.sign == "frequency", np.float32(election.if_draw), election.normalize
 
 
 def balance(
-    factors: torch.Tensor, deltas: torch.Tensor, weight: torch.Tensor, *, weighted: bool = False
+    factors: torch.Tensor, changes: Changes, weight: torch.Tensor, *, weighted: bool = False
 ) -> torch.Tensor:
     """By how many elements more the votes add up to something above 0 than below: float64."""
-    if compiled(deltas):
-        mine = array(weight) if weighted else np.ones(len(deltas), dtype=np.float32)
-        found = loops().balance(factors_of(factors, deltas), array(deltas, 2), mine)
+    deltas = changes.values
+    if looped(deltas):
+        mine = array(weight) if weighted else np.ones(len(weight), dtype=np.float32)
+        found = loops().balance(factors_of(factors, changes.shape), *bits(changes), mine)
         return torch.tensor(found, dtype=torch.float64)
     return sum_experts(votes(factors, deltas, weight, weighted)).sign().sum(dtype=torch.float64)
 
@@ -561,10 +630,11 @@ def votes(factors: torch.Tensor, deltas: torch.Tensor, weight: torch.Tensor, wei
     return sparse * per_expert(weight, sparse) if weighted else sparse
 
 
-def factors_of(factors: torch.Tensor, deltas: torch.Tensor) -> Any:
-    """Factors as `loops` take them, a mask as bytes: one for each expert, or for each element."""
-    if factors.shape != (len(deltas), *[1] * (deltas.ndim - 1)):
-        factors = factors.expand(deltas.shape)
+def factors_of(factors: torch.Tensor, shape: torch.Size) -> Any:
+    """Factors for changes of a shape [experts, *shape] as `loops` take them, a mask as bytes: one for each expert, or for
+    each element."""
+    one_each = shape[0], *[1] * (len(shape) - 1)
+    factors = factors.expand(one_each if factors.shape[1:].numel() == 1 else shape)
     return array(factors.view(torch.uint8) if factors.dtype == torch.bool else factors, 2)
 
 
@@ -581,23 +651,23 @@ def as_rows(deltas: torch.Tensor) -> torch.Tensor:
     return deltas.reshape(experts, rows, math.prod(shape) // rows if rows else 0)
 
 
-def order_in_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Where in its row [experts, rows, m] the element of each rank by |δ| is, the largest first: int64.
+def order_in_rows(changes: Changes) -> torch.Tensor:
+    """Where in its row (see `as_rows`) the element of each rank by |δ| is, the largest first: int64 [experts, rows, m].
 
     Among equals the lower index ranks first. On the CPU it is the lower half of sorted keys, whose upper half is the
     inverted magnitude: a quarter of the time of a stable sort that brings indices along.
     """
+    rows = as_rows(changes.values)
     if rows.device.type != "cpu":
         return magnitude_bits(rows).sort(dim=-1, descending=True, stable=True).indices
-    order = torch.empty(rows.shape, dtype=torch.int64)
-    shape = math.prod(rows.shape[:-1]), rows.shape[-1]
-    keys, values = order.view(shape).numpy().view(np.uint64), rows.reshape(shape).contiguous().numpy()
+    order = torch.empty((changes.shape[0], *rows.shape[1:]), dtype=torch.int64)
+    keys = order.numpy().view(np.uint64)
     if loops() is not None:
-        loops().rank_keys(values, keys)
+        loops().rank_keys(*bits(changes), keys)
     else:
-        keys[...] = ~values.view(np.uint32) & np.uint32(0x7FFFFFFF)
+        keys[...] = ~rows.contiguous().numpy().view(np.uint32) & np.uint32(0x7FFFFFFF)
         keys <<= np.uint64(32)
-        keys |= np.arange(values.shape[-1], dtype=np.uint64)
+        keys |= np.arange(rows.shape[-1], dtype=np.uint64)
     keys.sort(axis=-1)
     return order.bitwise_and_(0xFFFFFFFF)
 

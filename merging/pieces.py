@@ -77,6 +77,11 @@ class Piece:
         return self.shape[0]
 
     @property
+    def one_each(self) -> torch.Size:
+        """[experts, 1, ...]: the shape of one number for each expert."""
+        return torch.Size((self.experts, *[1] * (len(self.shape) - 1)))
+
+    @property
     def elements(self) -> int:
         """Of one model."""
         return math.prod(self.shape[1:])
@@ -91,6 +96,11 @@ class Piece:
             return self.models if self.base is None else self.models - self.base
 
         return self.remember("deltas", None, make)
+
+    @property
+    def changes(self) -> ops.Changes:
+        """The task vectors for operations that only look at them, in whatever form they are there."""
+        return ops.Changes(self.deltas)
 
     @cached_property
     def products(self) -> torch.Tensor:
@@ -112,11 +122,6 @@ class Piece:
         """Σθ0², 0 without a base."""
         return float(self.products[0, 0])
 
-    def add_up(self, sweep: ops.Sweep, dtype: torch.dtype) -> tuple[torch.Tensor, ops.Tally] | None:
-        """The rows of a merge in one sweep, and what came of it, where the values allow that: the piece then knows its
-        products."""
-        return None
-
     def over(self, base: torch.Tensor, memory: Memory | None = None) -> Piece:
         """The same models as changes from a base [*shape]."""
         return Piece(self.name, self.start, base, self.models, self.weight, self.saliency, memory)
@@ -132,7 +137,7 @@ class Piece:
 
 class StoredPiece(Piece):
     """A piece whose values are there as they are stored [models, *shape], the base first if there is one: they are widened
-    when somebody first asks for them, base and task vectors in one sweep."""
+    when somebody first asks for them, base and task vectors in one sweep. Compiled loops need nobody to."""
 
     stored: torch.Tensor
     has_base: bool
@@ -178,6 +183,12 @@ class StoredPiece(Piece):
     def deltas(self) -> torch.Tensor:
         return self._vectors[1] if self.has_base else self.models
 
+    @property
+    def changes(self) -> ops.Changes:
+        if "_vectors" in vars(self) or not ops.sweepable(self.stored):
+            return super().changes
+        return ops.Changes(self.stored, self.has_base)
+
     @cached_property
     def products(self) -> torch.Tensor:
         if not self.has_base:
@@ -187,9 +198,12 @@ class StoredPiece(Piece):
         found = self._vectors[2]
         return ops.products(self.base, self.deltas) if found is None else found
 
-    def add_up(self, sweep: ops.Sweep, dtype: torch.dtype) -> tuple[torch.Tensor, ops.Tally] | None:
-        if dtype not in ops.BITS or not ops.sweepable(self.stored):
-            return None
+    def sweepable(self, dtype: torch.dtype) -> bool:
+        """Whether `add_up` gives rows of a dtype."""
+        return dtype in ops.BITS and ops.sweepable(self.stored)
+
+    def add_up(self, sweep: ops.Sweep, dtype: torch.dtype) -> tuple[torch.Tensor, ops.Tally]:
+        """The rows of a merge in one sweep, and what came of it; the piece then knows its products."""
         rows, tally, found = ops.add_up(self.stored, sweep, dtype, has_base=self.has_base)
         vars(self)["products"] = found
         return rows, tally

@@ -37,11 +37,18 @@ class Thin(NamedTuple):
     stride: int
 
 
-BLOCKS = 512
 BLOCK = 1 << 11
-"""How many blocks of so many elements, in whole rows, a sample of what is not kept has."""
+"""A sample of what is not kept has blocks of about so many elements, in whole rows."""
+LEAST_BLOCKS, MOST_BLOCKS = 32, 512
 MOST_SHARE = 4
-"""A smaller scope has fewer of them: a quarter of it is looked at."""
+"""A quarter of a small scope is looked at, at most."""
+
+
+def blocks_of(elements: int) -> int:
+    """How many blocks a sample of a scope has: with few the bracket is wide and much is collected, many take long to read;
+    both take the same time where their elements are about (n / 4)^⅔."""
+    wanted = int((elements / 4) ** (2 / 3)) // BLOCK
+    return min(max(wanted, LEAST_BLOCKS), MOST_BLOCKS, -(-elements // (MOST_SHARE * BLOCK)))
 
 
 class Reader:
@@ -156,7 +163,7 @@ class Pieces:
     def sample(self) -> Iterator[Thin]:
         """A sample of the elements: blocks of rows, evenly far apart."""
         ends = list(accumulate(tensor.info.elements for tensor in self.tensors))
-        blocks = min(BLOCKS, -(-ends[-1] // (MOST_SHARE * BLOCK)))
+        blocks = blocks_of(ends[-1])
         for number in range(blocks):
             place = (2 * number + 1) * ends[-1] // (2 * blocks)
             index = bisect_right(ends, place)

@@ -89,13 +89,12 @@ class SortedKeys:
 class SpreadCut(Cut):
     """A cut of a sample: of equal keys those that stay are spread over a piece, so that all its groups share them."""
 
-    def _chosen(
-        self, rows: Sequence[torch.Tensor], bits: Sequence[int], allowed: Sequence[int]
-    ) -> torch.Tensor:
-        keep = ops.above(rows, bits, [0] * len(rows))
+    def _chosen(self, ranked: ops.Changes, bits: Sequence[int], allowed: Sequence[int]) -> torch.Tensor:
+        rows = self.ranking.rows
+        keep = ops.above(ranked, rows, bits, [0] * len(rows))
         for mine, row, threshold, some in zip(keep, rows, bits, allowed, strict=True):
             if some:
-                tied = ops.positions(ops.keys_of(row) == threshold)
+                tied = ops.positions(ops.keys_of(ranked.values[row]) == threshold)
                 count = min(some, len(tied))
                 mine.view(-1)[tied[torch.arange(count) * len(tied) // count]] = True
         return keep

@@ -200,14 +200,12 @@ class Method(BaseModel):
         coefficients = self.coefficients(piece, known)
         return Explained(coefficients, coefficients)
 
-    def one_sweep(self, piece: Piece) -> ops.Sweep | None:
-        """How a merge adds up where every expert has one factor for all elements of a tensor, so that it is one sweep over
-        the models as they are stored (these themselves without a base), bit by bit; None: elements have their own."""
-        return None
-
-    def change_of(self, piece: Piece, known: Any) -> torch.Tensor:
-        """`change` by the `coefficients`, without room for these where there is a shorter way, bit by bit: [*shape]."""
-        return self.change(self.coefficients(piece, known), piece)
+    def sweep(self, piece: Piece, known: Any) -> ops.Sweep | None:
+        """How a merge adds up, so that it is one sweep over the models as they are stored (these themselves without a base):
+        what `change` makes of the `coefficients`, bit by bit. None: it is no sum of scaled changes."""
+        if not self.elementwise:
+            return None
+        return ops.Sweep(self.coefficients(piece, known), getattr(self, "lambda_", 1.0))
 
     def change(self, coefficients: torch.Tensor, piece: Piece) -> torch.Tensor:
         """λ·Σ_t coefficient_t·δ_t in float32: [*shape]."""

@@ -75,7 +75,7 @@ class Added(Combined):
 
     def coefficients(self, piece: Piece, known: Any) -> torch.Tensor:
         shares = ops.shares(piece.weight, self.normalize)
-        return ops.per_expert(shares, piece.deltas) * self.factors(piece, known)
+        return shares.view(piece.one_each) * self.factors(piece, known)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Elected(Combined):
         weighted = self.elect_on == "weighted"
         balance = yield Sums(
             lambda piece: ops.balance(
-                self.factors(piece, sparsity), piece.deltas, piece.weight, weighted=weighted
+                self.factors(piece, sparsity), piece.changes, piece.weight, weighted=weighted
             )
         )
         return Ballot(sparsity, -1.0 if sum(float(sign) for sign in balance.values()) < 0 else 1.0)
@@ -132,21 +132,17 @@ class Elected(Combined):
     def explain(self, piece: Piece, known: Ballot) -> Explained:
         """What was trimmed or dropped has no vote; who loses the vote has a sparse factor, but no coefficient."""
         factors = self.factors(piece, known.sparsity)
-        rule = self._rule(known)
-        return Explained(ops.elected_coefficients(factors, piece.deltas, piece.weight, **rule), factors)
+        return Explained(
+            ops.elected_coefficients(factors, piece.deltas, self._election(piece, known)), factors
+        )
 
-    def change_of(self, piece: Piece, known: Ballot) -> torch.Tensor:
+    def sweep(self, piece: Piece, known: Ballot) -> ops.Sweep:
         factors = self.factors(piece, known.sparsity)
-        return ops.elected_sum(factors, piece.deltas, piece.weight, self.lambda_, **self._rule(known))
+        return ops.Sweep(factors, self.lambda_, election=self._election(piece, known))
 
-    def _rule(self, known: Ballot) -> dict[str, Any]:
-        """How votes are cast and counted, for `ops`."""
-        return {
-            "weighted": self.elect_on == "weighted",
-            "sign": self.sign,
-            "if_draw": known.if_draw,
-            "normalize": self.normalize,
-        }
+    def _election(self, piece: Piece, known: Ballot) -> ops.Election:
+        weighted = self.elect_on == "weighted"
+        return ops.Election(piece.weight, weighted, self.sign, known.if_draw, self.normalize)
 
 
 def mean_problem(weights: tuple[float, ...]) -> list[str]:

@@ -150,7 +150,7 @@ class Dppa(Added):
         linears = Linears.among(group.shapes)
         if not linears.names:
             return Known({})
-        totals = yield Sums(lambda piece: ops.l1_norms(piece.deltas)[0])
+        totals = yield Sums(lambda piece: ops.l1_norms(piece.changes)[0])
         sums = torch.stack([totals[name] for name in linears.names])
         of_linear = dict(zip(linears.names, sums / linears.sizes[:, None], strict=True))
         of_block = linears.by_block(sums) / linears.by_block(linears.sizes)[:, None]
@@ -188,7 +188,7 @@ class Dppa(Added):
 
     def factors(self, piece: Piece, known: Known) -> torch.Tensor:
         if known.cut is None:
-            return torch.ones_like(piece.deltas)
+            return torch.ones([1] * len(piece.shape), device=piece.device)
         keep = known.cut.keep(piece)
         return amplified(keep.view(piece.experts, len(self.levels), *keep.shape[1:]), self.amplify, self.rule)
 
@@ -224,9 +224,9 @@ def _outliers(piece: Piece, limits: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """How many |δ| of a linear exceed the limits [2, experts]; 0 where nothing changed or it is no linear."""
     if piece.name not in limits:
         return torch.zeros(2, piece.experts, dtype=torch.float32)
-    if ops.compiled(piece.deltas):
+    if ops.looped((changes := piece.changes).values):
         counts = torch.zeros(2, piece.experts, dtype=torch.int64)
-        ops.loops().outliers(ops.array(piece.deltas, 2), limits[piece.name].numpy(), counts.numpy())
+        ops.loops().outliers(*ops.bits(changes), limits[piece.name].numpy(), counts.numpy())
         return counts
     magnitude = piece.deltas.abs().double()
     limit = limits[piece.name].to(magnitude.device)

@@ -42,10 +42,11 @@ class Linear(Method):
     def problems(self, experts: int, profile: Profile) -> list[str]:
         return mean_problem(self.for_experts("weight", experts)) if self.normalize else []
 
-    def one_sweep(self, piece: Piece) -> ops.Sweep | None:
+    def sweep(self, piece: Piece, known: Any) -> ops.Sweep | None:
         if not bool(piece.weight.all()):
             return None
-        return ops.Sweep(ops.shares(piece.weight, self.normalize), keeps_common=self.normalize)
+        shares = ops.shares(piece.weight, self.normalize)
+        return ops.Sweep(shares.view(piece.one_each), keeps_common=self.normalize)
 
     def merge(self, piece: Piece, known: Any) -> torch.Tensor:
         """Models of weight 0 take no part; where all others are equal, an average is exactly their value."""

@@ -40,10 +40,10 @@ class Clipped:
 
     def score(self, piece: Piece) -> torch.Tensor:
         """β = exp(T·minmax(|δ|)²) · agreement with the other experts."""
-        if self.variant == "root" and ops.compiled(piece.deltas):
-            found = torch.empty_like(piece.deltas, memory_format=torch.contiguous_format)
+        if self.variant == "root" and ops.looped((changes := piece.changes).values):
+            found = torch.empty(piece.shape, dtype=torch.float32)
             bounds = self.lower.numpy(), self.upper.numpy()
-            ops.loops().competition(ops.array(piece.deltas, 2), *bounds, ops.array(found, 2))
+            ops.loops().competition(*ops.bits(changes), *bounds, ops.array(found, 2))
             return found
         deltas = piece.deltas.double()
         size = ops.minmax(self.magnitudes(piece), self.lower, self.upper)
@@ -131,11 +131,11 @@ def _competing(scores: torch.Tensor, piece: Piece, known: Known, formula: Clippe
     """The coefficients by a compiled loop."""
     assert known.threshold is not None
     assert known.top is not None
-    found = torch.empty_like(piece.deltas, memory_format=torch.contiguous_format)
+    found = torch.empty(piece.shape, dtype=torch.float32)
     bounds = torch.stack([formula.lower, formula.upper, known.threshold, known.top])
     ops.loops().competing(
         ops.array(scores, 2),
-        ops.array(piece.deltas, 2),
+        *ops.bits(piece.changes),
         bounds.numpy(),
         ops.array(piece.weight),
         ops.array(found, 2),
@@ -212,7 +212,7 @@ class Pcb(Method):
 
     def coefficients(self, piece: Piece, known: Known) -> torch.Tensor:
         scores = Scores(known.formula).of(piece)
-        if isinstance(known.formula, Clipped) and ops.compiled(piece.deltas):
+        if isinstance(known.formula, Clipped) and ops.looped(scores):
             return _competing(scores, piece, known, known.formula)
         score = scores.double()
         clip: torch.Tensor | float = 1.0

@@ -62,7 +62,7 @@ class Sparse(Method):
         cut = yield from self.select(group)
         if getattr(self, "rescale", "none") != "l1":
             return Sparsity(cut)
-        sums = yield Sums(lambda piece: ops.l1_norms(piece.deltas, self.kept(piece, cut)))
+        sums = yield Sums(lambda piece: ops.l1_norms(piece.changes, self.kept(piece, cut)))
         return Sparsity(cut, {tensor: _gain(before, after) for tensor, (before, after) in sums.items()})
 
     def select(self, group: Group) -> Survey:
@@ -73,7 +73,7 @@ class Sparse(Method):
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
         """The factor of each element before an l1 rescale, 0 where it is dropped: float32 or bool [experts, *shape], or what
         broadcasts to it."""
-        return piece.deltas.new_ones([1] * piece.deltas.ndim)
+        return torch.ones([1] * len(piece.shape), device=piece.device)
 
     def factors(self, piece: Piece, known: Any) -> torch.Tensor:
         """The factor of each element: float32 or bool [experts, *shape], or what broadcasts to it."""
@@ -151,7 +151,7 @@ class Drop(Random):
 
         def make() -> torch.Tensor:
             keep = torch.tensor(densities, dtype=torch.float64)
-            return survivors(piece, ops.per_expert(keep, piece.deltas), self.seed, self.rescale)
+            return survivors(piece, keep.view(piece.one_each), self.seed, self.rescale)
 
         return piece.remember("drop", (densities, self.seed, self.rescale), make)
 
@@ -200,15 +200,14 @@ class MagPrune(Random):
         densities, epsilons = (self.for_experts(name, piece.experts) for name in ("density", "epsilon"))
 
         def make() -> torch.Tensor:
-            rows = ops.as_rows(piece.deltas)
-            order = piece.remember("order", None, lambda: ops.order_in_rows(rows))
+            order = piece.remember("order", None, lambda: ops.order_in_rows(piece.changes))
             tables = [
-                ops.rank_probabilities(rows.shape[-1], density, epsilon)
+                ops.rank_probabilities(order.shape[-1], density, epsilon)
                 for density, epsilon in zip(densities, epsilons, strict=True)
             ]
-            uniform = noise.piece_uniform(piece, self.seed).view(rows.shape)
+            uniform = noise.piece_uniform(piece, self.seed).view(order.shape)
             chances = _limits_and_gains(torch.stack(tables), self.rescale)
-            return ops.ranked_survivors(order, uniform, *chances).view(piece.deltas.shape)
+            return ops.ranked_survivors(order, uniform, *chances).view(piece.shape)
 
         return piece.remember("drop", (densities, epsilons, self.seed, self.rescale), make)
 

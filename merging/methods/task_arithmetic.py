@@ -3,10 +3,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from merging import ops
 from merging.methods.base import Number, parameter, register
 from merging.methods.combine import LAMBDA, Added
-from merging.pieces import Piece
 
 FAR = 3
 """A sum of the factors from which on whole changes that agree go far beyond any one of them."""
@@ -29,9 +27,6 @@ class TaskArithmetic(Added):
     MERGEKIT: ClassVar[dict[str, Any]] = {"lambda": 1.0, "zero_divisor": "one"}
 
     lambda_: Number = parameter(0.4, "λ", LAMBDA, alias="lambda")
-
-    def one_sweep(self, piece: Piece) -> ops.Sweep:
-        return ops.Sweep(ops.shares(piece.weight, self.normalize), self.lambda_)
 
     def cautions(self, changes: Sequence[float], names: Sequence[str]) -> list[str]:
         found = super().cautions(changes, names)
