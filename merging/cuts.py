@@ -248,7 +248,9 @@ class LargestCut:
         return LargestCut(self.ranking, self.kept, self.elements, brackets, values=self.values)
 
     def update(self, piece: Piece) -> None:
-        asked = [NONE if kept in self.trivial else one for kept, one in zip(self.kept, self.brackets, strict=True)]
+        asked = [
+            NONE if kept in self.trivial else one for kept, one in zip(self.kept, self.brackets, strict=True)
+        ]
         zeros = [not self.values and low <= 0 for low, _ in self.brackets]  # else nothing that is kept is 0
         every = ops.within(self.ranking.of(piece), self.ranking.rows, asked, zeros)
         self.found[piece.key] = [(self.shelf.put(one.keys), self.shelf.put(one.counts)) for one in every]

@@ -573,7 +573,9 @@ def histogram(stored, has_base, mask, shift, below, counts):
         for row in range(len(counts)):
             keys, mine = values[first + row, : stop - start].view(np.int32), counts[row]
             for i in range(len(keys)):
-                mine[np.uint32(((keys[i] & mask) >> shift) + below)] += 1  # unsigned: nothing counts from the end
+                mine[np.uint32(((keys[i] & mask) >> shift) + below)] += (
+                    1  # unsigned: nothing counts from the end
+                )
 
 
 @_exact

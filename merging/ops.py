@@ -91,8 +91,10 @@ def above(
     values = changes.values
     keep = torch.empty((len(rows), *values.shape[1:]), dtype=torch.bool, device=values.device)
     if looped(values):
-        few = np.array(allowed, dtype=np.int64)
-        loops().above(*bits(changes), _indices(rows), _mask(values), _keys(thresholds), few, array(keep, 2))
+        left = np.array(allowed, dtype=np.int64)
+        loops().above(
+            *as_bits(changes), _indices(rows), _mask(values), _keys(thresholds), left, array(keep, 2)
+        )
         return keep
     for mine, row, threshold, few in zip(keep, rows, thresholds, allowed, strict=True):
         keys = keys_of(values[row])
@@ -125,7 +127,9 @@ def within(
     inside = np.empty((len(rows), math.prod(values.shape[1:]) + 1), dtype=np.int32)
     found, bounds = np.zeros((3, len(rows)), dtype=np.uint64), np.array(brackets, dtype=np.int32)
     asked = np.array(count_zeros, dtype=np.bool_)
-    loops().within(*bits(changes), _indices(rows), _mask(values), bounds.reshape(-1, 2), asked, inside, found)
+    loops().within(
+        *as_bits(changes), _indices(rows), _mask(values), bounds.reshape(-1, 2), asked, inside, found
+    )
     return [
         Within(*distinct(torch.from_numpy(mine[:count])), above, zeros)
         for mine, (count, above, zeros) in zip(inside, found.T.tolist(), strict=True)
@@ -134,9 +138,7 @@ def within(
 
 def _within(keys: torch.Tensor, low: int, high: int, count_zeros: bool) -> Within:
     zeros = keys.numel() - int(keys.count_nonzero()) if count_zeros else 0
-    return Within(
-        *distinct(keys[(keys >= low) & (keys <= high)]), int((keys > high).count_nonzero()), zeros
-    )
+    return Within(*distinct(keys[(keys >= low) & (keys <= high)]), int((keys > high).count_nonzero()), zeros)
 
 
 def count_bins(changes: Changes, shift: int, below: int, counts: torch.Tensor) -> None:
@@ -144,9 +146,7 @@ def count_bins(changes: Changes, shift: int, below: int, counts: torch.Tensor) -
     their device."""
     values = changes.values
     if looped(values):
-        loops().histogram(
-            *bits(changes), _mask(values), np.int32(shift), np.int32(below), counts.numpy()
-        )
+        loops().histogram(*as_bits(changes), _mask(values), np.int32(shift), np.int32(below), counts.numpy())
         return
     for mine, row in zip(counts, values, strict=False):
         bins = ((keys_of(row) >> shift) + below).flatten().long()
@@ -154,7 +154,7 @@ def count_bins(changes: Changes, shift: int, below: int, counts: torch.Tensor) -
         mine.scatter_add_(0, bins, ones)  # `bincount` waits for the device twice
 
 
-def bits(changes: Changes) -> tuple[Any, bool]:
+def as_bits(changes: Changes) -> tuple[Any, bool]:
     """Rows as `loops` take them: whole numbers of their bits [m, n], and whether all but the first are changes from it."""
     return stored_bits(changes.values), changes.from_first
 
@@ -344,10 +344,14 @@ def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
 def l1_norms(changes: Changes, factors: torch.Tensor | None = None) -> torch.Tensor:
     """Σ|δ| and Σ|factor·δ| of each expert: float64 [2, experts] on the CPU, summed as such."""
     deltas, experts = changes.values, changes.shape[0]
-    factors = torch.ones([1] * deltas.ndim, device=deltas.device) if factors is None else factors
+    factors = (
+        torch.ones([1] * deltas.ndim, dtype=torch.float32, device=deltas.device)
+        if factors is None
+        else factors
+    )
     if looped(deltas):
         norms = np.zeros((2, experts))
-        loops().l1_norms(factors_of(factors, changes.shape), *bits(changes), norms)
+        loops().l1_norms(factors_of(factors, changes.shape), *as_bits(changes), norms)
         return torch.from_numpy(norms)
     sizes = torch.stack([flat(values.abs()) for values in (deltas, factors * deltas)])
     return sizes.sum(2, dtype=torch.float64).cpu()
@@ -432,7 +436,7 @@ def finish(
         merged = torch.empty(change.shape, dtype=torch.float32) if in_float32 else None
         rows, written, sums = _rows(change.shape, dtype)
         finite = loops().finish(
-            array(base), array(change), loops().FORMS[dtype.itemsize], array(merged), bits, sums
+            array(base), array(change), loops().FORMS[dtype.itemsize], array(merged), written, sums
         )
         return merged, rows, _tally(sums, finite)
     merged = apply(base, change)
@@ -487,12 +491,12 @@ def add_up(
     rows, written, sums = _rows(stored.shape[1:], dtype)
     found = torch.zeros(1 + experts, 1 + experts, dtype=torch.float64)
     finite = loops().add_up(
-        *bits(changes),
+        *as_bits(changes),
         factors_of(factors, changes.shape),
         _float32(scale),
         keeps_common,
         election is not None,
-        _rule(election or Election(torch.ones(experts))),
+        _rule(election or Election(torch.ones(experts, dtype=torch.float32))),
         loops().FORMS[dtype.itemsize],
         written,
         sums,
@@ -576,9 +580,7 @@ def elected_coefficients(factors: torch.Tensor, deltas: torch.Tensor, election: 
     """
     if compiled(deltas):
         found = torch.empty_like(deltas, memory_format=torch.contiguous_format)
-        loops().elect(
-            factors_of(factors, deltas.shape), array(deltas, 2), _rule(election), array(found, 2)
-        )
+        loops().elect(factors_of(factors, deltas.shape), array(deltas, 2), _rule(election), array(found, 2))
         return found
     cast = votes(factors, deltas, election.weight, election.weighted)
     agree = agreement(cast, elect_sign(cast, election.sign, election.if_draw))
@@ -619,7 +621,7 @@ def balance(
     deltas = changes.values
     if looped(deltas):
         mine = array(weight) if weighted else np.ones(len(weight), dtype=np.float32)
-        found = loops().balance(factors_of(factors, changes.shape), *bits(changes), mine)
+        found = loops().balance(factors_of(factors, changes.shape), *as_bits(changes), mine)
         return torch.tensor(found, dtype=torch.float64)
     return sum_experts(votes(factors, deltas, weight, weighted)).sign().sum(dtype=torch.float64)
 
@@ -663,7 +665,7 @@ def order_in_rows(changes: Changes) -> torch.Tensor:
     order = torch.empty((changes.shape[0], *rows.shape[1:]), dtype=torch.int64)
     keys = order.numpy().view(np.uint64)
     if loops() is not None:
-        loops().rank_keys(*bits(changes), keys)
+        loops().rank_keys(*as_bits(changes), keys)
     else:
         keys[...] = ~rows.contiguous().numpy().view(np.uint32) & np.uint32(0x7FFFFFFF)
         keys <<= np.uint64(32)

@@ -110,11 +110,11 @@ def test_elections(both, size, weighted, sign, normalize):
         for if_draw in (1.0, -1.0):
             one, other = both(
                 lambda f=factors, d=if_draw: ops.elected_coefficients(
-                    f, deltas, weight, weighted=weighted, sign=sign, if_draw=d, normalize=normalize
+                    f, deltas, ops.Election(weight, weighted, sign, d, normalize)
                 )
             )
             assert torch.equal(one, other)  # a 0 of either sign adds nothing
-        one, other = both(lambda f=factors: ops.balance(f, deltas, weight, weighted=weighted))
+        one, other = both(lambda f=factors: ops.balance(f, ops.Changes(deltas), weight, weighted=weighted))
         assert same_bits(one, other)
 
 
@@ -124,26 +124,61 @@ def test_sums_and_cuts(both, size):
     for one, other in (both(lambda: ops.products(base, deltas)), both(lambda: ops.products(None, deltas))):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-18)
     for factors in (None, values(3, size, seed=6)):
-        one, other = both(lambda f=factors: ops.l1_norms(deltas, f))
+        one, other = both(lambda f=factors: ops.l1_norms(ops.Changes(deltas), f))
         torch.testing.assert_close(one, other, rtol=1e-7, atol=0)
-    for keys in (deltas[0], ops.order_bits(deltas[0])):
+    for keys in (deltas, ops.order_bits(deltas)):
+        ranked = ops.Changes(keys)
         for bits in (0x3C000000, 0, 0x7FFFFFFF):
-            one, other = both(lambda k=keys, b=bits: ops.above([k, k, k], [b, 0x3C000000, b], [0, 7, 2000]))
+            cuts = (1, 0, 1, 2), (bits, 0x3C000000, bits, 0x3B000000), (0, 7, 2000, 1)
+            one, other = both(lambda r=ranked, c=cuts: ops.above(r, *c))
             assert same_bits(one, other)
-        for bounds in (
-            (0x3C000000, 0x3C008000),
-            (0x3C000001, 0x3C000000 + size),
-            (0, 0),
-            (-(1 << 31), 0x7FFFFFFF),
+        for found, wanted in zip(
+            *both(lambda r=ranked: ops.within(r, (2, 0, 0, 1), *asked(size))), strict=True
         ):
-            found, wanted = both(lambda k=keys, b=bounds: ops.distinct_within(k, *b))
-            assert torch.equal(found[0], wanted[0])
-            assert torch.equal(found[1], wanted[1])
-            assert found[2] == wanted[2]
-    one, other = both(lambda: ops.order_in_rows(deltas[:, None]))
+            assert_same_within(found, wanted)
+    one, other = both(lambda: ops.order_in_rows(ops.Changes(deltas[:, None])))
     assert same_bits(one, other)
     one, other = both(lambda: ops.keep_common(torch.stack([base, base, deltas[0]]), deltas[1].clone()))
     assert same_bits(one, other)
+
+
+def asked(size: int) -> tuple[list[tuple[int, int]], list[bool]]:
+    """Brackets, and of which of them zeros are counted."""
+    brackets = [(0x3C000000, 0x3C008000), (0x3C000001, 0x3C000000 + size), (0, 0), (-(1 << 31), 0x7FFFFFFF)]
+    return brackets, [False, True, True, True]
+
+
+def assert_same_within(found: ops.Within, wanted: ops.Within) -> None:
+    assert torch.equal(found.keys, wanted.keys)
+    assert torch.equal(found.counts, wanted.counts)
+    assert found[2:] == wanted[2:]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_models_as_they_are_stored_give_what_their_changes_give(dtype, size, with_base):
+    stored = torch.stack([values(size, seed=seed) for seed in range(4)]).to(dtype)
+    deltas = ops.task_vectors(stored, with_products=False)[1] if with_base else stored.float()
+    as_stored, widened = ops.Changes(stored, with_base), ops.Changes(deltas)
+    assert as_stored.shape == widened.shape == deltas.shape
+    experts, cuts = len(deltas), ((1, 0, 2), (0x3C000000, 0x3B800000, 0), (3, 0, 1000))
+    keep = ops.above(widened, *cuts)
+    assert same_bits(ops.above(as_stored, *cuts), keep)
+    for one, other in zip(
+        *(ops.within(rows, (2, 0, 0, 1), *asked(size)) for rows in (as_stored, widened)), strict=True
+    ):
+        assert_same_within(one, other)
+    counts = torch.zeros(2, experts, 1 << 16, dtype=torch.int64)
+    ops.count_bins(as_stored, 15, 0, counts[0])
+    ops.count_bins(widened, 15, 0, counts[1])
+    assert torch.equal(*counts)
+    weight = torch.tensor([0.5, -1.0, 2.0, 1.0])[:experts]
+    for factors in (keep[:1].expand(deltas.shape), values(*deltas.shape, seed=9), torch.rand(experts, 1)):
+        assert same_bits(ops.l1_norms(as_stored, factors), ops.l1_norms(widened, factors))
+        balances = (ops.balance(factors, rows, weight, weighted=True) for rows in (as_stored, widened))
+        assert same_bits(*balances)
+    assert same_bits(ops.order_in_rows(as_stored), ops.order_in_rows(widened))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -162,19 +197,26 @@ def test_task_vectors_of_what_is_stored(both, dtype, size):
 def test_one_sweep_gives_what_the_steps_give(dtype, out, size):
     stored = torch.stack([values(size, seed=seed) for seed in range(4)]).to(dtype)
     stored[2:, ::5] = stored[1, ::5]
-    factors = torch.tensor([0.5, -0.25, 1.5])
+    factors, weight = torch.tensor([[0.5], [-0.25], [1.5]]), torch.tensor([0.5, -1.0, 2.0])
     base, deltas, found = ops.task_vectors(stored, with_products=True)
     assert same_bits(ops.task_vectors(stored, with_products=False)[1], deltas)
-    for scale in (1.0, 0.4):
-        _, wanted, sums = ops.finish(base, ops.weighted_sum(factors[:, None], deltas, scale), out)
-        rows, tally, products = ops.add_up(stored, ops.Sweep(factors, scale), out, has_base=True)
+    each = values(3, size, seed=4)
+    for sweep in (
+        ops.Sweep(factors),
+        ops.Sweep(factors, 0.4),
+        ops.Sweep(each * 70, 0.4),
+        ops.Sweep(each != 0),
+        ops.Sweep(each != 0, election=ops.Election(weight)),
+        ops.Sweep(each * 70, 0.7, election=ops.Election(weight, True, "frequency", -1.0, False)),
+        ops.Sweep(factors, election=ops.Election(weight, if_draw=-1.0)),
+    ):
+        _, wanted, sums = ops.finish(base, ops.summed(sweep, deltas), out)
+        rows, tally, products = ops.add_up(stored, sweep, out, has_base=True)
         assert same_bits(rows, wanted)
         assert tally == sums
         torch.testing.assert_close(products, found, rtol=1e-12, atol=1e-18)
     models = stored[1:].float()
-    _, wanted, sums = ops.finish(
-        None, ops.keep_common(models, ops.weighted_sum(factors[:, None], models)), out
-    )
+    _, wanted, sums = ops.finish(None, ops.keep_common(models, ops.weighted_sum(factors, models)), out)
     rows, tally, products = ops.add_up(stored[1:], ops.Sweep(factors, keeps_common=True), out, has_base=False)
     assert same_bits(rows, wanted)
     assert tally == sums
@@ -186,9 +228,10 @@ def test_an_elected_sum_is_the_sum_of_what_is_elected(both, size):
     deltas, weight = values(3, size), torch.tensor([0.5, -1.0, 2.0])
     for factors in (torch.ones(3, 1), values(3, size, seed=4) != 0, values(3, size, seed=4) * 70):
         for rule in ({"weighted": True, "if_draw": -1.0}, {"sign": "frequency"}, {"normalize": False}):
-            change, reference = both(lambda f=factors, r=rule: ops.elected_sum(f, deltas, weight, 0.7, **r))
+            election = ops.Election(weight, **rule)
+            change, reference = both(lambda f=factors, e=election: ops.elected_sum(f, deltas, e, 0.7))
             assert same_bits(change, reference)
-            coefficients = ops.elected_coefficients(factors, deltas, weight, **rule)
+            coefficients = ops.elected_coefficients(factors, deltas, election)
             assert same_bits(change, ops.weighted_sum(coefficients, deltas, 0.7))
 
 
@@ -200,9 +243,9 @@ def test_keys_and_their_bins(both, size):
     for row, below in ((scores, 0), (one, 1 << 16)):
 
         def bins(row=row, below=below):
-            counts = torch.zeros(1 << 17, dtype=torch.int64)
-            ops.count_bins(row, 15, below, counts)
-            return counts
+            counts = torch.zeros(1, 1 << 17, dtype=torch.int64)
+            ops.count_bins(ops.Changes(row[None]), 15, below, counts)
+            return counts[0]
 
         counted, wanted = both(bins)
         assert torch.equal(counted, wanted)
@@ -305,7 +348,7 @@ def test_a_numba_that_does_not_work_is_done_without(monkeypatch):
     def broken(*arrays):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(ops.loops(), "above", broken)
+    monkeypatch.setattr(ops.loops(), "order_bits", broken)
     assert ops.loops.__wrapped__() is None
 
 

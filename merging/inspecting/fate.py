@@ -197,7 +197,7 @@ def _energy(
     apart, weight = ops.differ(*cast), outcome.piece.weight
     if ops.compiled(deltas):
         found = np.zeros((len(deltas), len(FATES)))
-        factors = (ops.factors_of(values, outcome.piece.deltas) for values in (coefficients, sparse))
+        factors = (ops.factors_of(values, outcome.piece.shape) for values in (coefficients, sparse))
         ops.loops().fates(
             ops.array(deltas, 2), *factors, ops.array(weight), ops.array(change), apart.numpy(), found
         )

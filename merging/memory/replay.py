@@ -141,7 +141,7 @@ def _answer(accumulator: Accumulator, pieces: Pieces, family: Family) -> Generat
     """The result of an accumulator; a cut is looked up where the family has its keys in order."""
     if isinstance(accumulator, KeySample):
         return None  # a family in memory is looked at whole, or was sampled already
-    if isinstance(accumulator, KeyHistogram) and family.keeps(accumulator.keys):
+    if isinstance(accumulator, KeyHistogram) and family.keeps(accumulator.ranking.keys):
         return None  # only a cut asks for it, which then needs none
     if isinstance(accumulator, LargestCut) and family.keeps(accumulator.ranking.keys):
         found = family.sorted(accumulator.ranking.keys, pieces).cut(accumulator)

@@ -188,7 +188,7 @@ class Dppa(Added):
 
     def factors(self, piece: Piece, known: Known) -> torch.Tensor:
         if known.cut is None:
-            return torch.ones([1] * len(piece.shape), device=piece.device)
+            return torch.ones([1] * len(piece.shape), dtype=torch.float32, device=piece.device)
         keep = known.cut.keep(piece)
         return amplified(keep.view(piece.experts, len(self.levels), *keep.shape[1:]), self.amplify, self.rule)
 
@@ -226,7 +226,7 @@ def _outliers(piece: Piece, limits: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.zeros(2, piece.experts, dtype=torch.float32)
     if ops.looped((changes := piece.changes).values):
         counts = torch.zeros(2, piece.experts, dtype=torch.int64)
-        ops.loops().outliers(*ops.bits(changes), limits[piece.name].numpy(), counts.numpy())
+        ops.loops().outliers(*ops.as_bits(changes), limits[piece.name].numpy(), counts.numpy())
         return counts
     magnitude = piece.deltas.abs().double()
     limit = limits[piece.name].to(magnitude.device)

@@ -43,7 +43,7 @@ class Clipped:
         if self.variant == "root" and ops.looped((changes := piece.changes).values):
             found = torch.empty(piece.shape, dtype=torch.float32)
             bounds = self.lower.numpy(), self.upper.numpy()
-            ops.loops().competition(*ops.bits(changes), *bounds, ops.array(found, 2))
+            ops.loops().competition(*ops.as_bits(changes), *bounds, ops.array(found, 2))
             return found
         deltas = piece.deltas.double()
         size = ops.minmax(self.magnitudes(piece), self.lower, self.upper)
@@ -135,7 +135,7 @@ def _competing(scores: torch.Tensor, piece: Piece, known: Known, formula: Clippe
     bounds = torch.stack([formula.lower, formula.upper, known.threshold, known.top])
     ops.loops().competing(
         ops.array(scores, 2),
-        *ops.bits(piece.changes),
+        *ops.as_bits(piece.changes),
         bounds.numpy(),
         ops.array(piece.weight),
         ops.array(found, 2),

@@ -73,7 +73,7 @@ class Sparse(Method):
     def kept(self, piece: Piece, cut: Cut | None) -> torch.Tensor:
         """The factor of each element before an l1 rescale, 0 where it is dropped: float32 or bool [experts, *shape], or what
         broadcasts to it."""
-        return torch.ones([1] * len(piece.shape), device=piece.device)
+        return torch.ones([1] * len(piece.shape), dtype=torch.float32, device=piece.device)
 
     def factors(self, piece: Piece, known: Any) -> torch.Tensor:
         """The factor of each element: float32 or bool [experts, *shape], or what broadcasts to it."""
