@@ -24,6 +24,10 @@ CHUNK = 1024
 """Elements worked on at once: with all that is made of three experts' up to 64 KB, what stays near a core."""
 STRETCH = 32
 """Keys that are looked at together before they are taken one by one."""
+DIGIT_BITS = 10
+DIGITS = 1 << DIGIT_BITS
+PASSES = -(-31 // DIGIT_BITS)
+"""Of a radix sort of keys of 31 bits."""
 SIGN = np.uint32(0x80000000)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITE = np.uint32(0x7F800000)
@@ -651,18 +655,59 @@ def survivors(uniform, limits, gains, factors):
 
 
 @_exact
-def rank_keys(stored, has_base, keys):
-    """What sorts each row as |δ| does, the largest first, with the index below: uint64 [experts, rows, m]."""
-    experts, rows, columns = keys.shape
+def _digit(key, number):
+    return (key >> np.uint32(DIGIT_BITS * number)) & np.uint32(DIGITS - 1)
+
+
+@_exact
+def _sort_places(keys, other_keys, places, other_places, counts):
+    """Puts into `places` [m] where the keys, uint32 below 2³¹, are in ascending order, equal ones by place: a radix sort,
+    which leaves out digits that are all alike, such as the lowest of what two bfloat16 numbers differ by. `keys` and
+    `other_keys` are used up, `other_places` [m] and `counts` [PASSES, DIGITS] are room."""
+    size = len(keys)
+    counts[:] = 0
+    for i in range(size):
+        places[i] = i
+        for number in range(PASSES):
+            counts[number, _digit(keys[i], number)] += 1
+    source, target, swapped = places, other_places, False
+    for number in range(PASSES):
+        mine = counts[number]
+        if mine[_digit(keys[0], number)] == size:
+            continue
+        total = np.uint32(0)
+        for digit in range(DIGITS):
+            mine[digit], total = total, np.uint32(total + mine[digit])
+        for i in range(size):
+            digit = _digit(keys[i], number)
+            at = mine[digit]
+            mine[digit] = np.uint32(at + 1)
+            other_keys[at] = keys[i]
+            target[at] = source[i]
+        keys, other_keys = other_keys, keys
+        source, target = target, source
+        swapped = not swapped
+    if swapped:
+        places[:] = other_places
+
+
+@_exact
+def order_in_rows(stored, has_base, order):
+    """Where in its row the element of each rank by |δ| is, the largest first, equal ones by place: int32 [experts, rows, m]."""
+    experts, rows, columns = order.shape
     first, values = 1 if has_base else 0, np.empty((len(stored), CHUNK), np.float32)
-    for row in range(rows):
+    keys, other_keys = np.empty((experts, columns), np.uint32), np.empty(columns, np.uint32)
+    other_places, counts = np.empty(columns, np.int32), np.empty((PASSES, DIGITS), np.uint32)
+    for row in range(rows if columns else 0):
         for start in range(0, columns, CHUNK):
             stop = min(start + CHUNK, columns)
             _take(stored, row * columns + start, row * columns + stop, has_base, values)
             for t in range(experts):
-                bits, mine = values[first + t, : stop - start].view(np.uint32), keys[t, row, start:stop]
+                bits, mine = values[first + t, : stop - start].view(np.uint32), keys[t, start:stop]
                 for i in range(len(bits)):
-                    mine[i] = (np.uint64(~bits[i] & MAGNITUDE) << np.uint64(32)) | np.uint64(start + i)
+                    mine[i] = ~bits[i] & MAGNITUDE
+        for t in range(experts):
+            _sort_places(keys[t], other_keys, order[t, row], other_places, counts)
 
 
 @_exact
@@ -670,7 +715,7 @@ def ranked_survivors(order, uniform, limits, gains, factors):
     """`survivors` of rows whose limits and gains are those of an element's rank: `order[r]` is where rank r is."""
     for row in range(len(order)):
         for rank in range(order.shape[1]):
-            place = order[row, rank]
+            place = np.uint32(order[row, rank])  # unsigned: nothing counts from the end
             factors[row, place] = np.float32(uniform[row, place] < limits[rank]) * gains[rank]
 
 

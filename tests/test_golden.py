@@ -152,7 +152,7 @@ def test_della_keep_probabilities(monkeypatch):
     inputs, expected = (CASES["della-keep-probabilities"][word] for word in ("inputs", "expected"))
     row = torch.tensor([inputs["row"]])
     table = ops.rank_probabilities(4, inputs["density"], inputs["epsilon"])
-    order = ops.order_in_rows(ops.Changes(row))[0]
+    order = ops.order_in_rows(ops.Changes(row))[0].long()
     keep = torch.empty_like(table)[None].scatter_(-1, order, table[None])
     close(keep, [expected["keep"]])
     deal(monkeypatch, [[1, 1, 1, 1]])
