@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from queue import SimpleQueue
 from threading import Lock
@@ -36,6 +36,8 @@ from merging.statistics import Accumulator, Attained
 from merging.tensor_plan import GroupKey, TensorPlan
 
 T = TypeVar("T")
+Work = Callable[[Executor], Iterator[Progress]]
+"""Work that an executor does, piece by piece."""
 
 
 class Sink(Protocol):
@@ -109,7 +111,8 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     bytes_written: int = 0
     work_done: int = 0
-    made: dict[GroupKey, _Made] = field(default_factory=dict)
+    made: dict[GroupKey, list[_Made]] = field(default_factory=dict)
+    """Of every group its parts, in the order of the plan."""
     tensors_done: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -126,31 +129,39 @@ class _Run:
         self.lock = Lock()
 
     def merge_all(self, sink: Sink) -> Iterator[Progress]:
-        """Copy or merge every group of tensors that are looked at together. Large ones have all workers, one after another;
-        of small ones every worker has one, for a group waits for its last piece after every scan."""
-        small: list[list[TensorPlan]] = []
+        """Copy or merge every group of tensors that are looked at together."""
+        groups: list[tuple[list[TensorPlan], Work]] = []
         for key, tensors in self.plan.groups.items():
-            elements = sum(tensor.info.elements for tensor in tensors)
-            models = {tensor.models for tensor in tensors if tensor.method is not None}
-            self.made[key] = _Made({one: Relations(len(one)) for one in models})
-            if not elements:
+            self.made[key] = []
+            if not any(tensor.info.elements for tensor in tensors):
                 continue
             if tensors[0].method is None:
                 yield from self.copy(tensors, sink)
-            elif input_bytes(tensors) * self.executor.workers <= self.plan.keep(KEEP_BYTES):
-                small.append(tensors)
             else:
-                yield from self.merge(tensors, sink, self.executor)
+                groups.append((tensors, partial(self.merge, tensors, sink)))
+        yield from self.side_by_side(groups, self.executor)
 
-        def work(group: Sequence[TensorPlan]) -> None:
-            for _ in self.merge(group, sink, Inline()):
+    def side_by_side(
+        self, works: Iterable[tuple[Sequence[TensorPlan], Work]], executor: Executor
+    ) -> Iterator[Progress]:
+        """What is to be done for some tensors at a time. Where they are large it has all workers, one after another; of small
+        ones every worker has one, for all wait for the last piece of a scan."""
+        small = []
+        for tensors, work in works:
+            if input_bytes(tensors) * executor.workers <= self.plan.keep(KEEP_BYTES):
+                small.append(work)
+            else:
+                yield from work(executor)
+        if len(small) == 1 or executor.workers == 1:
+            for work in small:
+                yield from work(executor)
+            return
+
+        def alone(work: Work) -> None:
+            for _ in work(Inline()):
                 pass
 
-        if len(small) == 1 or self.executor.workers == 1:
-            for tensors in small:
-                yield from self.merge(tensors, sink, self.executor)
-            return
-        for _ in self.executor.map(work, small):
+        for _ in executor.map(alone, small):
             yield self._progress("merging", len(self.plan.tensors))
 
     def merge(self, tensors: Sequence[TensorPlan], sink: Sink, executor: Executor) -> Iterator[Progress]:
@@ -164,7 +175,10 @@ class _Run:
         parts: dict[str | None, list[TensorPlan]] = {}
         for tensor in tensors:
             parts.setdefault(method.part_of(tensor.info.name, known), []).append(tensor)
-        for name, part in parts.items():
+
+        def merge(
+            name: str | None, part: Sequence[TensorPlan], made: _Made, executor: Executor
+        ) -> Iterator[Progress]:
             some = pieces if len(parts) == 1 else pieces.of(part)
             found, more = known, 0
             if name is not None:
@@ -173,7 +187,14 @@ class _Run:
                 )
             with self.lock:
                 self.work_done += (method.scans - scans - more) * sum(tensor.info.elements for tensor in part)
-            yield from self._write(method, part, some, found, sink, executor)
+            yield from self._write(method, part, some, found, sink, executor, made)
+
+        works: list[tuple[list[TensorPlan], Work]] = []
+        for name, part in parts.items():
+            made = _Made({one: Relations(len(one)) for one in {tensor.models for tensor in part}})
+            self.made[tensors[0].group].append(made)
+            works.append((part, partial(merge, name, part, made)))
+        yield from self.side_by_side(works, executor)
 
     def _write(
         self,
@@ -183,8 +204,9 @@ class _Run:
         known: Any,
         sink: Sink,
         executor: Executor,
+        made: _Made,
     ) -> Iterator[Progress]:
-        models, made, totals = tensors[0].models, self.made[tensors[0].group], _Totals()
+        models, totals = tensors[0].models, _Totals()
         if (attained := method.attained(known)) is not None and models == self.plan.names:
             made.attained.append(attained)
         made.remarks += method.remarks(known, models)
@@ -294,12 +316,12 @@ class _Run:
 
     def finished(self) -> Finished:
         """What came of all groups, in the order of the plan."""
-        made = self.made.values()
-        attained = [one for group in made for one in group.attained]
-        remarks = [one for group in made for one in group.remarks]
+        made = [part for group in self.made.values() for part in group]
+        attained = [one for part in made for one in part.attained]
+        remarks = [one for part in made for one in part.remarks]
         return Finished(
             path=None,
-            tensors=tuple(result for group in made for result in group.results),
+            tensors=tuple(result for part in made for result in part.results),
             attained=reduce(add, attained) if attained else None,
             bytes_read=self.reader.bytes_read,
             bytes_written=self.bytes_written,
@@ -311,7 +333,8 @@ class _Run:
         """What the experts' whole task vectors say against them or against this method; there is one set of models, unless
         slices have different ones."""
         relations: dict[tuple[str, ...], Relations] = {}
-        for models, found in (one for group in self.made.values() for one in group.relations.items()):
+        made = (part for group in self.made.values() for part in group)
+        for models, found in (one for part in made for one in part.relations.items()):
             relations.setdefault(models, Relations(len(models))).combine(found)
         for models, found in relations.items():
             yield from found.remarks(models)
@@ -349,8 +372,8 @@ class _Run:
 
 @dataclass
 class _Made:
-    """What came of a group of tensors that were looked at together, apart from what was written. What the pieces leave is
-    added up in arrays that were there before them: see `shelf`."""
+    """What came of a part of a group of tensors that were looked at together, apart from what was written. What the pieces
+    leave is added up in arrays that were there before them: see `shelf`."""
 
     relations: dict[tuple[str, ...], Relations]
     attained: list[Attained] = field(default_factory=list)
