@@ -963,21 +963,28 @@ def _expm1(values, power, room):
 
 
 @_exact
+def _series_of_tanh(x):
+    square = x * x
+    return x + x * square * (T3 + square * (T5 + square * T7))
+
+
+@_exact
 def _tanh(values, room, power, more):
     """tanh of float64 values in place: a series where they are small, which changes mostly are; else by e^2x."""
     small = True
     for i in range(len(values)):
         small &= abs(values[i]) < SMALL
-    if not small:
+    if small:
         for i in range(len(values)):
-            room[i] = min(2.0 * abs(values[i]), MOST_TANH)
-        _expm1(room, power, more)
+            values[i] = _series_of_tanh(values[i])
+        return
+    for i in range(len(values)):
+        room[i] = min(2.0 * abs(values[i]), MOST_TANH)
+    _expm1(room, power, more)
     for i in range(len(values)):
         x = values[i]
-        square = x * x
-        series = x + x * square * (T3 + square * (T5 + square * T7))
         large = room[i] / (room[i] + 2.0)
-        values[i] = series if abs(x) < SMALL else -large if x < 0.0 else large
+        values[i] = _series_of_tanh(x) if abs(x) < SMALL else -large if x < 0.0 else large
 
 
 @_exact
