@@ -24,16 +24,16 @@ COLUMNS, ROWS = 128, 1024
 FINGERPRINT = 16 * 256
 """Bytes of a model's one tensor that tell it from others: what a merge's scores are kept under."""
 WORK = {
-    # passes over the models where nothing can be kept in between, a sample of a quarter (of so small models) for every cut;
+    # passes over the models where nothing can be kept in between, a sample of a sixteenth (of so small models) for every cut;
     # float32 tensors made of every piece, of its own size
     ("linear", None): (1, 2.1),
     ("task_arithmetic", None): (1, 2.6),
-    ("ties", "tensor"): (3.25, 8.5),
-    ("ties", "model"): (3.25, 8.5),
-    ("dare_ties", None): (2, 13.6),
-    ("della", None): (1, 19.7),
-    ("pcb", None): (3.5, 19.6),
-    ("dppa", None): (4.25, 18.3),
+    ("ties", "tensor"): (3.0625, 3.3),
+    ("ties", "model"): (3.0625, 3.3),
+    ("dare_ties", None): (2, 8.6),
+    ("della", None): (1, 11.6),
+    ("pcb", None): (3.125, 14.6),
+    ("dppa", None): (4.0625, 10.1),
 }
 """A change that makes less should lower its number here; one that needs more has to say why."""
 
