@@ -187,7 +187,7 @@ class _Run:
                 )
             with self.lock:
                 self.work_done += (method.scans - scans - more) * sum(tensor.info.elements for tensor in part)
-            yield from self._write(method, part, some, found, sink, executor, made)
+            yield from self._write(some, found, sink, executor, made)
 
         works: list[tuple[list[TensorPlan], Work]] = []
         for name, part in parts.items():
@@ -197,16 +197,10 @@ class _Run:
         yield from self.side_by_side(works, executor)
 
     def _write(
-        self,
-        method: Method,
-        tensors: Sequence[TensorPlan],
-        pieces: Pieces,
-        known: Any,
-        sink: Sink,
-        executor: Executor,
-        made: _Made,
+        self, pieces: Pieces, known: Any, sink: Sink, executor: Executor, made: _Made
     ) -> Iterator[Progress]:
-        models, totals = tensors[0].models, _Totals()
+        method, models, totals = pieces.tensors[0].method, pieces.tensors[0].models, _Totals()
+        assert method is not None
         if (attained := method.attained(known)) is not None and models == self.plan.names:
             made.attained.append(attained)
         made.remarks += method.remarks(known, models)
