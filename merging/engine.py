@@ -186,7 +186,8 @@ class _Run:
                     method.refine(self._group(part), known), part, some, executor
                 )
             with self.lock:
-                self.work_done += (method.scans - scans - more) * sum(tensor.info.elements for tensor in part)
+                spared = max(0, method.scans - scans - more)  # a rescale or a wrong bracket takes more
+                self.work_done += spared * sum(tensor.info.elements for tensor in part)
             yield from self._write(some, found, sink, executor, made)
 
         works: list[tuple[list[TensorPlan], Work]] = []

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merging
-from merging import Finished, MergingError, Progress
+from merging import Finished, MergingError, Progress, cuts
 from merging.devices import resolve_device
 from tests.conftest import tune
 
@@ -31,6 +31,16 @@ def test_events_end_with_the_result(family, write_recipe, tmp_path):
     assert isinstance(last, Finished)
     assert last.path == (tmp_path / "out").absolute()
     assert last.bytes_written == sum(t.nbytes for t in weights(tmp_path / "out").values())
+
+
+def test_more_scans_than_expected_take_nothing_back(family, write_recipe, tmp_path, monkeypatch):
+    """A cut by a histogram, an l1 rescale and the sign of draws: one scan more than TIES counts on."""
+    monkeypatch.setattr(cuts, "SMALL_SCOPE", 0)
+    recipe = write_recipe(family, "ties", profile="paper", parameters={"rescale": "l1"})
+    *progress, _ = merging.run(recipe, tmp_path / "out", device="cpu")
+    shares = [event.share for event in progress]
+    assert "scan 4" in {event.stage for event in progress}
+    assert shares == sorted(shares)
 
 
 def test_density_and_ties_are_reported(bf16_family, write_recipe, tmp_path):
