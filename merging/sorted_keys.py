@@ -92,9 +92,10 @@ class SpreadCut(Cut):
     def _chosen(self, ranked: ops.Changes, bits: Sequence[int], allowed: Sequence[int]) -> torch.Tensor:
         rows = self.ranking.rows
         keep = ops.above(ranked, rows, bits, [0] * len(rows))
-        for mine, row, threshold, some in zip(keep, rows, bits, allowed, strict=True):
+        with_tied = ops.above(ranked, rows, bits, [keep[0].numel()] * len(rows))
+        for mine, either, some in zip(keep, with_tied, allowed, strict=True):
             if some:
-                tied = ops.positions(ops.keys_of(ranked.values[row]) == threshold)
+                tied = ops.positions(either & ~mine)
                 count = min(some, len(tied))
                 mine.view(-1)[tied[torch.arange(count) * len(tied) // count]] = True
         return keep

@@ -10,15 +10,17 @@ import torch
 import merging
 from benchmarks.family import make_family
 from merging import MergingError, Progress
+from merging.cuts import Ranking
 from merging.inspecting import sampling
 from merging.inspecting.sampling import GROUPS, SampledFamily, samplable, sample_rows
 from merging.inspecting.sums import Record, total
 from merging.inspection import preview_plan, trim_plan
 from merging.memory import whatif
 from merging.memory.whatif import Residents
-from merging.pieces import Piece
+from merging.pieces import Piece, StoredPiece
 from merging.reports.report import Preview, Sample, Trim, added_up, placed
-from merging.sorted_keys import sort_keys
+from merging.sorted_keys import SpreadCut, sort_keys
+from merging.statistics import Attained
 
 SAMPLE_BYTES = 400 << 10
 WHOLE = 4096
@@ -253,6 +255,23 @@ def test_keys_in_order(weighted):
 @dataclass(frozen=True)
 class Count(Record):
     number: float
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_equal_keys_are_spread_alike_however_the_models_are_stored(dtype):
+    models = torch.randint(-2, 3, (3, 40, 50), generator=torch.Generator().manual_seed(2)).to(dtype)
+    bits = torch.tensor([2.0, 1.0]).view(torch.int32)
+    cut = SpreadCut(bits, {("w", 0): [100, 7]}, Attained(0, (), (), ()), Ranking((1, 0)))
+    stored = cut.keep(StoredPiece("w", 0, models, True, torch.ones(2)))
+    base, experts = models[0].float(), models[1:].float()
+    widened = cut.keep(Piece("w", 0, base, experts, torch.ones(2)))
+    assert torch.equal(stored, widened)
+    for keep, delta, least, some in zip(
+        widened, (experts - base).flip(0).abs(), (2, 1), (100, 7), strict=True
+    ):
+        assert bool(keep[delta > least].all())
+        assert int(keep[delta == least].sum()) == some
+        assert not bool(keep[delta < least].any())
 
 
 def test_the_margin_is_that_of_student_s_t():
