@@ -176,7 +176,7 @@ class _Run:
         for tensor in tensors:
             parts.setdefault(method.part_of(tensor.info.name, known), []).append(tensor)
 
-        def merge(
+        def merge_part(
             name: str | None, part: Sequence[TensorPlan], made: _Made, executor: Executor
         ) -> Iterator[Progress]:
             some = pieces if len(parts) == 1 else pieces.of(part)
@@ -194,7 +194,7 @@ class _Run:
         for name, part in parts.items():
             made = _Made({one: Relations(len(one)) for one in {tensor.models for tensor in part}})
             self.made[tensors[0].group].append(made)
-            works.append((part, partial(merge, name, part, made)))
+            works.append((part, partial(merge_part, name, part, made)))
         yield from self.side_by_side(works, executor)
 
     def _write(

@@ -39,6 +39,13 @@ class Changes(NamedTuple):
         rows, *shape = self.values.shape
         return torch.Size((rows - self.from_first, *shape))
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """The same as numbers of their own: task vectors in float32, or keys."""
+        if self.from_first:
+            return task_vectors(self.values, with_products=False)[1]
+        return self.values if self.values.dtype == torch.int32 else self.values.to(torch.float32)
+
 
 def kept_count(density: float, elements: int, count: Counting) -> int:
     """How many of `elements` a density keeps.
@@ -96,8 +103,9 @@ def above(
             *as_bits(changes), _indices(rows), _mask(values), _keys(thresholds), left, array(keep, 2)
         )
         return keep
+    ranked = changes.rows
     for mine, row, threshold, few in zip(keep, rows, thresholds, allowed, strict=True):
-        keys = keys_of(values[row])
+        keys = keys_of(ranked[row])
         mine.copy_(keys > threshold)
         if few:
             mine.view(-1)[positions(keys == threshold)[:few]] = True
@@ -120,8 +128,9 @@ def within(
     """What lies between two bounds, both included, of `keys_of` some rows, for each of them."""
     values = changes.values
     if not looped(values):
+        ranked = changes.rows
         return [
-            _within(keys_of(values[row]), *bounds, zeros)
+            _within(keys_of(ranked[row]), *bounds, zeros)
             for row, bounds, zeros in zip(rows, brackets, count_zeros, strict=True)
         ]
     inside = np.empty((len(rows), math.prod(values.shape[1:]) + 1), dtype=np.int32)
@@ -148,7 +157,7 @@ def count_bins(changes: Changes, shift: int, below: int, counts: torch.Tensor) -
     if looped(values):
         loops().histogram(*as_bits(changes), _mask(values), np.int32(shift), np.int32(below), counts.numpy())
         return
-    for mine, row in zip(counts, values, strict=False):
+    for mine, row in zip(counts, changes.rows, strict=False):
         bins = ((keys_of(row) >> shift) + below).flatten().long()
         ones = counts.new_ones(1).expand(len(bins))
         mine.scatter_add_(0, bins, ones)  # `bincount` waits for the device twice
@@ -343,17 +352,15 @@ def products(base: torch.Tensor | None, deltas: torch.Tensor) -> torch.Tensor:
 
 def l1_norms(changes: Changes, factors: torch.Tensor | None = None) -> torch.Tensor:
     """Σ|δ| and Σ|factor·δ| of each expert: float64 [2, experts] on the CPU, summed as such."""
-    deltas, experts = changes.values, changes.shape[0]
-    factors = (
-        torch.ones([1] * deltas.ndim, dtype=torch.float32, device=deltas.device)
-        if factors is None
-        else factors
-    )
-    if looped(deltas):
-        norms = np.zeros((2, experts))
+    values = changes.values
+    if factors is None:
+        factors = torch.ones([1] * values.ndim, dtype=torch.float32, device=values.device)
+    if looped(values):
+        norms = np.zeros((2, changes.shape[0]))
         loops().l1_norms(factors_of(factors, changes.shape), *as_bits(changes), norms)
         return torch.from_numpy(norms)
-    sizes = torch.stack([flat(values.abs()) for values in (deltas, factors * deltas)])
+    deltas = changes.rows
+    sizes = torch.stack([flat(part.abs()) for part in (deltas, factors * deltas)])
     return sizes.sum(2, dtype=torch.float64).cpu()
 
 
@@ -618,12 +625,11 @@ def balance(
     factors: torch.Tensor, changes: Changes, weight: torch.Tensor, *, weighted: bool = False
 ) -> torch.Tensor:
     """By how many elements more the votes add up to something above 0 than below: float64."""
-    deltas = changes.values
-    if looped(deltas):
+    if looped(changes.values):
         mine = array(weight) if weighted else np.ones(len(weight), dtype=np.float32)
         found = loops().balance(factors_of(factors, changes.shape), *as_bits(changes), mine)
         return torch.tensor(found, dtype=torch.float64)
-    return sum_experts(votes(factors, deltas, weight, weighted)).sign().sum(dtype=torch.float64)
+    return sum_experts(votes(factors, changes.rows, weight, weighted)).sign().sum(dtype=torch.float64)
 
 
 def votes(factors: torch.Tensor, deltas: torch.Tensor, weight: torch.Tensor, weighted: bool) -> torch.Tensor:
@@ -656,10 +662,9 @@ def as_rows(deltas: torch.Tensor) -> torch.Tensor:
 def order_in_rows(changes: Changes) -> torch.Tensor:
     """Where in its row (see `as_rows`) the element of each rank by |δ| is, the largest first, among equals the lower index:
     [experts, rows, m], int32 from `loops`, else int64."""
-    rows = as_rows(changes.values)
     if not looped(changes.values):
-        return magnitude_bits(rows).sort(dim=-1, descending=True, stable=True).indices
-    order = torch.empty((changes.shape[0], *rows.shape[1:]), dtype=torch.int32)
+        return magnitude_bits(as_rows(changes.rows)).sort(dim=-1, descending=True, stable=True).indices
+    order = torch.empty((changes.shape[0], *as_rows(changes.values).shape[1:]), dtype=torch.int32)
     loops().order_in_rows(*as_bits(changes), order.numpy())
     return order
 

@@ -52,8 +52,8 @@ def blocks_of(elements: int) -> int:
 
 
 class Reader:
-    """Reads pieces onto a device in float32, rounded to the plan's work dtype first, and counts the bytes; several
-    threads may use it at once."""
+    """Reads pieces onto a device as they are stored, rounded to the plan's work dtype, and counts the bytes; several threads
+    may use it at once."""
 
     def __init__(self, plan: Plan, device: torch.device):
         self.plan = plan

@@ -162,6 +162,7 @@ def test_models_as_they_are_stored_give_what_their_changes_give(dtype, size, wit
     deltas = ops.task_vectors(stored, with_products=False)[1] if with_base else stored.float()
     as_stored, widened = ops.Changes(stored, with_base), ops.Changes(deltas)
     assert as_stored.shape == widened.shape == deltas.shape
+    assert same_bits(as_stored.rows, deltas)
     experts, cuts = len(deltas), ((1, 0, 2), (0x3C000000, 0x3B800000, 0), (3, 0, 1000))
     keep = ops.above(widened, *cuts)
     assert same_bits(ops.above(as_stored, *cuts), keep)
