@@ -36,7 +36,8 @@ KEEP_BYTES = 128 << 20
 """A scope whose float32 inputs are smaller than this is read once and kept between its scans, and with it what a scan
 worked out that the next one needs, such as a random mask."""
 KEPT = 6
-"""What is kept takes at most about so many times the float32 inputs (DELLA with many experts 5.4; the others below 4)."""
+"""What is kept takes at most about so many times the float32 inputs (DELLA with many experts 5.4 where models are widened, as
+on a GPU; the others below 4)."""
 SCRATCH = 4
 """Merging a piece takes at most about so many times its float32 bytes (measured for TIES)."""
 GPU_SCRATCH = 16
