@@ -311,7 +311,7 @@ class _Run:
 
     def finished(self) -> Finished:
         """What came of all groups, in the order of the plan."""
-        made = [part for group in self.made.values() for part in group]
+        made = [*self._parts_made()]
         attained = [one for part in made for one in part.attained]
         remarks = [one for part in made for one in part.remarks]
         return Finished(
@@ -324,12 +324,14 @@ class _Run:
             warnings=tuple(dict.fromkeys((*self.plan.warnings, *remarks, *self._cautions()))),
         )
 
+    def _parts_made(self) -> Iterator[_Made]:
+        return (part for group in self.made.values() for part in group)
+
     def _cautions(self) -> Iterator[str]:
         """What the experts' whole task vectors say against them or against this method; there is one set of models, unless
         slices have different ones."""
         relations: dict[tuple[str, ...], Relations] = {}
-        made = (part for group in self.made.values() for part in group)
-        for models, found in (one for part in made for one in part.relations.items()):
+        for models, found in (one for part in self._parts_made() for one in part.relations.items()):
             relations.setdefault(models, Relations(len(models))).combine(found)
         for models, found in relations.items():
             yield from found.remarks(models)

@@ -237,6 +237,14 @@ def _take(stored, start, stop, has_base, values):
 
 
 @_exact
+def _take_changes(stored, start, has_base, values):
+    """The changes of the chunk that begins at `start`, in the room of `values` [m, CHUNK]: where it ends, and [experts, CHUNK]."""
+    stop = min(start + CHUNK, stored.shape[1])
+    _take(stored, start, stop, has_base, values)
+    return stop, values[1 if has_base else 0 :]
+
+
+@_exact
 def task_vectors(stored, base, deltas, out):
     """Base [n] and task vectors [experts, n] of the bits of base and experts as stored, and their `products` unless `out` is
     empty."""
@@ -411,14 +419,12 @@ def add_up(stored, has_base, factors, scale, keeps_common, elects, rule, form, r
 @_exact
 def l1_norms(factors, stored, has_base, norms):
     """Σ|δ| and Σ|factor·δ| of every expert, into float64 [2, experts]."""
-    count, first = stored.shape[1], 1 if has_base else 0
     values, sparse = np.empty((len(stored), CHUNK), np.float32), np.empty(CHUNK, np.float32)
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
         mine = sparse[: stop - start]
-        _take(stored, start, stop, has_base, values)
         for t in range(norms.shape[1]):
-            whole = values[first + t, : stop - start]
+            whole = deltas[t, : stop - start]
             _scaled(mine, _own(factors, t, start, stop), whole)
             norms[0, t] += _sum_of_magnitudes(whole)
             norms[1, t] += _sum_of_magnitudes(mine)
@@ -510,17 +516,15 @@ def elected_sum(factors, deltas, rule, scale, change):
 @_exact
 def balance(factors, stored, has_base, vote_weight):
     """Σ sign(Σ_t vote_t): by how many elements more go up than down."""
-    count, first = stored.shape[1], 1 if has_base else 0
     values = np.empty((len(stored), CHUNK), np.float32)
     votes, total, found = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), 0
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
         size = stop - start
         total[:] = ZERO
-        _take(stored, start, stop, has_base, values)
         for t in range(len(vote_weight)):
             mine = _own(factors, t, start, stop)
-            _cast_votes(mine, values[first + t, :size], vote_weight[t], False, votes[:size], total[:size])
+            _cast_votes(mine, deltas[t, :size], vote_weight[t], False, votes[:size], total[:size])
         for i in range(size):
             found += _sign_of(total[i])
     return found
@@ -556,30 +560,25 @@ def _above(keys, mask, threshold, allowed, keep):
 def above(stored, has_base, rows, mask, thresholds, allowed, keep):
     """Where keys, masked first, are above the threshold of a cut, and the first `allowed` that equal it: into bool [cuts, n].
     Cut c looks at the float32 bits of `rows[c]`, be they an expert's change or already keys; `allowed` [cuts] is used up."""
-    count, first = stored.shape[1], 1 if has_base else 0
     values = np.empty((len(stored), CHUNK), np.float32)
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
-        _take(stored, start, stop, has_base, values)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
         for c in range(len(rows)):
-            keys = values[first + rows[c], : stop - start].view(np.int32)
+            keys = deltas[rows[c], : stop - start].view(np.int32)
             allowed[c] = _above(keys, mask, thresholds[c], allowed[c], keep[c, start:stop])
 
 
 @_exact
 def histogram(stored, has_base, mask, shift, below, counts):
     """Counts of the upper bits of keys, masked first, with `below` added: adds to int64 [rows, bins]."""
-    count, first = stored.shape[1], 1 if has_base else 0
     values = np.empty((len(stored), CHUNK), np.float32)
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
-        _take(stored, start, stop, has_base, values)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
         for row in range(len(counts)):
-            keys, mine = values[first + row, : stop - start].view(np.int32), counts[row]
+            keys, mine = deltas[row, : stop - start].view(np.int32), counts[row]
             for i in range(len(keys)):
-                mine[np.uint32(((keys[i] & mask) >> shift) + below)] += (
-                    1  # unsigned: nothing counts from the end
-                )
+                digits = (keys[i] & mask) >> shift
+                mine[np.uint32(digits + below)] += 1  # unsigned: nothing counts from the end
 
 
 @_exact
@@ -626,13 +625,11 @@ def within(stored, has_base, rows, mask, brackets, count_zeros, inside, found):
     """Collects the keys of each cut, masked first, that lie in its bracket (low, high) of int32 [cuts, 2] in int32 `inside`
     [cuts, n + 1]. Adds to uint64 `found` [3, cuts] how many these are, how many are above and, if asked for, how many are 0.
     Where few are in a bracket, most stretches of keys are only looked at. For `rows` see `above`."""
-    count, first = stored.shape[1], 1 if has_base else 0
     values = np.empty((len(stored), CHUNK), np.float32)
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
-        _take(stored, start, stop, has_base, values)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
         for c in range(len(rows)):
-            keys = values[first + rows[c], : stop - start].view(np.int32)
+            keys = deltas[rows[c], : stop - start].view(np.int32)
             low, high = brackets[c, 0], brackets[c, 1]
             if high != NOTHING:
                 found[1, c] += np.uint64(_count_keys_above(keys, mask, high))
@@ -926,14 +923,12 @@ def losses(change, differs, lost, energy):
 @_exact
 def outliers(stored, has_base, limits, counts):
     """How many |δ| of every expert exceed each of its limits: adds to int64 [limits, experts]."""
-    count, first = stored.shape[1], 1 if has_base else 0
     values = np.empty((len(stored), CHUNK), np.float32)
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
-        _take(stored, start, stop, has_base, values)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
         for row in range(len(limits)):
             for t in range(counts.shape[1]):
-                counts[row, t] += _count_above(values[first + t, : stop - start], limits[row, t])
+                counts[row, t] += _count_above(deltas[t, : stop - start], limits[row, t])
 
 
 @_exact
@@ -1000,22 +995,22 @@ def _clipped(value, low, high):
 @_exact
 def competition(stored, has_base, lower, upper, scores):
     """PCB's score β of every change, into float32 [experts, n]; see `methods.pcb.Clipped.score`."""
-    experts, count = scores.shape
-    first, values = 1 if has_base else 0, np.empty((len(stored), CHUNK), np.float32)
+    experts = len(scores)
+    values = np.empty((len(stored), CHUNK), np.float32)
     wide, total = np.empty((experts, CHUNK)), np.empty(CHUNK)
     value, power, room, agreement = np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK)
-    for start in range(0, count, CHUNK):
-        size = min(CHUNK, count - start)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
+        size = stop - start
         sum_, one, two, three, agree = total[:size], value[:size], power[:size], room[:size], agreement[:size]
         sum_[:] = 0.0
-        _take(stored, start, start + size, has_base, values)
         for t in range(experts):
             mine = wide[t, :size]
-            _widen(values[first + t, :size], mine)
+            _widen(deltas[t, :size], mine)
             for i in range(size):
                 sum_[i] += mine[i]
         for t in range(experts):
-            mine, out = wide[t, :size], scores[t, start : start + size]
+            mine, out = wide[t, :size], scores[t, start:stop]
             for i in range(size):
                 agree[i] = mine[i] * sum_[i]
             _tanh(agree, one, two, three)
@@ -1032,16 +1027,16 @@ def competition(stored, has_base, lower, upper, scores):
 def competing(scores, stored, has_base, bounds, weight, coefficients):
     """PCB's coefficients from its scores, into float32 [experts, n]; `bounds` are lower and upper of |δ|, threshold and top
     of β: float64 [4, experts]. See `methods.pcb.Pcb.coefficients`."""
-    experts, count = scores.shape
-    first, values = 1 if has_base else 0, np.empty((len(stored), CHUNK), np.float32)
+    experts = len(scores)
+    values = np.empty((len(stored), CHUNK), np.float32)
     shares, total = np.empty((experts, CHUNK)), np.empty(CHUNK)
-    for start in range(0, count, CHUNK):
-        size = min(CHUNK, count - start)
+    for start in range(0, stored.shape[1], CHUNK):
+        stop, deltas = _take_changes(stored, start, has_base, values)
+        size = stop - start
         sum_ = total[:size]
         sum_[:] = 0.0
-        _take(stored, start, start + size, has_base, values)
         for t in range(experts):
-            part, mine = shares[t, :size], scores[t, start : start + size]
+            part, mine = shares[t, :size], scores[t, start:stop]
             low, span = bounds[2, t], bounds[3, t] - bounds[2, t]
             for i in range(size):
                 part[i] = _minmax(max(np.float64(mine[i]), low), low, span)
@@ -1049,8 +1044,8 @@ def competing(scores, stored, has_base, bounds, weight, coefficients):
         for i in range(size):
             sum_[i] = max(sum_[i], TINY)
         for t in range(experts):
-            part, mine = shares[t, :size], values[first + t, :size]
-            out = coefficients[t, start : start + size]
+            part, mine = shares[t, :size], deltas[t, :size]
+            out = coefficients[t, start:stop]
             low, high, own = bounds[0, t], bounds[1, t], np.float64(weight[t])
             for i in range(size):
                 value = abs(np.float64(mine[i]))

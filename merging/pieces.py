@@ -164,8 +164,7 @@ class StoredPiece(Piece):
 
     @property
     def shape(self) -> torch.Size:
-        models, *shape = self.stored.shape
-        return torch.Size((models - self.has_base, *shape))
+        return ops.Changes(self.stored, self.has_base).shape
 
     @property
     def device(self) -> torch.device:

@@ -188,7 +188,7 @@ class Dppa(Added):
 
     def factors(self, piece: Piece, known: Known) -> torch.Tensor:
         if known.cut is None:
-            return torch.ones([1] * len(piece.shape), dtype=torch.float32, device=piece.device)
+            return self.kept(piece, None)
         keep = known.cut.keep(piece)
         return amplified(keep.view(piece.experts, len(self.levels), *keep.shape[1:]), self.amplify, self.rule)
 
