@@ -2,9 +2,10 @@
 // answer. An event sent in the instant of that end was answered into no stream: the page believed that it still had one.
 // Here the page's stream goes on with the server's next one as long as an event has no answer. And a stream that the server
 // ends is read to its end, because the server drops the events of a page that hangs up first.
-// Two events sent at nearly the same time may overtake each other on their way. Those of one kind, as quick clicks on a map,
-// are sent one after another, so that the last one is answered last. The page keeps an answer that comes before the receipt
-// of its event, and then puts it before answers that came earlier: here an answer waits until the page has read the receipt.
+// Two events sent at nearly the same time may overtake each other on their way. Those that fill the same parts of the page,
+// as quick clicks on a map, or a field that is left by Enter, are sent one after another, so that the server has them in the
+// order in which they happened. The page keeps an answer that comes before the receipt of its event, and then puts it before
+// answers that came earlier: here an answer waits until the page has read the receipt.
 (() => {
   const send = window.fetch.bind(window);
   const unanswered = new Set();
@@ -21,11 +22,11 @@
   };
 
   async function join(input, options) {
-    const kind = JSON.parse(options.body).fn_index;
-    const before = onTheWay.get(kind);
+    const parts = filled(JSON.parse(options.body).fn_index);
+    const before = parts.map((part) => onTheWay.get(part));
     sending += 1;
-    const sent = Promise.resolve(before).catch(() => {}).then(() => send(input, options));
-    onTheWay.set(kind, sent);
+    const sent = Promise.allSettled(before).then(() => send(input, options));
+    for (const part of parts) onTheWay.set(part, sent);
     let event;
     try {
       const response = await sent;
@@ -40,6 +41,12 @@
         receipts.dispatchEvent(new Event("read"));
       });
     }
+  }
+
+  // The event itself, and the components that its answer sets.
+  function filled(event) {
+    const { outputs } = window.gradio_config.dependencies.find(({ id }) => id === event) ?? { outputs: [] };
+    return [`event ${event}`, ...outputs];
   }
 
   // Once the page has done all that it does at once with what it was just given.

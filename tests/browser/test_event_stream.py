@@ -1,4 +1,4 @@
-"""An event sent in the instant in which the server ends the stream of answers is answered like any other."""
+"""No event is lost or overtaken on its way to the server and back."""
 
 from __future__ import annotations
 
@@ -42,6 +42,25 @@ def test_an_event_at_the_end_of_the_stream_is_answered(new_window, app_url, cons
         page.get_by_text("there is no such folder").wait_for()
         page.get_by_role("button", name="Remove expert 4").click()
         field.wait_for(state="detached")
+    assert console_errors == []
+
+
+def test_events_that_fill_the_same_parts_are_sent_in_their_order(page, quiet, console_errors):
+    """The word that the field before was left is late, and Enter was pressed since."""
+    held = []
+    page.get_by_label("Base").focus()
+    page.route("**/queue/join*", lambda event: event.continue_() if held else held.append(event))
+    field = page.get_by_label("Expert 1", exact=True)
+    field.focus()
+    page.wait_for_timeout(500)
+    field.fill("/no/such/model")
+    field.press("Enter")
+    page.wait_for_timeout(1000)
+    held[0].continue_()
+    refusal = page.get_by_text("there is no such folder")
+    refusal.wait_for()
+    quiet(page)
+    assert refusal.is_visible()
     assert console_errors == []
 
 
