@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from urllib.parse import unquote
 
@@ -30,8 +31,8 @@ from merging.reports.report import Preview
 from tests.conftest import tune
 
 CHOICE = ("kept", None, False, None)
-KEY, STATUS, MAP, BARS, FIGURES, CELL, WHOLE, NUMBER, WHICH, FACTS, EXPLANATION, TABLE, CSV, SOURCE, LIVE = (
-    range(15)
+STATUS, MAP, BARS, FIGURES, CELL, WHOLE, NUMBER, WHICH, FACTS, EXPLANATION, TABLE, CSV, SOURCE, LIVE = range(
+    14
 )
 
 
@@ -61,13 +62,16 @@ def edited(recipe, models, **changes):
     return to_recipe(recipe, models, {**values, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
-def look(previews, pages, recipe, models, shown="", *, token="t", choice=CHOICE, listed=False) -> list:
+def look(previews, pages, recipe, models, *, token="t", choice=CHOICE, listed=False) -> list:
     """The last outputs of `follow`."""
-    steps = follow(
-        previews, pages, token, Settings(device="cpu"), recipe, models, shown, True, listed, *choice
-    )
+    steps = follow(previews, pages, token, Settings(device="cpu"), recipe, models, True, listed, *choice)
     *_, last = steps
     return last
+
+
+def shown_by(previews, pages) -> Preview:
+    """The preview that the page shows."""
+    return previews.get(pages.shown("t").key)
 
 
 def exact(recipe) -> Preview:
@@ -94,7 +98,7 @@ def test_the_picture_of_a_recipe_is_its_preview(previews, pages, models):
     assert seen[BARS]["title"].endswith("whole model")
     assert seen[STATUS] == "", "nothing to say of what is exact"
     assert "one" in seen[FIGURES]
-    assert previews.get(seen[KEY]) is not None
+    assert shown_by(previews, pages).method == "ties"
     assert seen[SOURCE].method == "ties"
     assert seen[SOURCE].columns == tuple(seen[MAP]["data"][0]["x"])
 
@@ -102,17 +106,15 @@ def test_the_picture_of_a_recipe_is_its_preview(previews, pages, models):
 def test_what_is_drawn_already_is_not_sent_again(previews, pages, models):
     recipe = default_recipe(models)
     first = look(previews, pages, recipe, models)
-    again = look(previews, pages, recipe, models, first[KEY])
+    again = look(previews, pages, recipe, models)
     assert all(skipped(value) for value in again[:PICTURE])
-    other = look(previews, pages, edited(recipe, models, density__1=0.1), models, first[KEY])
-    assert other[KEY] != first[KEY]
+    assert skipped(again[FACTS])
+    other = look(previews, pages, edited(recipe, models, density__1=0.1), models)
     assert other[MAP]["data"][1]["z"] != first[MAP]["data"][1]["z"]
 
 
 def test_nobody_is_shown_anything_before_they_come(previews, pages, models):
-    steps = follow(
-        previews, pages, "t", Settings(), default_recipe(models), models, "", False, False, *CHOICE
-    )
+    steps = follow(previews, pages, "t", Settings(), default_recipe(models), models, False, False, *CHOICE)
     assert list(steps) == []
 
 
@@ -120,7 +122,7 @@ def test_a_recipe_that_cannot_run_says_what_to_do(previews, pages, models):
     broken = default_recipe(models).model_copy(update={"parameters": {"densty": 1}})
     seen = look(previews, pages, at_root(broken), models)
     assert seen[MAP] == {"empty": views.BROKEN}
-    assert seen[KEY] == ""
+    assert pages.shown("t") is None
     missing = look(previews, pages, default_recipe(models, "apl"), models)
     assert missing[MAP] == {"empty": views.NEEDS_IMPORTANCE}
 
@@ -145,7 +147,7 @@ def test_methods_without_a_base_are_measured_from_the_family_s(previews, pages, 
     recipe = default_recipe(models, method)
     assert recipe.base_model is None or method == "nuslerp"
     seen = look(previews, pages, at_root(recipe.model_copy(update={"base_model": None})), models)
-    preview = previews.get(seen[KEY])
+    preview = shown_by(previews, pages)
     assert set(preview.tensors) == set(preview.dtypes)
     values = [value for line in seen[MAP]["data"][0]["z"] for value in line]
     assert all(0 < value < 1.5 for value in values)
@@ -178,8 +180,8 @@ def test_what_a_method_lacks_comes_back_with_the_next(previews, pages, models):
 
 def test_a_click_keeps_what_is_to_come_back(previews, pages, models):
     slerp = default_recipe(models, "slerp")
-    seen = look(previews, pages, slerp, models)
-    pick(previews, pages, "t", (1, 2), slerp, seen[KEY], "presence", None, False, None)
+    look(previews, pages, slerp, models)
+    pick(previews, pages, "t", (1, 2), slerp, "presence", None, False, None)
     back = look(previews, pages, default_recipe(models), models, choice=("presence", None, False, None))
     assert back[NUMBER]["value"] == "kept"
 
@@ -189,7 +191,7 @@ def moved(previews, pages, models, before, after, number: str) -> str:
     choice = (number, None, False, None)
     seen = look(previews, pages, before, models, choice=choice)
     assert "pv-unmoved" not in seen[FACTS]
-    return look(previews, pages, after, models, seen[KEY], choice=choice)[FACTS]
+    return look(previews, pages, after, models, choice=choice)[FACTS]
 
 
 @pytest.mark.parametrize(
@@ -230,10 +232,10 @@ def test_why_nothing_moved_is_said_until_something_does(previews, pages, models)
     first = default_recipe(models)
     second = edited(first, models, weight__0=1.5)
     seen = look(previews, pages, first, models)
-    seen = look(previews, pages, second, models, seen[KEY])
+    seen = look(previews, pages, second, models)
     assert "pv-unmoved" in seen[FACTS]
-    assert skipped(look(previews, pages, second, models, seen[KEY])[FACTS]), "it stays"
-    seen = look(previews, pages, edited(second, models, density__0=0.2), models, seen[KEY])
+    assert skipped(look(previews, pages, second, models)[FACTS]), "it stays"
+    seen = look(previews, pages, edited(second, models, density__0=0.2), models)
     assert seen[FACTS] == ""
 
 
@@ -299,10 +301,10 @@ def test_junk_from_the_browser_means_the_first_choice(previews, pages, models):
 
 def test_a_clicked_cell_gets_its_bars_and_numbers(previews, pages, models):
     recipe = default_recipe(models)
-    shown = look(previews, pages, recipe, models)[KEY]
-    cell, bars, figures, whole, outline = pick(previews, pages, "t", (2, 5), recipe, shown, *CHOICE)
+    look(previews, pages, recipe, models)
+    cell, bars, figures, whole, outline = pick(previews, pages, "t", (2, 5), recipe, *CHOICE)
     assert cell == (2, "up")
-    one = previews.get(shown).tensors["model.layers.2.mlp.up_proj.weight"]
+    one = shown_by(previews, pages).tensors["model.layers.2.mlp.up_proj.weight"]
     assert [trace["x"][1] for trace in bars["data"]] == [one.share(1, key) for key in WORDS]
     assert bars["title"] == "Each expert's change: block 2, up"
     assert f"{one.share(2, 'kept'):.1%}" in figures
@@ -313,7 +315,7 @@ def test_a_clicked_cell_gets_its_bars_and_numbers(previews, pages, models):
     changed = exact(edited(recipe, models, density__1=0.1)).tensors["model.layers.2.mlp.up_proj.weight"]
     lengths = dict(zip(answer["bars"]["keys"], answer["bars"]["update"]["x"], strict=True))
     assert lengths["dropped"][1] == pytest.approx(changed.share(1, "dropped"), abs=1e-6), "of this cell"
-    again = look(previews, pages, recipe, models, choice=("kept", None, False, cell))
+    again = look(previews, Pages(), recipe, models, choice=("kept", None, False, cell))
     assert again[MAP]["picked"] == [2, 5]
     assert again[BARS]["title"] == bars["title"]
 
@@ -321,9 +323,9 @@ def test_a_clicked_cell_gets_its_bars_and_numbers(previews, pages, models):
 @pytest.mark.parametrize("place", [(9, 0), (0, 99), None])
 def test_a_click_beside_the_map_changes_nothing(previews, pages, models, place):
     recipe = default_recipe(models)
-    shown = look(previews, pages, recipe, models)[KEY]
-    assert all(map(skipped, pick(previews, pages, "t", place, recipe, shown, *CHOICE)))
-    assert all(map(skipped, pick(previews, pages, "t", (0, 0), recipe, "", *CHOICE)))
+    assert all(map(skipped, pick(previews, pages, "t", (0, 0), recipe, *CHOICE))), "nothing is shown yet"
+    look(previews, pages, recipe, models)
+    assert all(map(skipped, pick(previews, pages, "t", place, recipe, *CHOICE)))
     assert pages.desk("t").choice.cell is None
 
 
@@ -332,8 +334,8 @@ def test_one_block_and_one_module_by_name_are_a_cell(previews, pages, models):
     seen = look(previews, pages, recipe, models)
     place = place_of(seen[SOURCE], ["2"], ["up"])
     assert place == (2, 5)
-    named = pick(previews, pages, "t", place, recipe, seen[KEY], *CHOICE)
-    clicked = pick(previews, pages, "t", (2, 5), recipe, seen[KEY], *CHOICE)
+    named = pick(previews, pages, "t", place, recipe, *CHOICE)
+    clicked = pick(previews, pages, "t", (2, 5), recipe, *CHOICE)
     assert named[:4] == clicked[:4]
     everything = look(previews, pages, recipe, models, choice=("kept", None, True, None))[SOURCE]
     embedding = everything.columns.index("embedding")
@@ -365,7 +367,7 @@ def test_a_cell_that_is_copied_has_no_bars(previews, pages, models):
     seen = look(previews, pages, recipe, models)
     place = place_of(seen[SOURCE], ["1"], ["up"])
     assert place == (1, 5)
-    assert all(map(skipped, pick(previews, pages, "t", place, recipe, seen[KEY], *CHOICE)))
+    assert all(map(skipped, pick(previews, pages, "t", place, recipe, *CHOICE)))
 
 
 # a slider on its way
@@ -459,7 +461,7 @@ def test_large_models_do_not_follow_a_slider_but_its_release(large, pages, model
         "components.preview.store.steps", lambda plan, _, device, origin: preview_plan(plan, device=device)
     )
     recipe = default_recipe(models)
-    steps = list(follow(large, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *CHOICE))
+    steps = list(follow(large, pages, "t", Settings(device="cpu"), recipe, models, True, False, *CHOICE))
     assert all("progress" in step[STATUS] for step in steps[:-1])
     assert len(steps) > 5
     assert steps[-1][MAP]["data"]
@@ -487,7 +489,7 @@ def sampled(monkeypatch) -> Previews:
 
 
 def following(previews, pages, recipe, models, choice=CHOICE):
-    return follow(previews, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *choice)
+    return follow(previews, pages, "t", Settings(device="cpu"), recipe, models, True, False, *choice)
 
 
 def pictures(steps) -> list:
@@ -496,11 +498,12 @@ def pictures(steps) -> list:
 
 def test_an_estimate_says_so_and_the_exact_picture_takes_its_place(sampled, pages, wide):
     recipe = default_recipe(wide)
-    steps = list(following(sampled, pages, recipe, wide))
-    first, last = pictures(steps)
-    assert steps[0] is first
-    assert steps[-1] is last
-    guess, whole = sampled.get(first[KEY]), sampled.get(last[KEY])
+    running = following(sampled, pages, recipe, wide)
+    first = next(running)
+    guess = shown_by(sampled, pages)
+    steps = [first, *running]
+    last, whole = steps[-1], shown_by(sampled, pages)
+    assert pictures(steps) == [first, last]
     assert guess.sample is not None
     assert whole.sample is None
     error = views.sample_error(guess, Choice())
@@ -515,31 +518,30 @@ def test_an_estimate_says_so_and_the_exact_picture_takes_its_place(sampled, page
         "the estimate is still what is drawn"
     )
     assert last[STATUS] == ""
-    assert last[KEY] != first[KEY]
     for expert in (0, 1):
         shares = [total(one.tensors.values()).share(expert, "kept") for one in (guess, whole)]
         assert shares[0] != shares[1]
         assert abs(shares[0] - shares[1]) < 6 * error
     cells = views.fate.fate_cells(exact(recipe))
     assert last[MAP]["data"][1]["z"][1][5] == pytest.approx(cells[1, "up"].share(1, "kept"), abs=1e-9)
-    again = list(following(sampled, pages, recipe, wide))
+    again = list(following(sampled, Pages(), recipe, wide))
     assert len(again) == 1, "the exact picture is kept"
-    assert again[0][KEY] == last[KEY]
+    assert again[0][MAP]["data"] == last[MAP]["data"]
 
 
 def test_a_click_on_an_estimate_shows_the_cell_and_outlasts_it(sampled, pages, wide):
     recipe = default_recipe(wide)
     steps = following(sampled, pages, recipe, wide)
-    first = next(steps)
-    cell, bars, figures, *_ = pick(sampled, pages, "t", (1, 5), recipe, first[KEY], *CHOICE)
+    next(steps)
+    cell, bars, figures, *_ = pick(sampled, pages, "t", (1, 5), recipe, *CHOICE)
     assert cell == (1, "up")
-    guess = sampled.get(first[KEY]).tensors["model.layers.1.mlp.up_proj.weight"]
+    guess = shown_by(sampled, pages).tensors["model.layers.1.mlp.up_proj.weight"]
     assert [trace["x"][1] for trace in bars["data"]] == [guess.share(1, key) for key in WORDS]
     assert "model.layers.1.mlp.up_proj.weight" in figures
     *_, last = steps
     assert last[CELL] == (1, "up")
     assert last[MAP]["picked"] == [1, 5]
-    true = sampled.get(last[KEY]).tensors["model.layers.1.mlp.up_proj.weight"]
+    true = shown_by(sampled, pages).tensors["model.layers.1.mlp.up_proj.weight"]
     assert [trace["x"][1] for trace in last[BARS]["data"]] == [true.share(1, key) for key in WORDS]
     assert guess.share(1, "kept") != true.share(1, "kept")
 
@@ -548,8 +550,12 @@ def test_a_click_on_an_estimate_shows_the_cell_and_outlasts_it(sampled, pages, w
 def test_methods_without_a_base_are_estimated_too(sampled, pages, wide, method):
     recipe = at_root(default_recipe(wide, method).model_copy(update={"base_model": None}))
     assert not sampled.quick(asked_for(recipe, wide))
-    first, last = pictures(following(sampled, pages, recipe, wide))
-    guess, whole = sampled.get(first[KEY]), sampled.get(last[KEY])
+    running = following(sampled, pages, recipe, wide)
+    first = next(running)
+    guess = shown_by(sampled, pages)
+    *_, last = running
+    whole = shown_by(sampled, pages)
+    assert last[MAP]["data"]
     assert "Estimated from a sample" in first[STATUS]
     error = views.sample_error(guess, Choice("presence"))
     shares = [total(one.tensors.values()).projection(0) for one in (guess, whole)]
@@ -568,7 +574,7 @@ def test_a_newer_request_ends_an_older_one(large, pages, models, monkeypatch):
 
     monkeypatch.setattr("components.preview.store.steps", counted)
     recipe = default_recipe(models)
-    running = follow(large, pages, "t", Settings(device="cpu"), recipe, models, "", True, False, *CHOICE)
+    running = follow(large, pages, "t", Settings(device="cpu"), recipe, models, True, False, *CHOICE)
     next(running)
     so_far = len(read)
     pages.begin("t")
@@ -576,6 +582,46 @@ def test_a_newer_request_ends_an_older_one(large, pages, models, monkeypatch):
     assert len(read) <= so_far + 1
     assert not any(isinstance(event, Preview) for event in read)
     assert all(isinstance(event, Progress) for event in read)
+
+
+def test_a_newer_request_begins_when_the_older_one_has_sent_its_last_word(previews, pages, models):
+    """The older one has drawn, its answer is on its way, and the number is back at what was drawn before."""
+    recipe = default_recipe(models)
+    settings = Settings(device="cpu")
+    look(previews, pages, recipe, models)
+    older = follow(
+        previews, pages, "t", settings, edited(recipe, models, density__1=0.1), models, True, False, *CHOICE
+    )
+    assert next(older)[MAP]["data"]
+    with ThreadPoolExecutor(1) as pool:
+        newer = pool.submit(look, previews, pages, recipe, models)
+        with pytest.raises(TimeoutError):
+            newer.result(0.5)
+        assert list(older) == []
+        assert newer.result(30)[MAP]["data"], "else the page would go on showing what the older one drew"
+
+
+def test_only_the_newest_of_those_that_wait_draws(previews, pages, models):
+    recipe = default_recipe(models)
+    older = follow(previews, pages, "t", Settings(device="cpu"), recipe, models, True, False, *CHOICE)
+    next(older)
+    with ThreadPoolExecutor(2) as pool:
+        args = (previews, pages, "t", Settings(device="cpu"), recipe, models, True, False, *CHOICE)
+        waiting = pool.submit(lambda: list(follow(*args)))
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        newest = pool.submit(lambda: list(follow(*args)))
+        assert waiting.result(30) == []
+        older.close()
+        assert len(newest.result(30)) == 1
+
+
+def test_what_a_slider_drew_over_is_drawn_again(previews, pages, models):
+    recipe = default_recipe(models)
+    look(previews, pages, recipe, models)
+    assert skipped(look(previews, pages, recipe, models)[MAP])
+    assert move(previews, pages, {"token": "t", "key": "density.1", "value": 0.1})
+    assert look(previews, pages, recipe, models)[MAP]["data"]
 
 
 def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):
@@ -591,7 +637,7 @@ def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):
 
     monkeypatch.setattr("components.preview.store.steps", watched)
     running = follow(
-        large, pages, "t", Settings(device="cpu"), default_recipe(models), models, "", True, False, *CHOICE
+        large, pages, "t", Settings(device="cpu"), default_recipe(models), models, True, False, *CHOICE
     )
     next(running)
     running.close()

@@ -240,7 +240,7 @@ def wire_merge_tab(
         **LATEST,
         **IN_TURN,
     ).then(None, None, None, js=CHANGED, api_visibility="private")
-    form.preset.click(partial(events.preset, form), state, filled, **PRIVATE, **IN_TURN)
+    reset = form.preset.click(partial(events.preset, form), state, filled, **PRIVATE, **IN_TURN)
     published = [*state, form.published]
     form.published.input(partial(events.take_published, form), published, filled, **LATEST, **IN_TURN)
     form.new_seed.click(partial(events.new_seed, form), [*state, *widgets], filled, **PRIVATE, **IN_TURN)
@@ -260,11 +260,19 @@ def wire_merge_tab(
         tab.advice,
         **PRIVATE,
     )
-    wire_preview(app, tab.preview, tab, settings, shared, opened, applied.success)
+    reused = tab.reuse.click(
+        partial(events.reuse, form, settings),
+        [tab.shown, shared.owner, *state],
+        filled,
+        **PRIVATE,
+        **IN_TURN,
+    )
+    taken_anew = [applied.success, reset.success, reused.success]
+    wire_preview(app, tab.preview, tab, settings, shared, opened, taken_anew)
     taken = Taken(partial(events.take, form), state[1:], filled, IN_TURN)
     wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, taken)
     _wire_jobs(tab, settings, shared)
-    _wire_results(tab, settings, shared, filled, state)
+    _wire_results(tab, settings, shared)
     wire_extraction_part(tab.extraction, tab.shown, settings, shared)
 
 
@@ -301,22 +309,13 @@ def _wire_jobs(tab: MergeTab, settings: Settings, shared: Shared) -> None:
     )
 
 
-def _wire_results(
-    tab: MergeTab, settings: Settings, shared: Shared, filled: list[Any], state: list[Any]
-) -> None:
+def _wire_results(tab: MergeTab, settings: Settings, shared: Shared) -> None:
     """What can be done with a finished job."""
     card = tab.card
     tab.history.input(partial(events.show, settings), [tab.history, shared.owner], card, **LATEST, **IN_TURN)
     chosen = [tab.shown, shared.family, shared.owner]
     tab.delete.click(partial(events.delete, settings), chosen, card, **PRIVATE, **IN_TURN)
     shared.family.change(partial(events.other_family, settings), chosen, card, **PRIVATE, **IN_TURN)
-    tab.reuse.click(
-        partial(events.reuse, tab.form, settings),
-        [tab.shown, shared.owner, *state],
-        filled,
-        **PRIVATE,
-        **IN_TURN,
-    )
     tab.result.change(partial(events.newest, settings), shared.owner, tab.fresh, **PRIVATE)
     tab.download.click(
         partial(events.download, settings),

@@ -18,7 +18,7 @@ from components.merge.recipe import expert_names, to_form, to_recipe
 from components.preview import views
 from components.preview.brush_bar import read_names
 from components.preview.brush_choice import BrushSource, brush_source, of_names
-from components.preview.store import Desk, Pages, Previews, asked_for, shown_key
+from components.preview.store import LOOK, Desk, Pages, Previews, Shown, asked_for, shown_key
 from components.preview.unmoved import unmoved_html
 from components.preview.views import Choice
 from components.server.settings import Settings
@@ -31,7 +31,7 @@ REST = 0.35
 TOLD = 0.3
 """Seconds between two reports of progress."""
 CHANGED = "The models changed on disk while they were read. Move a slider to look again."
-PICTURE, AROUND, PICKED = 5, 10, 5
+PICTURE, AROUND, PICKED = 4, 10, 5
 """How many outputs `pictured`, `around` and `pick` fill."""
 FACTS = 4
 """Where the facts stand in `around`."""
@@ -81,6 +81,8 @@ def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
     if preview is None or not preview.tensors:
         return None
     names, choice = expert_names(recipe), views.settle(preview, desk.choice)
+    if (shown := pages.shown(asked["token"])) is not None:
+        pages.show(asked["token"], replace(shown, moved=True))
     return {
         "map": views.live_map(preview, names, choice),
         "bars": views.live_bars(preview, names, choice),
@@ -98,7 +100,6 @@ def follow(
     settings: Settings,
     recipe: Recipe,
     family: Family,
-    shown: str,
     visited: bool,
     listed: bool,
     *choice: Any,
@@ -106,43 +107,44 @@ def follow(
     """Everything about the recipe's preview, step by step; a newer request of the same page ends it.
 
     Args:
-        shown: the key of what is drawn already; empty to draw anew.
         visited: whether anybody has come to look.
         listed: whether the table is open.
     """
     if not visited:
         return
-    over, chosen = pages.begin(token), chosen_at(pages, token, choice)
-    before = previews.get(shown)
-    pages.look(token, Desk(recipe, family, chosen))
-    told = ""
-    try:
-        wanted = asked_for(recipe, family)
-        if wanted is None:
-            yield unplanned(recipe, token)
-            return
-        key = wanted.key
-        if not previews.quick(wanted):
-            time.sleep(REST)
+    with pages.turn(token) as over:
         if over():
             return
-        with closing(previews.steps(wanted, settings.device)) as steps:
-            for event in _paced(steps, lambda: pages.moving(token, key, REST), over):
-                if isinstance(event, Progress):
-                    yield [gr.skip(), told + progress_status(event), *skipped(PICTURE + AROUND - 2)]
-                    continue
-                desk = pages.desk(token)  # a cell may have been chosen while this was made
-                settled = views.settle(event, desk.choice if desk is not None else chosen)
-                pages.choose(token, settled)
-                told = views.sample_html(event, settled)
-                drawn = shown_key(key, event) == shown
-                seen = skipped(PICTURE) if drawn else pictured(event, key, recipe, settled)
-                rest = around(event, recipe, settled, token, listed=listed)
-                if before is not None:
+        chosen, told = chosen_at(pages, token, choice), ""
+        shown = pages.shown(token)
+        before = previews.get(shown.key) if shown is not None else None
+        pages.look(token, Desk(recipe, family, chosen))
+        try:
+            wanted = asked_for(recipe, family)
+            if wanted is None:
+                yield unplanned(pages, recipe, token)
+                return
+            key = wanted.key
+            if not previews.quick(wanted):
+                time.sleep(REST)
+            with closing(previews.steps(wanted, settings.device)) as steps:
+                for event in _paced(steps, lambda: pages.moving(token, key, REST), over):
+                    if isinstance(event, Progress):
+                        yield [told + progress_status(event), *skipped(PICTURE + AROUND - 1)]
+                        continue
+                    desk = pages.desk(token)  # a cell may have been chosen while this was made
+                    settled = views.settle(event, desk.choice if desk is not None else chosen)
+                    pages.choose(token, settled)
+                    told = views.sample_html(event, settled)
+                    now_shown = Shown(shown_key(key, event), settled)
+                    drawn = now_shown == pages.shown(token)
+                    pages.show(token, now_shown)
+                    seen = skipped(PICTURE) if drawn else pictured(event, recipe, settled)
+                    rest = around(event, recipe, settled, token, listed=listed)
                     rest[FACTS] = gr.skip() if drawn else _facts(before, event, recipe, settled)
-                yield [*seen, *rest]
-    except (MergingError, OSError) as error:
-        yield failed(error, token)
+                    yield [*seen, *rest]
+        except (MergingError, OSError) as error:
+            yield failed(pages, error, token)
 
 
 def _paced(
@@ -152,7 +154,7 @@ def _paced(
     told = time.monotonic()
     for event in steps:
         while not over() and isinstance(event, Preview) and later():
-            time.sleep(0.03)
+            time.sleep(LOOK)
         if over():
             return
         if isinstance(event, Preview):
@@ -162,11 +164,10 @@ def _paced(
             yield event
 
 
-def pictured(preview: Preview, key: str, recipe: Recipe, choice: Choice) -> list[Any]:
-    """Key, status, map, bars and figures."""
+def pictured(preview: Preview, recipe: Recipe, choice: Choice) -> list[Any]:
+    """Status, map, bars and figures."""
     names = expert_names(recipe)
     return [
-        shown_key(key, preview),
         views.sample_html(preview, choice),
         views.map_value(
             preview, names, choice, brush=True, at=now()
@@ -195,7 +196,7 @@ def around(preview: Preview, recipe: Recipe, choice: Choice, token: str, *, list
     ]
 
 
-def _facts(before: Preview, preview: Preview, recipe: Recipe, choice: Choice) -> str:
+def _facts(before: Preview | None, preview: Preview, recipe: Recipe, choice: Choice) -> str:
     """The facts above the map, and why it is as it was before, where that can be said."""
     return views.facts_html(preview, choice) + unmoved_html(before, preview, expert_names(recipe), choice)
 
@@ -206,17 +207,19 @@ def live_value(token: str) -> dict[str, Any]:
 
 
 def pick(
-    previews: Previews, pages: Pages, token: str, place: Place, recipe: Recipe, shown: str, *choice: Any
+    previews: Previews, pages: Pages, token: str, place: Place, recipe: Recipe, *choice: Any
 ) -> list[Any]:
     """Cell, bars, figures, the way back to the whole model, and the map's outline, for one cell of the map."""
-    preview, chosen = previews.get(shown), chosen_at(pages, token, choice)
+    shown, chosen = pages.shown(token), chosen_at(pages, token, choice)
+    preview = previews.get(shown.key) if shown is not None else None
     cell: Cell | None = None
     if preview is not None and place is not None:
         cell = views.cell_at(preview, chosen.everything, *place)
-    if preview is None or place is None or cell is None:
+    if shown is None or preview is None or place is None or cell is None:
         return skipped(PICKED)
     names, seen = expert_names(recipe), replace(chosen, cell=cell)
     pages.choose(token, seen)
+    pages.show(token, replace(shown, choice=replace(shown.choice, cell=cell)))
     return [
         cell,
         views.bars_value(preview, names, seen),
@@ -234,21 +237,22 @@ def place_of(source: BrushSource | None, blocks: Any, kinds: Any) -> Place:
     return source.rows.index(chosen.blocks[0]), source.columns.index(chosen.kinds[0])
 
 
-def unplanned(recipe: Recipe, token: str) -> list[Any]:
+def unplanned(pages: Pages, recipe: Recipe, token: str) -> list[Any]:
     """Nothing to see while the recipe cannot run."""
     missing = METHODS[recipe.merge_method].needs_importance and recipe.importance is None
-    return _nothing("", views.NEEDS_IMPORTANCE if missing else views.BROKEN, token)
+    return _nothing(pages, "", views.NEEDS_IMPORTANCE if missing else views.BROKEN, token)
 
 
-def failed(error: Exception, token: str) -> list[Any]:
+def failed(pages: Pages, error: Exception, token: str) -> list[Any]:
     """Why there is no preview."""
     said = str(error) if isinstance(error, MergingError) else CHANGED
-    return _nothing(error_status(said), views.FAILED, token)
+    return _nothing(pages, error_status(said), views.FAILED, token)
 
 
-def _nothing(status: str, empty: str, token: str) -> list[Any]:
+def _nothing(pages: Pages, status: str, empty: str, token: str) -> list[Any]:
     """The outputs of `follow` where there is no picture."""
-    drawn = ["", status, {"empty": empty}, {"empty": views.NO_BARS}, ""]
+    pages.show(token, None)
+    drawn = [status, {"empty": empty}, {"empty": views.NO_BARS}, ""]
     cell = [None, gr.update(visible=False)]
     return [*drawn, *cell, *skipped(AROUND - 4), None, live_value(token)]
 

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from components.family import Family
@@ -23,6 +24,8 @@ from merging.sources import open_model
 
 MOST_PREVIEWS = 48
 MOST_PAGES = 1024
+LOOK = 0.03
+"""Seconds between two looks whether a request is over."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,16 @@ class Desk:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What one page shows: a preview by its key, what was to be seen of it, and whether a slider on its way has drawn over
+    it since."""
+
+    key: str
+    choice: Choice
+    moved: bool = False
+
+
+@dataclass(frozen=True)
 class Moved:
     """The preview that a page's slider called for last, and when."""
 
@@ -139,14 +152,16 @@ class Moved:
 
 
 class Pages:
-    """What every open page looks at, by tokens that nobody can guess, and its newest request: an older one sees that it
-    is over, so that rapid moves do not pile up."""
+    """What every open page looks at and is shown, by tokens that nobody can guess, and its newest request: an older one
+    sees that it is over, so that rapid moves do not pile up."""
 
     def __init__(self, most: int = MOST_PAGES):
         self._tokens: Newest[str] = Newest(most)
         self._desks: Newest[Desk] = Newest(most)
         self._moved: Newest[Moved] = Newest(most)
+        self._shown: Newest[Shown | None] = Newest(most)
         self._turns: Newest[int] = Newest(most)
+        self._drawing: Newest[threading.Lock] = Newest(most)
         self._lock = threading.Lock()
 
     def token(self, page: str) -> str:
@@ -164,6 +179,31 @@ class Pages:
             mine = (self._turns.get(token) or 0) + 1
             self._turns.keep(token, mine)
         return lambda: self._turns.get(token) not in (None, mine)
+
+    @contextmanager
+    def turn(self, token: str) -> Iterator[Callable[[], bool]]:
+        """`begin`, and wait until the request before, which sees that it is over, has sent all that it drew: only then is
+        it known what the page shows, and nothing older comes later."""
+        over = self.begin(token)
+        with self._lock:
+            drawing = self._drawing.get(token) or threading.Lock()
+            self._drawing.keep(token, drawing)
+        held = drawing.acquire(timeout=LOOK)
+        while not held and not over():
+            held = drawing.acquire(timeout=LOOK)
+        try:
+            yield over
+        finally:
+            if held:
+                drawing.release()
+
+    def show(self, token: str, shown: Shown | None) -> None:
+        """Remember what a page shows; None where it shows no preview."""
+        self._shown.keep(token, shown)
+
+    def shown(self, token: str) -> Shown | None:
+        """What a page shows; None where it shows no preview."""
+        return self._shown.get(token)
 
     def look(self, token: str, desk: Desk) -> None:
         """Remember what a page looks at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private
 
 @dataclass(frozen=True)
 class PreviewPart:
-    """The components of the part; `shown` holds the key of the preview on the page, `cell` the chosen cell, `listed`
-    whether the table is open, `visited` whether anybody has looked at this tab, `source` what a brush of the map means;
-    `live` draws while a slider moves, and its event `rest` says that a number of the form is no longer on its way."""
+    """The components of the part; `cell` holds the chosen cell, `listed` whether the table is open, `visited` whether
+    anybody has looked at this tab, `source` what a brush of the map means; `live` draws while a slider moves, and its
+    event `rest` says that a number of the form is no longer on its way."""
 
     number: gr.Radio
     which: gr.Dropdown
@@ -46,7 +47,6 @@ class PreviewPart:
     twin: gr.Accordion
     table: gr.Dataframe
     csv: gr.HTML
-    shown: gr.State
     cell: gr.State
     listed: gr.State
     visited: gr.State
@@ -61,8 +61,8 @@ class PreviewPart:
 
     @property
     def drawn(self) -> list[Any]:
-        """The picture and the key of its preview."""
-        return [self.shown, self.status, self.map, self.bars, self.figures]
+        """The picture, and what is said of it."""
+        return [self.status, self.map, self.bars, self.figures]
 
     @property
     def all(self) -> list[Any]:
@@ -74,7 +74,6 @@ class PreviewPart:
 def build_preview(form: MergeForm) -> PreviewPart:
     """Build the part beside a form; it fills itself once somebody comes to the tab."""
     parts: dict[str, Any] = {
-        "shown": gr.State(""),
         "cell": gr.State(None),
         "listed": gr.State(False),
         "visited": gr.State(False),
@@ -160,27 +159,25 @@ def wire_preview(
     settings: Settings,
     shared: Shared,
     opened: Any = None,
-    applied: Any = None,
+    taken: Sequence[Any] = (),
 ) -> None:
     """Connect the part to the Merge tab `tab`: any change of the recipe is followed.
 
     Args:
         opened: the event of a visitor coming to the tab, if the app has one.
-        applied: the event of a recipe that was written having been taken; its YAML may be as it was written.
+        taken: the events of a recipe having been taken whose YAML may be the one that is there, over a picture or a
+            form that is not its own.
     """
     previews, pages = shared_previews(), shared_pages()
     # a newer request ends an older one, so it must not wait for it
     newer: dict[str, Any] = {"trigger_mode": "multiple", **PRIVATE}
-    state = [tab.recipe, shared.family, part.shown, part.visited, part.listed, *part.choice]
+    state = [tab.recipe, shared.family, part.visited, part.listed, *part.choice]
 
     def follow(request: gr.Request, *values: Any) -> Any:
         yield from events.follow(previews, pages, pages.token(page_of(request)), settings, *values)
 
-    def again(request: gr.Request, recipe: Any, family: Any, shown: str, *values: Any) -> Any:
-        yield from follow(request, recipe, family, "", *values)
-
-    def visit(request: gr.Request, recipe: Any, family: Any, shown: str, visited: bool, *values: Any) -> Any:
-        yield from follow(request, recipe, family, shown, True, *values)
+    def visit(request: gr.Request, recipe: Any, family: Any, visited: bool, *values: Any) -> Any:
+        yield from follow(request, recipe, family, True, *values)
 
     def pick(request: gr.Request, event: gr.EventData, *values: Any) -> list[Any]:
         return events.pick(previews, pages, pages.token(page_of(request)), clicked_cell(event), *values)
@@ -191,21 +188,21 @@ def wire_preview(
 
     # Gradio cannot tell whether a state that holds a recipe changed; its YAML always changes with it
     tab.yaml.change(follow, state, part.all, js=FOLLOWED, **newer)
-    if applied is not None:
-        applied(follow, state, part.all, **newer)
+    for event in taken:
+        event(follow, state, part.all, **newer)
     first = opened if opened is not None else app.load
     first(lambda: True, None, part.visited, **PRIVATE)
     first(visit, state, part.all, **newer)
-    gr.on([c.input for c in (part.number, part.which, part.everything)], again, state, part.all, **newer)
-    part.twin.expand(lambda: True, None, part.listed, **PRIVATE).then(again, state, part.all, **PRIVATE)
+    gr.on([c.input for c in (part.number, part.which, part.everything)], follow, state, part.all, **newer)
+    part.twin.expand(lambda: True, None, part.listed, **PRIVATE).then(follow, state, part.all, **PRIVATE)
     part.twin.collapse(lambda: False, None, part.listed, **PRIVATE)
-    looked = [tab.recipe, part.shown, *part.choice]
+    looked = [tab.recipe, *part.choice]
     picked = [part.cell, part.bars, part.figures, part.whole, part.map]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
     part.map.select(pick, looked, picked, concurrency_limit=1, **PRIVATE, **EVERY)
     fields = [part.brush.blocks, part.brush.kinds]
     gr.on([field.input for field in fields], name, [part.source, *fields, *looked], picked, **latest)
-    part.whole.click(lambda: None, None, part.cell, **PRIVATE).then(again, state, part.all, **PRIVATE)
+    part.whole.click(lambda: None, None, part.cell, **PRIVATE).then(follow, state, part.all, **PRIVATE)
 
 
 def page_of(request: gr.Request) -> str:

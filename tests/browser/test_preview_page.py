@@ -128,6 +128,22 @@ def test_a_number_typed_and_taken_back_leaves_the_picture_of_the_recipe(preview,
     assert console_errors == []
 
 
+def test_a_number_typed_and_reset_at_once_leaves_the_picture_of_the_recipe(preview, quiet, console_errors):
+    page = preview
+    page.locator("#merge-preset").click()
+    page.locator("#preview-number label", has_text="Presence").click()
+    quiet(page)
+    before = values(page)
+    page.locator("#merge-lambda input").fill("7")
+    wait_for_other(page, before)
+    page.evaluate("document.querySelector('#merge-preset').click()")
+    page.wait_for_function(f"before => ({VALUES})() === before", arg=before)
+    quiet(page)
+    assert values(page) == before
+    assert page.locator("#merge-lambda input").input_value() == "1"
+    assert console_errors == []
+
+
 def test_form_and_map_are_seen_together(preview):
     page = preview
     page.locator("#merge-density-1").evaluate("field => field.scrollIntoView({block: 'center'})")
