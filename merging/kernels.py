@@ -32,13 +32,26 @@ SIGN = np.uint32(0x80000000)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITE = np.uint32(0x7F800000)
 FORMS = {
-    2: np.array([0x8000, 0x7F80], np.uint16),
-    4: np.array([0x80000000, 0x7F800000], np.uint32),
+    np.dtype(np.uint16): np.array([0x8000, 0x7F80], np.uint16),
+    np.dtype(np.int16): np.array([-0x8000, 0x7C00], np.int16),
+    np.dtype(np.uint32): np.array([0x80000000, 0x7F800000], np.uint32),
 }
-"""Sign and infinity of bfloat16 and float32, by their bytes: stored values come and go as whole numbers of their bits."""
+"""Sign and infinity of bfloat16, float16 and float32: stored values come and go as whole numbers of their bits, those of float16
+as numbers with a sign, which tells them from bfloat16."""
 BF16_NAN = np.uint32(0x7FC0)
-HALF = np.uint32(0x7FFF)
+BF16_HALF = np.uint32(0x7FFF)
 LOW = np.uint32(16)
+F16_MAGNITUDE, F16_SIGN = np.uint32(0x7FFF), np.uint32(0x8000)
+F16_INFINITE, F16_NAN = np.uint32(0x7C00), np.uint32(0x7E00)
+F16_LOW = np.uint32(13)
+"""Bits of float32 that float16 has no room for."""
+F16_SCALE = np.float32(2.0**112)
+"""Between the exponents of float32 and float16, and the same as a difference of float32's bits, with half of what is rounded off."""
+F16_ROUND = np.uint32(0xC8000FFF)
+F16_NORMAL, F16_MOST = np.uint32(0x38800000), np.uint32(0x47800000)
+"""The bits of the least normal number, and of the least that is infinite."""
+F16_LEAST, F16_HALF, F16_STEP = np.float32(2.0**-14), np.float32(0.5), np.float32(2.0**24)
+"""The least normal number, and how many of the steps below it make 1."""
 NOTHING = np.int32(0x7FFFFFFF)
 """No key is above it."""
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -221,16 +234,38 @@ def products(base, deltas, out):
 
 
 @_exact
+def _is_float16(row):
+    return row.dtype.type(-1) < 0
+
+
+@_exact
+def _read(row, values):
+    """Stored bits as the float32 that they stand for."""
+    bits = values.view(np.uint32)
+    if _is_float16(row):
+        for i in range(len(row)):
+            bits[i] = (np.uint32(row[i]) & F16_MAGNITUDE) << F16_LOW
+        for i in range(len(row)):
+            values[i] *= F16_SCALE
+        for i in range(len(row)):
+            stored = np.uint32(row[i])
+            beyond = INFINITE if (stored & F16_INFINITE) == F16_INFINITE else np.uint32(0)
+            bits[i] |= beyond | ((stored & F16_SIGN) << LOW)
+        return
+    shift = np.uint32(32 - 8 * row.itemsize)
+    for i in range(len(row)):
+        bits[i] = np.uint32(np.uint32(row[i]) << shift)
+
+
+@_exact
 def _take(stored, start, stop, has_base, values):
     """Stored bits [m, n] from start to stop as float32 into `values` [m, CHUNK]; with a base, all but the first as changes
     from it."""
-    shift, size = np.uint32(32 - 8 * stored.itemsize), stop - start
+    size = stop - start
     first = values[0, :size]
     for m in range(len(stored)):
-        row, mine = stored[m, start:stop], values[m, :size]
-        bits = mine.view(np.uint32)
-        for i in range(size):
-            bits[i] = np.uint32(np.uint32(row[i]) << shift)
+        mine = values[m, :size]
+        _read(stored[m, start:stop], mine)
         if has_base and m > 0:
             for i in range(size):
                 mine[i] -= first[i]
@@ -277,26 +312,36 @@ def _apply(base, change, merged):
 
 
 @_exact
-def _round(bits, rows):
-    """float32 bits to those of what is written, to even where two are equally near."""
+def _round(values, rows):
+    """float32 to the bits of what is written, to even where two are equally near."""
+    bits = values.view(np.uint32)
     if rows.itemsize == 4:
         for i in range(len(bits)):
             rows[i] = bits[i]
-        return
-    for i in range(len(bits)):
-        value = bits[i]
-        odd = np.uint32(np.uint32(value >> LOW) & np.uint32(1))
-        rounded = np.uint32(np.uint32(value + np.uint32(HALF + odd)) >> LOW)
-        rows[i] = BF16_NAN if np.uint32(value & MAGNITUDE) > INFINITE else rounded
+    elif _is_float16(rows):
+        for i in range(len(bits)):
+            value = bits[i]
+            size, least = np.uint32(value & MAGNITUDE), min(abs(values[i]), F16_LEAST)
+            odd = np.uint32(np.uint32(value >> F16_LOW) & np.uint32(1))
+            rounded = np.uint32(np.uint32(size + np.uint32(F16_ROUND + odd)) >> F16_LOW)
+            small = np.uint32(((least + F16_HALF) - F16_HALF) * F16_STEP)  # the sum has no bit below the step
+            rounded = small if size < F16_NORMAL else rounded
+            rounded = F16_INFINITE if size >= F16_MOST else rounded
+            rounded = F16_NAN if size > INFINITE else rounded
+            rows[i] = np.uint32(rounded | (np.uint32(value >> LOW) & F16_SIGN))
+    else:
+        for i in range(len(bits)):
+            value = bits[i]
+            odd = np.uint32(np.uint32(value >> LOW) & np.uint32(1))
+            rounded = np.uint32(np.uint32(value + np.uint32(BF16_HALF + odd)) >> LOW)
+            rows[i] = BF16_NAN if np.uint32(value & MAGNITUDE) > INFINITE else rounded
 
 
 @_summing
 def _error_of_rounding(rows, merged, scratch):
     if rows.itemsize == 4:
         return 0.0
-    bits = scratch.view(np.uint32)
-    for i in range(len(rows)):
-        bits[i] = np.uint32(rows[i]) << LOW
+    _read(rows, scratch)
     total = 0.0
     for i in range(len(rows)):
         error = np.float64(scratch[i] - merged[i])
@@ -319,12 +364,12 @@ def _finish_part(base, change, form, merged, rows, scratch, plain, sums):
         _apply(base, change, merged)
     else:
         merged[:] = change
-    _round(merged.view(np.uint32), rows)
+    _round(merged, rows)
     sums[1] += _error_of_rounding(rows, merged, scratch)
     if len(base):
         sums[0] += _square(change)
         changed = _count_nonzero(change)
-        _round(base.view(np.uint32), plain)
+        _round(base, plain)
         sums[2] += changed
         sums[3] += changed - _count_differing(rows, plain, form[0])
     return _fit(rows, form[1])

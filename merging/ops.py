@@ -13,9 +13,8 @@ import torch
 TINY_SUM = 1e-8
 CANCELLED = 1e-6
 """A sum of weights smaller than this share of their magnitudes is float32 rounding, not a divisor."""
-BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
-"""What `loops` read and write as it is stored: the integers that have the same bits."""
-UNSIGNED = {2: np.uint16, 4: np.uint32}
+BITS = {torch.bfloat16: np.uint16, torch.float16: np.int16, torch.float32: np.uint32}
+"""What `loops` read and write as it is stored, as the integers that have the same bits; see `kernels.FORMS`."""
 EXPONENTS = {
     torch.float32: (torch.int32, 0x7F800000),
     torch.bfloat16: (torch.int16, 0x7F80),
@@ -366,8 +365,9 @@ def l1_norms(changes: Changes, factors: torch.Tensor | None = None) -> torch.Ten
 
 def stored_bits(stored: torch.Tensor) -> Any:
     """Stored models, or keys, [m, *shape] as `loops` take them: whole numbers [m, n] of their bits."""
-    whole = stored if stored.dtype == torch.int32 else stored.contiguous().view(BITS[stored.dtype])
-    return array(whole, 2).view(UNSIGNED[stored.dtype.itemsize])
+    if stored.dtype == torch.int32:
+        return array(stored, 2).view(np.uint32)
+    return array(stored.contiguous().view(EXPONENTS[stored.dtype][0]), 2).view(BITS[stored.dtype])
 
 
 def sweepable(stored: torch.Tensor) -> bool:
@@ -443,7 +443,7 @@ def finish(
         merged = torch.empty(change.shape, dtype=torch.float32) if in_float32 else None
         rows, written, sums = _rows(change.shape, dtype)
         finite = loops().finish(
-            array(base), array(change), loops().FORMS[dtype.itemsize], array(merged), written, sums
+            array(base), array(change), loops().FORMS[written.dtype], array(merged), written, sums
         )
         return merged, rows, _tally(sums, finite)
     merged = apply(base, change)
@@ -454,7 +454,7 @@ def finish(
 def _rows(shape: torch.Size, dtype: torch.dtype) -> tuple[torch.Tensor, Any, Any]:
     """Room for rows in the dtype they are written in, the same as whole numbers of their bits [n], and four sums."""
     rows = torch.empty(shape, dtype=dtype)
-    bits = rows.view(BITS[dtype]).reshape(-1).numpy().view(UNSIGNED[dtype.itemsize])
+    bits = rows.view(EXPONENTS[dtype][0]).reshape(-1).numpy().view(BITS[dtype])
     return rows, bits, np.zeros(4)
 
 
@@ -504,7 +504,7 @@ def add_up(
         keeps_common,
         election is not None,
         _rule(election or Election(torch.ones(experts, dtype=torch.float32))),
-        loops().FORMS[dtype.itemsize],
+        loops().FORMS[written.dtype],
         written,
         sums,
         found.numpy(),

@@ -14,6 +14,7 @@ from merging.methods.pcb import Clipped, Known, Pcb
 from merging.pieces import Piece
 
 pytestmark = pytest.mark.skipif(ops.loops() is None, reason="numba is not installed")
+STORED = [torch.bfloat16, torch.float16, torch.float32]
 SIZES = (0, 1, 7, 2048, 5000)
 
 
@@ -64,7 +65,7 @@ def test_sums_of_scaled_changes(both, experts, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("with_base", [True, False])
 def test_what_is_written(both, dtype, size, with_base):
     base = values(size, seed=2) if with_base else None
@@ -98,6 +99,32 @@ def test_the_edges_of_float32_are_rounded_alike(both, dtype):
     assert (tally.finite, wanted.finite) == (False, False)
     fine, reference = both(lambda: ops.finish(None, torch.tensor(edges[4:]), dtype)[2].finite)
     assert (fine, reference) == (True, True)
+
+
+def test_every_float16_is_read():
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    found = ops.Changes(torch.stack([torch.zeros_like(every), every]), True).rows[0]
+    known = ~every.isnan()
+    assert same_bits(found[known], every.float()[known])
+    assert bool(found[~known].isnan().all())
+
+
+def test_what_is_rounded_to_float16():
+    """Every float16, what lies halfway between two, what is next to these, and any bits."""
+    every = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).double()
+    halfway = (every[1:] + every[:-1]) / 2
+    most = torch.tensor([65504, 65519.99, 65520, 65536, 1e30, torch.inf], dtype=torch.float64)
+    exact = torch.cat([every, halfway, most]).float()
+    torch.manual_seed(0)
+    any_bits = torch.randint(-(2**31), 2**31, (1 << 18,)).to(torch.int32).view(torch.float32)
+    beside = [exact.nextafter(torch.tensor(end)) for end in (torch.inf, -torch.inf)]
+    given = torch.cat([exact, -exact, *beside, any_bits])
+    _, rows, tally = ops.finish(None, given, torch.float16)
+    known = ~given.isnan()
+    assert same_bits(rows[known], given.half()[known])
+    assert bool(rows[~known].isnan().all())
+    assert not tally.finite
+    assert ops.finish(None, torch.tensor([65519.99]), torch.float16)[2].finite
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -155,7 +182,7 @@ def assert_same_within(found: ops.Within, wanted: ops.Within) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("with_base", [True, False])
 def test_models_as_they_are_stored_give_what_their_changes_give(dtype, size, with_base):
     stored = torch.stack([values(size, seed=seed) for seed in range(4)]).to(dtype)
@@ -183,7 +210,7 @@ def test_models_as_they_are_stored_give_what_their_changes_give(dtype, size, wit
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", STORED)
 def test_task_vectors_of_what_is_stored(both, dtype, size):
     stored = torch.stack([values(size, seed=seed) for seed in range(4)]).to(dtype)
     one, other = both(lambda: ops.task_vectors(stored, with_products=True))
@@ -193,8 +220,8 @@ def test_task_vectors_of_what_is_stored(both, dtype, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("out", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("out", STORED)
+@pytest.mark.parametrize("dtype", STORED)
 def test_one_sweep_gives_what_the_steps_give(dtype, out, size):
     stored = torch.stack([values(size, seed=seed) for seed in range(4)]).to(dtype)
     stored[2:, ::5] = stored[1, ::5]
