@@ -4,9 +4,11 @@
 // ends is read to its end, because the server drops the events of a page that hangs up first.
 // Two events sent at nearly the same time may overtake each other on their way. Those that fill the same parts of the page,
 // as quick clicks on a map, or a field that is left by Enter, are sent one after another, so that the server has them in the
-// order in which they happened. The page keeps an answer that comes before the receipt of its event, and then puts it before
-// answers that came earlier: here an answer waits until the page has read the receipt.
+// order in which they happened; none waits for long for one that is stuck. The page keeps an answer that comes before the
+// receipt of its event, and then puts it before answers that came earlier: here an answer waits until the page has read the
+// receipt.
 (() => {
+  const PATIENCE = 5000;
   const send = window.fetch.bind(window);
   const unanswered = new Set();
   const onTheWay = new Map();
@@ -25,7 +27,7 @@
     const parts = filled(JSON.parse(options.body).fn_index);
     const before = parts.map((part) => onTheWay.get(part));
     sending += 1;
-    const sent = Promise.allSettled(before).then(() => send(input, options));
+    const sent = Promise.race([Promise.allSettled(before), after(PATIENCE)]).then(() => send(input, options));
     for (const part of parts) onTheWay.set(part, sent);
     let event;
     try {
@@ -43,10 +45,12 @@
     }
   }
 
+  const after = (time) => new Promise((over) => setTimeout(over, time));
+
   // The event itself, and the components that its answer sets.
   function filled(event) {
-    const { outputs } = window.gradio_config.dependencies.find(({ id }) => id === event) ?? { outputs: [] };
-    return [`event ${event}`, ...outputs];
+    const known = window.gradio_config?.dependencies?.find(({ id }) => id === event);
+    return [`event ${event}`, ...(known?.outputs ?? [])];
   }
 
   // Once the page has done all that it does at once with what it was just given.

@@ -89,7 +89,7 @@ def skipped(value) -> bool:
 def test_the_picture_of_a_recipe_is_its_preview(previews, pages, models):
     recipe = default_recipe(models)
     seen = look(previews, pages, recipe, models)
-    assert len(seen) == PICTURE + AROUND
+    assert len(seen) == 1 + PICTURE + AROUND
     cells = views.fate.fate_cells(exact(recipe))
     for expert, trace in enumerate(seen[MAP]["data"]):
         found = [[cells[block, kind].share(expert, "kept") for kind in trace["x"]] for block in range(3)]
@@ -107,8 +107,7 @@ def test_what_is_drawn_already_is_not_sent_again(previews, pages, models):
     recipe = default_recipe(models)
     first = look(previews, pages, recipe, models)
     again = look(previews, pages, recipe, models)
-    assert all(skipped(value) for value in again[:PICTURE])
-    assert skipped(again[FACTS])
+    assert all(skipped(again[part]) for part in (MAP, BARS, FIGURES, FACTS))
     other = look(previews, pages, edited(recipe, models, density__1=0.1), models)
     assert other[MAP]["data"][1]["z"] != first[MAP]["data"][1]["z"]
 
@@ -327,6 +326,26 @@ def test_a_click_beside_the_map_changes_nothing(previews, pages, models, place):
     look(previews, pages, recipe, models)
     assert all(map(skipped, pick(previews, pages, "t", place, recipe, *CHOICE)))
     assert pages.desk("t").choice.cell is None
+
+
+def test_a_click_means_the_map_that_is_drawn(previews, pages, models):
+    """The embeddings were asked for, and the map with them is on its way."""
+    recipe = default_recipe(models)
+    look(previews, pages, recipe, models)
+    asked_for_more = ("kept", None, True, None)
+    assert pick(previews, pages, "t", (2, 5), recipe, *asked_for_more)[0] == (2, "up")
+    everything = look(previews, pages, recipe, models, choice=asked_for_more)
+    assert pick(previews, pages, "t", (2, 5), recipe, *asked_for_more)[0] != (2, "up")
+    assert everything[MAP]["data"]
+
+
+def test_a_click_is_drawn_over_and_then_drawn_with_its_outline(previews, pages, models):
+    recipe = default_recipe(models)
+    look(previews, pages, recipe, models)
+    cell = pick(previews, pages, "t", (2, 5), recipe, *CHOICE)[0]
+    again = look(previews, pages, recipe, models, choice=("kept", None, False, cell))
+    assert again[MAP]["picked"] == [2, 5]
+    assert skipped(look(previews, pages, recipe, models, choice=("kept", None, False, cell))[MAP])
 
 
 def test_one_block_and_one_module_by_name_are_a_cell(previews, pages, models):
@@ -622,6 +641,57 @@ def test_what_a_slider_drew_over_is_drawn_again(previews, pages, models):
     assert skipped(look(previews, pages, recipe, models)[MAP])
     assert move(previews, pages, {"token": "t", "key": "density.1", "value": 0.1})
     assert look(previews, pages, recipe, models)[MAP]["data"]
+
+
+def test_a_click_while_a_request_waits_is_kept(previews, pages, models):
+    recipe, settings = default_recipe(models), Settings(device="cpu")
+    look(previews, pages, recipe, models)
+    other = edited(recipe, models, density__1=0.1)
+    older = follow(previews, pages, "t", settings, other, models, True, False, *CHOICE)
+    next(older)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(look, previews, pages, recipe, models)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        assert pick(previews, pages, "t", (2, 5), other, *CHOICE)[0] == (2, "up")
+        older.close()
+        assert waiting.result(30)[CELL] == (2, "up")
+
+
+def test_a_silent_request_is_not_waited_for_without_end(previews, pages, models, monkeypatch):
+    monkeypatch.setattr("components.preview.store.PATIENCE", 0.2)
+    recipe, settings = default_recipe(models), Settings(device="cpu")
+    look(previews, pages, recipe, models)
+    older = follow(previews, pages, "t", settings, recipe, models, True, False, *CHOICE)
+    next(older)
+    assert look(previews, pages, recipe, models)[MAP]["data"], "nobody knows what the older one drew"
+    assert list(older) == []
+    assert skipped(look(previews, pages, recipe, models)[MAP])
+
+
+def test_what_failed_on_its_way_is_drawn_again(previews, pages, models, monkeypatch):
+    recipe = default_recipe(models)
+    look(previews, pages, recipe, models)
+    with monkeypatch.context() as patch:
+        patch.setattr(events, "around", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            look(previews, pages, edited(recipe, models, density__1=0.1), models)
+    assert look(previews, pages, recipe, models)[MAP]["data"]
+
+
+def test_progress_does_not_outlast_a_number_taken_back(large, pages, models, monkeypatch):
+    monkeypatch.setattr(events, "REST", 0.0)
+    monkeypatch.setattr(events, "TOLD", 0.0)
+    monkeypatch.setattr(
+        "components.preview.store.steps", lambda plan, _, device, origin: preview_plan(plan, device=device)
+    )
+    recipe = default_recipe(models)
+    look(large, pages, recipe, models)
+    other = edited(recipe, models, density__1=0.1)
+    running = follow(large, pages, "t", Settings(device="cpu"), other, models, True, False, *CHOICE)
+    assert "progress" in next(running)[STATUS]
+    running.close()
+    assert look(large, pages, recipe, models)[STATUS] == ""
 
 
 def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):

@@ -267,10 +267,10 @@ def wire_merge_tab(
         **PRIVATE,
         **IN_TURN,
     )
-    taken_anew = [applied.success, reset.success, reused.success]
-    wire_preview(app, tab.preview, tab, settings, shared, opened, taken_anew)
-    taken = Taken(partial(events.take, form), state[1:], filled, IN_TURN)
-    wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, taken)
+    taken = [applied.success, reset.success, reused.success]
+    wire_preview(app, tab.preview, tab, settings, shared, opened, taken)
+    brushed = Taken(partial(events.take, form), state[1:], filled, IN_TURN)
+    wire_brush_bar(tab.preview.brush, tab.preview.map, tab.preview.source, tab.recipe, brushed)
     _wire_jobs(tab, settings, shared)
     _wire_results(tab, settings, shared)
     wire_extraction_part(tab.extraction, tab.shown, settings, shared)

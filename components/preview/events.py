@@ -31,7 +31,7 @@ REST = 0.35
 TOLD = 0.3
 """Seconds between two reports of progress."""
 CHANGED = "The models changed on disk while they were read. Move a slider to look again."
-PICTURE, AROUND, PICKED = 4, 10, 5
+PICTURE, AROUND, PICKED = 3, 10, 5
 """How many outputs `pictured`, `around` and `pick` fill."""
 FACTS = 4
 """Where the facts stand in `around`."""
@@ -81,8 +81,7 @@ def move(previews: Previews, pages: Pages, asked: Any) -> dict[str, Any] | None:
     if preview is None or not preview.tensors:
         return None
     names, choice = expert_names(recipe), views.settle(preview, desk.choice)
-    if (shown := pages.shown(asked["token"])) is not None:
-        pages.show(asked["token"], replace(shown, moved=True))
+    pages.draw_over(asked["token"])
     return {
         "map": views.live_map(preview, names, choice),
         "bars": views.live_bars(preview, names, choice),
@@ -112,13 +111,13 @@ def follow(
     """
     if not visited:
         return
-    with pages.turn(token) as over:
-        if over():
+    over, chosen, told = pages.begin(token), chosen_at(pages, token, choice), ""
+    pages.look(token, Desk(recipe, family, chosen))
+    with pages.turn(token, over) as mine:
+        if not mine:
             return
-        chosen, told = chosen_at(pages, token, choice), ""
         shown = pages.shown(token)
         before = previews.get(shown.key) if shown is not None else None
-        pages.look(token, Desk(recipe, family, chosen))
         try:
             wanted = asked_for(recipe, family)
             if wanted is None:
@@ -126,25 +125,34 @@ def follow(
                 return
             key = wanted.key
             if not previews.quick(wanted):
-                time.sleep(REST)
+                _rest(over)
             with closing(previews.steps(wanted, settings.device)) as steps:
                 for event in _paced(steps, lambda: pages.moving(token, key, REST), over):
                     if isinstance(event, Progress):
-                        yield [told + progress_status(event), *skipped(PICTURE + AROUND - 1)]
+                        yield [told + progress_status(event), *skipped(PICTURE + AROUND)]
                         continue
                     desk = pages.desk(token)  # a cell may have been chosen while this was made
                     settled = views.settle(event, desk.choice if desk is not None else chosen)
                     pages.choose(token, settled)
-                    told = views.sample_html(event, settled)
-                    now_shown = Shown(shown_key(key, event), settled)
-                    drawn = now_shown == pages.shown(token)
-                    pages.show(token, now_shown)
+                    told, picture = views.sample_html(event, settled), Shown(shown_key(key, event), settled)
+                    drawn = picture == pages.shown(token)
                     seen = skipped(PICTURE) if drawn else pictured(event, recipe, settled)
                     rest = around(event, recipe, settled, token, listed=listed)
                     rest[FACTS] = gr.skip() if drawn else _facts(before, event, recipe, settled)
-                    yield [*seen, *rest]
+                    pages.show(token, picture)
+                    yield [told, *seen, *rest]
         except (MergingError, OSError) as error:
             yield failed(pages, error, token)
+        except BaseException:
+            pages.show(token, None)  # what was on its way may not have come
+            raise
+
+
+def _rest(over: Callable[[], bool]) -> None:
+    """Wait for `REST`, or until it is over."""
+    until = time.monotonic() + REST
+    while time.monotonic() < until and not over():
+        time.sleep(LOOK)
 
 
 def _paced(
@@ -165,10 +173,9 @@ def _paced(
 
 
 def pictured(preview: Preview, recipe: Recipe, choice: Choice) -> list[Any]:
-    """Status, map, bars and figures."""
+    """Map, bars and figures."""
     names = expert_names(recipe)
     return [
-        views.sample_html(preview, choice),
         views.map_value(
             preview, names, choice, brush=True, at=now()
         ),  # drawn even if only a click's outline goes
@@ -213,20 +220,21 @@ def pick(
     shown, chosen = pages.shown(token), chosen_at(pages, token, choice)
     preview = previews.get(shown.key) if shown is not None else None
     cell: Cell | None = None
-    if preview is not None and place is not None:
-        cell = views.cell_at(preview, chosen.everything, *place)
-    if shown is None or preview is None or place is None or cell is None:
+    if shown is not None and preview is not None and place is not None:
+        cell = views.cell_at(preview, shown.choice.everything, *place)
+    if preview is None or place is None or cell is None:
         return skipped(PICKED)
     names, seen = expert_names(recipe), replace(chosen, cell=cell)
     pages.choose(token, seen)
-    pages.show(token, replace(shown, choice=replace(shown.choice, cell=cell)))
-    return [
+    picked_cell = [
         cell,
         views.bars_value(preview, names, seen),
         views.figures_html(preview, names, seen),
         gr.update(visible=True),
         picked(*place),
     ]
+    pages.draw_over(token)
+    return picked_cell
 
 
 def place_of(source: BrushSource | None, blocks: Any, kinds: Any) -> Place:
@@ -252,9 +260,9 @@ def failed(pages: Pages, error: Exception, token: str) -> list[Any]:
 def _nothing(pages: Pages, status: str, empty: str, token: str) -> list[Any]:
     """The outputs of `follow` where there is no picture."""
     pages.show(token, None)
-    drawn = [status, {"empty": empty}, {"empty": views.NO_BARS}, ""]
+    nothing = [status, {"empty": empty}, {"empty": views.NO_BARS}, ""]
     cell = [None, gr.update(visible=False)]
-    return [*drawn, *cell, *skipped(AROUND - 4), None, live_value(token)]
+    return [*nothing, *cell, *skipped(AROUND - 4), None, live_value(token)]
 
 
 def skipped(count: int) -> list[Any]:

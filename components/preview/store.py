@@ -26,6 +26,8 @@ MOST_PREVIEWS = 48
 MOST_PAGES = 1024
 LOOK = 0.03
 """Seconds between two looks whether a request is over."""
+PATIENCE = 60.0
+"""Seconds for which a request waits for the one before. One that failed on its way to the page may never be closed."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,12 @@ class Desk:
 
 @dataclass(frozen=True)
 class Shown:
-    """What one page shows: a preview by its key, what was to be seen of it, and whether a slider on its way has drawn over
-    it since."""
+    """What one page shows: a preview by its key, what was to be seen of it, and whether a click, or a slider on its way, has
+    drawn over it since."""
 
     key: str
     choice: Choice
-    moved: bool = False
+    drawn_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,35 +176,47 @@ class Pages:
             return known
 
     def begin(self, token: str) -> Callable[[], bool]:
-        """Start a page's newest request; what comes back says whether a newer one has begun since."""
+        """Begin a page's newest request; what comes back says whether a newer one has begun since."""
         with self._lock:
             mine = (self._turns.get(token) or 0) + 1
             self._turns.keep(token, mine)
         return lambda: self._turns.get(token) not in (None, mine)
 
     @contextmanager
-    def turn(self, token: str) -> Iterator[Callable[[], bool]]:
-        """`begin`, and wait until the request before, which sees that it is over, has sent all that it drew: only then is
-        it known what the page shows, and nothing older comes later."""
-        over = self.begin(token)
+    def turn(self, token: str, over: Callable[[], bool]) -> Iterator[bool]:
+        """Wait until the page's request before, which sees that it is over, has sent all that it drew: only then is it known
+        what the page shows, and nothing older comes later. What comes says whether it is this request's turn at all: not if
+        a newer one has begun. One that is silent for `PATIENCE` is waited for no longer."""
         with self._lock:
             drawing = self._drawing.get(token) or threading.Lock()
             self._drawing.keep(token, drawing)
-        held = drawing.acquire(timeout=LOOK)
-        while not held and not over():
-            held = drawing.acquire(timeout=LOOK)
+        until = time.monotonic() + PATIENCE
+        mine = drawing.acquire(timeout=LOOK)
+        while not mine and not over():
+            if time.monotonic() > until:
+                drawing = threading.Lock()
+                self._drawing.keep(token, drawing)
+                self.show(token, None)
+            mine = drawing.acquire(timeout=LOOK)
         try:
-            yield over
+            yield mine
         finally:
-            if held:
+            if mine:
                 drawing.release()
 
     def show(self, token: str, shown: Shown | None) -> None:
-        """Remember what a page shows; None where it shows no preview."""
-        self._shown.keep(token, shown)
+        """Remember what a page shows; None where it shows no preview, or none that is known."""
+        with self._lock:
+            self._shown.keep(token, shown)
+
+    def draw_over(self, token: str) -> None:
+        """Remember that something else than a whole picture changed what a page shows, so that it is drawn anew."""
+        with self._lock:
+            if (shown := self._shown.get(token)) is not None:
+                self._shown.keep(token, replace(shown, drawn_over=True))
 
     def shown(self, token: str) -> Shown | None:
-        """What a page shows; None where it shows no preview."""
+        """What a page shows; None where it shows no preview, or none that is known."""
         return self._shown.get(token)
 
     def look(self, token: str, desk: Desk) -> None:

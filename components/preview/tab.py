@@ -25,6 +25,8 @@ TELLS = "(...values) => {{ window.dispatchEvent(new Event('mergescope-{}')); ret
 CHANGING, CHANGED, FOLLOWED = (TELLS.format(event) for event in ("changing", "changed", "followed"))
 """Tell `live` that the form is about to change the recipe, that it has, and that the new recipe's picture is on its way:
 from the first until `live` has another value, what is drawn is marked as an older one."""
+AT_ONCE = 16
+"""Requests for a picture, of all pages; one that waits for the older one of its page counts."""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -165,12 +167,16 @@ def wire_preview(
 
     Args:
         opened: the event of a visitor coming to the tab, if the app has one.
-        taken: the events of a recipe having been taken whose YAML may be the one that is there, over a picture or a
-            form that is not its own.
+        taken: events after which the YAML may be what it was, though what is drawn is not the recipe's.
     """
     previews, pages = shared_previews(), shared_pages()
-    # a newer request ends an older one, so it must not wait for it
-    newer: dict[str, Any] = {"trigger_mode": "multiple", **PRIVATE}
+    # a newer request ends an older one, so it must not wait in a queue for it
+    newer: dict[str, Any] = {
+        "trigger_mode": "multiple",
+        "concurrency_id": "preview",
+        "concurrency_limit": AT_ONCE,
+        **PRIVATE,
+    }
     state = [tab.recipe, shared.family, part.visited, part.listed, *part.choice]
 
     def follow(request: gr.Request, *values: Any) -> Any:
@@ -194,7 +200,7 @@ def wire_preview(
     first(lambda: True, None, part.visited, **PRIVATE)
     first(visit, state, part.all, **newer)
     gr.on([c.input for c in (part.number, part.which, part.everything)], follow, state, part.all, **newer)
-    part.twin.expand(lambda: True, None, part.listed, **PRIVATE).then(follow, state, part.all, **PRIVATE)
+    part.twin.expand(lambda: True, None, part.listed, **PRIVATE).then(follow, state, part.all, **newer)
     part.twin.collapse(lambda: False, None, part.listed, **PRIVATE)
     looked = [tab.recipe, *part.choice]
     picked = [part.cell, part.bars, part.figures, part.whole, part.map]
@@ -202,7 +208,7 @@ def wire_preview(
     part.map.select(pick, looked, picked, concurrency_limit=1, **PRIVATE, **EVERY)
     fields = [part.brush.blocks, part.brush.kinds]
     gr.on([field.input for field in fields], name, [part.source, *fields, *looked], picked, **latest)
-    part.whole.click(lambda: None, None, part.cell, **PRIVATE).then(follow, state, part.all, **PRIVATE)
+    part.whole.click(lambda: None, None, part.cell, **PRIVATE).then(follow, state, part.all, **newer)
 
 
 def page_of(request: gr.Request) -> str:

@@ -64,6 +64,22 @@ def test_events_that_fill_the_same_parts_are_sent_in_their_order(page, quiet, co
     assert console_errors == []
 
 
+def test_an_event_that_is_stuck_does_not_stop_the_others(page, console_errors):
+    held = []
+    page.get_by_label("Base").focus()
+    page.route("**/queue/join*", lambda event: event.continue_() if held else held.append(event))
+    field = page.get_by_label("Expert 1", exact=True)
+    field.focus()
+    page.wait_for_timeout(500)
+    field.fill("/no/such/model")
+    field.press("Enter")
+    page.get_by_text("there is no such folder").wait_for()
+    assert len(held) == 1
+    held[0].continue_()
+    page.unroute("**/queue/join*")
+    assert console_errors == []
+
+
 def test_fields_are_not_told_of_events_that_read_them(page):
     """The page asks what to tell to whom by `Object.entries`, and did so for every field that any event had ever read."""
     page.evaluate(
