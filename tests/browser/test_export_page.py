@@ -29,7 +29,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_a_merge_is_taken_home(hub, new_window, tmp_path, requests_seen, console_errors, quiet, reload):
-    slow = hub.fail("/upload/*", pause=0.1)
+    slow = hub.fail("/upload/*", pause=0.5)
     with served(tmp_path) as url:
         page = new_window()
         page.goto(url)
