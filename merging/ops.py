@@ -454,8 +454,7 @@ def finish(
 def _rows(shape: torch.Size, dtype: torch.dtype) -> tuple[torch.Tensor, Any, Any]:
     """Room for rows in the dtype they are written in, the same as whole numbers of their bits [n], and four sums."""
     rows = torch.empty(shape, dtype=dtype)
-    bits = rows.view(EXPONENTS[dtype][0]).reshape(-1).numpy().view(BITS[dtype])
-    return rows, bits, np.zeros(4)
+    return rows, stored_bits(rows[None])[0], np.zeros(4)
 
 
 def _tally(sums: Any, finite: bool) -> Tally:

@@ -473,18 +473,24 @@ def test_two_visitors_see_their_own(previews, pages, family, tmp_path):
 # large models, and rapid moves
 
 
-def test_large_models_do_not_follow_a_slider_but_its_release(large, pages, models, monkeypatch):
+@pytest.fixture
+def read(large, monkeypatch) -> Previews:
+    """`large`, without an estimate first, and every step of reading told."""
     monkeypatch.setattr(events, "REST", 0.0)
     monkeypatch.setattr(events, "TOLD", 0.0)
     monkeypatch.setattr(
         "components.preview.store.steps", lambda plan, _, device, origin: preview_plan(plan, device=device)
     )
+    return large
+
+
+def test_large_models_do_not_follow_a_slider_but_its_release(read, pages, models):
     recipe = default_recipe(models)
-    steps = list(follow(large, pages, "t", Settings(device="cpu"), recipe, models, True, False, *CHOICE))
+    steps = list(follow(read, pages, "t", Settings(device="cpu"), recipe, models, True, False, *CHOICE))
     assert all("progress" in step[STATUS] for step in steps[:-1])
     assert len(steps) > 5
     assert steps[-1][MAP]["data"]
-    assert move(large, pages, {"token": "t", "key": "density.1", "value": 0.1}) is None
+    assert move(read, pages, {"token": "t", "key": "density.1", "value": 0.1}) is None
 
 
 @pytest.fixture(scope="module")
@@ -511,18 +517,24 @@ def following(previews, pages, recipe, models, choice=CHOICE):
     return follow(previews, pages, "t", Settings(device="cpu"), recipe, models, True, False, *choice)
 
 
+def estimated(previews, pages, recipe, models) -> tuple[list, Preview, Preview]:
+    """All steps of `following`, and the previews that the page shows first and last."""
+    running = following(previews, pages, recipe, models)
+    first = next(running)
+    guess = shown_by(previews, pages)
+    return [first, *running], guess, shown_by(previews, pages)
+
+
 def pictures(steps) -> list:
     return [step for step in steps if isinstance(step[MAP], dict) and "data" in step[MAP]]
 
 
 def test_an_estimate_says_so_and_the_exact_picture_takes_its_place(sampled, pages, wide):
     recipe = default_recipe(wide)
-    running = following(sampled, pages, recipe, wide)
-    first = next(running)
-    guess = shown_by(sampled, pages)
-    steps = [first, *running]
-    last, whole = steps[-1], shown_by(sampled, pages)
-    assert pictures(steps) == [first, last]
+    steps, guess, whole = estimated(sampled, pages, recipe, wide)
+    first, last = pictures(steps)
+    assert steps[0] is first
+    assert steps[-1] is last
     assert guess.sample is not None
     assert whole.sample is None
     error = views.sample_error(guess, Choice())
@@ -569,12 +581,8 @@ def test_a_click_on_an_estimate_shows_the_cell_and_outlasts_it(sampled, pages, w
 def test_methods_without_a_base_are_estimated_too(sampled, pages, wide, method):
     recipe = at_root(default_recipe(wide, method).model_copy(update={"base_model": None}))
     assert not sampled.quick(asked_for(recipe, wide))
-    running = following(sampled, pages, recipe, wide)
-    first = next(running)
-    guess = shown_by(sampled, pages)
-    *_, last = running
-    whole = shown_by(sampled, pages)
-    assert last[MAP]["data"]
+    steps, guess, whole = estimated(sampled, pages, recipe, wide)
+    first, _ = pictures(steps)
     assert "Estimated from a sample" in first[STATUS]
     error = views.sample_error(guess, Choice("presence"))
     shares = [total(one.tensors.values()).projection(0) for one in (guess, whole)]
@@ -679,19 +687,14 @@ def test_what_failed_on_its_way_is_drawn_again(previews, pages, models, monkeypa
     assert look(previews, pages, recipe, models)[MAP]["data"]
 
 
-def test_progress_does_not_outlast_a_number_taken_back(large, pages, models, monkeypatch):
-    monkeypatch.setattr(events, "REST", 0.0)
-    monkeypatch.setattr(events, "TOLD", 0.0)
-    monkeypatch.setattr(
-        "components.preview.store.steps", lambda plan, _, device, origin: preview_plan(plan, device=device)
-    )
+def test_progress_does_not_outlast_a_number_taken_back(read, pages, models):
     recipe = default_recipe(models)
-    look(large, pages, recipe, models)
+    look(read, pages, recipe, models)
     other = edited(recipe, models, density__1=0.1)
-    running = follow(large, pages, "t", Settings(device="cpu"), other, models, True, False, *CHOICE)
+    running = follow(read, pages, "t", Settings(device="cpu"), other, models, True, False, *CHOICE)
     assert "progress" in next(running)[STATUS]
     running.close()
-    assert look(large, pages, recipe, models)[STATUS] == ""
+    assert look(read, pages, recipe, models)[STATUS] == ""
 
 
 def test_closing_the_page_stops_the_work(large, pages, models, monkeypatch):

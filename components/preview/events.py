@@ -176,9 +176,8 @@ def pictured(preview: Preview, recipe: Recipe, choice: Choice) -> list[Any]:
     """Map, bars and figures."""
     names = expert_names(recipe)
     return [
-        views.map_value(
-            preview, names, choice, brush=True, at=now()
-        ),  # drawn even if only a click's outline goes
+        # drawn even if only a click's outline goes
+        views.map_value(preview, names, choice, brush=True, at=now()),
         views.bars_value(preview, names, choice),
         views.figures_html(preview, names, choice),
     ]

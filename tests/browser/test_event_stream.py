@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 LATE_END = """(() => {
   const send = window.fetch;
   window.ends = 0;
@@ -45,9 +47,9 @@ def test_an_event_at_the_end_of_the_stream_is_answered(new_window, app_url, cons
     assert console_errors == []
 
 
-def test_events_that_fill_the_same_parts_are_sent_in_their_order(page, quiet, console_errors):
-    """The word that the field before was left is late, and Enter was pressed since."""
-    held = []
+def enter_while_held(page) -> list[Any]:
+    """Leave a field and press Enter in the next; the word that the first was left, which comes back, does not reach the server."""
+    held: list[Any] = []
     page.get_by_label("Base").focus()
     page.route("**/queue/join*", lambda event: event.continue_() if held else held.append(event))
     field = page.get_by_label("Expert 1", exact=True)
@@ -55,6 +57,12 @@ def test_events_that_fill_the_same_parts_are_sent_in_their_order(page, quiet, co
     page.wait_for_timeout(500)
     field.fill("/no/such/model")
     field.press("Enter")
+    return held
+
+
+def test_events_that_fill_the_same_parts_are_sent_in_their_order(page, quiet, console_errors):
+    """The word that the field before was left is late, and Enter was pressed since."""
+    held = enter_while_held(page)
     page.wait_for_timeout(1000)
     held[0].continue_()
     refusal = page.get_by_text("there is no such folder")
@@ -65,14 +73,7 @@ def test_events_that_fill_the_same_parts_are_sent_in_their_order(page, quiet, co
 
 
 def test_an_event_that_is_stuck_does_not_stop_the_others(page, console_errors):
-    held = []
-    page.get_by_label("Base").focus()
-    page.route("**/queue/join*", lambda event: event.continue_() if held else held.append(event))
-    field = page.get_by_label("Expert 1", exact=True)
-    field.focus()
-    page.wait_for_timeout(500)
-    field.fill("/no/such/model")
-    field.press("Enter")
+    held = enter_while_held(page)
     page.get_by_text("there is no such folder").wait_for()
     assert len(held) == 1
     held[0].continue_()
